@@ -1,0 +1,44 @@
+"""exproto-app: decorated handlers for device protocols, from TCP and UDP to MQTT.
+
+`App`, `Router` and `Connection` are what a script uses; framings are in `exproto_app.framing`, the test
+client is `exproto_app.testing.TestClient`.
+"""
+
+from .app import App
+from .commands import Outcome
+from .connection import Connection
+from .errors import (
+    ClosedError,
+    CommandError,
+    DeniedError,
+    ExprotoError,
+    FramingError,
+    RequestTimeout,
+    SetupError,
+    UnavailableError,
+    UnsupportedError,
+)
+from .models import Address, Certificate, ClientInfo, ConnectionInfo, Limits, Message
+from .router import Router
+
+__all__ = [
+    "Address",
+    "App",
+    "Certificate",
+    "ClientInfo",
+    "ClosedError",
+    "CommandError",
+    "Connection",
+    "ConnectionInfo",
+    "DeniedError",
+    "ExprotoError",
+    "FramingError",
+    "Limits",
+    "Message",
+    "Outcome",
+    "RequestTimeout",
+    "Router",
+    "SetupError",
+    "UnavailableError",
+    "UnsupportedError",
+]

@@ -1,0 +1,205 @@
+"""App: a router that includes routers, and the door to the process that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+
+from .commands import Outcome
+from .connection import Connection, check_payload
+from .errors import SetupError
+from .framing import RAW, Framing
+from .models import Limits
+from .router import DEFAULT, Handler, Router, only_form
+from .topics import check_qos, check_topic
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    S = TypeVarWithDefault("S", default=None)
+else:
+    S = TypeVar("S")
+T = TypeVar("T")
+N = TypeVar("N", bound="Awaitable[None] | None")
+
+__all__ = ["App", "Host"]
+
+
+class Host(Protocol):
+    """What an app that runs is attached to."""
+
+    def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> Outcome[None]:
+        """Publish for the app itself."""
+        ...
+
+
+class App(Router[S]):
+    """What a script exports as `app`: its own handlers serve the protocol `default`, routers the others.
+
+    The options are those of `Router`, without a name; *limits* bounds what a connection may use. An app runs
+    on one host at a time.
+    """
+
+    @overload
+    def __init__(
+        self: App[None],
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: None = ...,
+        resume: bool = ...,
+        limits: Limits | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: Callable[[], S],
+        resume: bool = ...,
+        limits: Limits | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        *,
+        framing: Framing = RAW,
+        reply_framing: Framing | None = None,
+        key: Callable[[bytes], Hashable] | None = None,
+        state: Callable[[], Any] | None = None,
+        resume: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        make_state: Any = state  # either overload of Router's
+        super().__init__(
+            DEFAULT, framing=framing, reply_framing=reply_framing, key=key, state=make_state, resume=resume
+        )
+        self.limits = limits or Limits()
+        self.startup: list[Handler] = []
+        self.shutdown: list[Handler] = []
+        self.clients: dict[str, Connection[Any]] = {}
+        self.counters: dict[str, int] = {}
+        self._routers: dict[str, Router[Any]] = {}
+        self._host: Host | None = None
+
+    def __repr__(self) -> str:
+        return "App()"
+
+    @property
+    def connections(self) -> Mapping[str, Connection[Any]]:
+        """The registered connections of this process, of every protocol, by clientid."""
+        return MappingProxyType(self.clients)
+
+    @property
+    def stats(self) -> Mapping[str, int]:
+        """Everything that was counted since the app was started, by name."""
+        return MappingProxyType(self.counters)
+
+    @property
+    def protocols(self) -> Mapping[str, Router[Any]]:
+        """The routers by name; the app's own handlers count as `default` where there are any."""
+        own: dict[str, Router[Any]] = {DEFAULT: self} if self._serves() else {}
+        return {**own, **self._routers}
+
+    def include(self, router: Router[Any], /) -> None:
+        """Serve the protocol of *router* too."""
+        if not isinstance(router, Router) or isinstance(router, App):
+            raise SetupError(f"include() takes a Router, not {router!r}")
+        if router.name == DEFAULT:
+            raise SetupError(f"the app's own handlers serve {DEFAULT!r}; give {router!r} another name")
+        if router.name in self._routers:
+            raise SetupError(f"{self!r} already includes a router named {router.name!r}")
+        if self.sealed:
+            raise SetupError(f"{self!r} runs already; include {router!r} before it starts")
+        self._routers[router.name] = router
+
+    @overload
+    def protocol(
+        self,
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: None = ...,
+        resume: bool = ...,
+    ) -> Router[None]: ...
+    @overload
+    def protocol(
+        self,
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: Callable[[], T],
+        resume: bool = ...,
+    ) -> Router[T]: ...
+    def protocol(self, name: str, **options: Any) -> Router[Any]:
+        """Make a `Router` with these options and include it."""
+        router: Router[Any] = Router(name, **options)
+        self.include(router)
+        return router
+
+    def on_startup(self, handler: Callable[[], N], /) -> Callable[[], N]:
+        """Call *handler* when the host has started, before the first connection."""
+        self.startup.append(self._own("on_startup", handler))
+        return handler
+
+    def on_shutdown(self, handler: Callable[[], N], /) -> Callable[[], N]:
+        """Call *handler* when the last connection has ended."""
+        self.shutdown.append(self._own("on_shutdown", handler))
+        return handler
+
+    def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> Outcome[None]:
+        """Publish without a connection. Raises `SetupError` while the app doesn't run."""
+        check_topic(topic)
+        check_payload(payload)
+        check_qos(qos)
+        if self._host is None:
+            raise SetupError(f"{self!r} doesn't run, so it can't publish; do it from on_startup on")
+        return self._host.publish(topic, payload, qos, retain=retain)
+
+    def find_protocol(self, name: str | None) -> Router[Any]:
+        """Return the router named *name*, or the only one where it is None. Raises `SetupError`."""
+        protocols = self.protocols
+        if not protocols:
+            raise SetupError(f"{self!r} has no handlers; register one, such as @app.on_received")
+        names = ", ".join(protocols)
+        if name is None:
+            if len(protocols) > 1:
+                raise SetupError(f"the app serves several protocols ({names}); name the one that is meant")
+            return next(iter(protocols.values()))
+        if name not in protocols:
+            raise SetupError(f"the app serves no protocol {name!r}; it serves {names}")
+        return protocols[name]
+
+    def attach(self, host: Host) -> None:
+        """Run on *host* from now on; for hosts."""
+        if self._host is not None:
+            raise SetupError(f"{self!r} runs already; an app runs on one host at a time")
+        routers = (self, *self._routers.values())
+        for router in routers:
+            if router.sealed:
+                raise SetupError(f"{router!r} runs already, in another app")
+        self._host = host
+        self.counters.clear()
+        for router in routers:
+            router.seal(sealed=True)
+
+    def detach(self) -> None:
+        """Stop running; for hosts."""
+        self._host = None
+        for router in (self, *self._routers.values()):
+            router.seal(sealed=False)
+
+    def _serves(self) -> bool:
+        return any(handler is not self.routes.error for handler in self.routes)
+
+    def _own(self, where: str, handler: Callable[..., Any]) -> Handler:
+        if self.sealed:
+            raise SetupError(f"{self!r} runs already; register {where} before it starts")
+        return Handler(only_form(handler, where, ()), handler, where)

@@ -1,0 +1,1335 @@
+"""Channel: the engine's half of one connection, its turns and its two lanes."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from operator import length_hint
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+
+from .app import App
+from .commands import (
+    DONE,
+    Command,
+    Fence,
+    Outcome,
+    Publish,
+    Register,
+    Subscribe,
+    Unsubscribe,
+    refused,
+)
+from .connection import Connection
+from .errors import (
+    ClosedError,
+    CommandError,
+    DeniedError,
+    FramingError,
+    RequestTimeout,
+    UnavailableError,
+)
+from .framing import Decoder
+from .host import Runtime, Timer
+from .lane import BrokerLane
+from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
+from .router import Handler, Router
+from .topics import split_share
+from .turns import TURN, After, Failed, Request, Turn
+
+__all__ = ["Channel", "Hub", "Link", "Served", "Shared"]
+
+log = logging.getLogger("exproto_app")
+
+KEEPALIVE_FACTOR = 1.5
+"""A client is silent for too long after this many keepalives (MQTT 5, 3.1.2.10)."""
+
+ROUNDING = 1e-6
+"""Seconds that sums of times may be off."""
+
+FRAMES = 64
+"""Frames that are handled before what they sent is counted against the limit, and flushed."""
+
+Event: TypeAlias = tuple[Callable[[Any], None], Any]
+
+
+class Link(Protocol):
+    """The device's side of one connection; the engine sets its *channel* before the first turn."""
+
+    channel: Channel | None
+
+    @property
+    def answers(self) -> bool:
+        """Whether `send` returns an outcome."""
+        ...
+
+    @property
+    def fence(self) -> Callable[[], Outcome[None]] | None:
+        """Asks whether everything that was handed over before has arrived; None where nobody can tell."""
+        ...
+
+    def send(self, chunks: list[bytes], /) -> Outcome[None] | None:
+        """Send *chunks* in order, on a datagram socket each by itself; None where that is all to be known."""
+        ...
+
+    def close(self) -> None:
+        """Close when what was sent is out, and report `terminated`."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once, and report `terminated`."""
+        ...
+
+    def pause(self) -> None:
+        """Stop feeding `received` where the host can."""
+        ...
+
+    def resume(self) -> None:
+        """Feed again."""
+        ...
+
+
+class Hub(Protocol):
+    """The broker's side of all connections. *ordered*: it keeps the order of commands that still wait."""
+
+    ordered: bool
+
+    def execute(self, channel: Channel, command: Command, /) -> Outcome[Any]:
+        """Carry *command* out; the outcome may come later."""
+        ...
+
+    def publish(self, command: Publish, /) -> Outcome[None]:
+        """Publish for the app itself."""
+        ...
+
+    def gone(self, channel: Channel, /) -> None:
+        """Forget *channel*: its last handler has ended."""
+        ...
+
+
+class Shared(Protocol):
+    """What all channels of a host share; the `Engine` is it."""
+
+    app: App[Any]
+    runtime: Runtime
+    hub: Hub
+    limits: Limits
+    counters: dict[str, int]
+    clients: dict[str, Channel]
+    when_failed: Callable[[BaseException], object] | None
+
+    def later(self, channel: Channel, /) -> None:
+        """Pump *channel* after what runs now."""
+        ...
+
+    def from_thread(self, verb: Callable[[], Outcome[Any]], /) -> Outcome[Any]:
+        """Run *verb* in the loop's thread; return its outcome to be."""
+        ...
+
+    def forget(self, channel: Channel, /) -> None:
+        """Let go of *channel*: it has ended."""
+        ...
+
+    def once(self, what: Hashable, text: str, /, *args: object) -> None:
+        """Log a warning the first time that *what* happens."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Served:
+    """A router as its channels need it: what all of them would look up again and again."""
+
+    router: Router[Any]
+    only: Handler | None
+    encode: Callable[[bytes], bytes]
+    errors: tuple[Handler, ...]
+
+
+class Channel:
+    """The engine's half of one connection. Drivers feed it; `Connection` issues its verbs to it."""
+
+    __slots__ = (
+        "client",
+        "close_called",
+        "closing",
+        "conn",
+        "datagram",
+        "decoder",
+        "deliveries",
+        "detail",
+        "draining",
+        "encode",
+        "end_timer",
+        "ended",
+        "engine",
+        "failures",
+        "finishing",
+        "first",
+        "frames",
+        "gone",
+        "heard",
+        "held",
+        "id",
+        "idle",
+        "in_error",
+        "keeping",
+        "lane",
+        "link",
+        "mount",
+        "outbox",
+        "outbox_bytes",
+        "paused",
+        "protocol",
+        "queue",
+        "queued",
+        "reason",
+        "registers",
+        "requests",
+        "resumes",
+        "running",
+        "scheduled",
+        "sending",
+        "sent",
+        "silence",
+        "stall",
+        "tasks",
+        "ticking",
+        "ticks",
+        "timer",
+        "timers",
+        "turn",
+        "when_ended",
+        "writable",
+    )
+
+    def __init__(  # noqa: PLR0915 - a connection's whole state, each in its group
+        self, engine: Shared, link: Link, info: ConnectionInfo, protocol: Served, conn_id: str
+    ) -> None:
+        router = protocol.router
+        self.engine = engine
+        self.link = link
+        self.protocol = protocol
+        self.id = conn_id
+        self.conn: Connection[Any] = Connection(
+            self, conn_id=conn_id, protocol=router.name, info=info, state=None
+        )
+        self.client: ClientInfo | None = None
+        self.mount = ""
+
+        # Turns. *held*: something has to be looked at before the next frame may run; see `pump`.
+        self.datagram = info.socktype in ("udp", "dtls")
+        self.decoder = Decoder(router.framing)
+        self.frames: Iterator[bytes] | None = None
+        self.queue: deque[Event] | None = None
+        self.queued = 0
+        self.deliveries = 0
+        self.turn: Turn | None = None
+        self.running = False
+        self.held = False
+        self.scheduled = False
+        self.paused = False
+        self.in_error = False
+        self.keeping = False
+        self.requests: list[Request] | None = None
+        self.resumes: deque[Callable[[], None]] | None = None
+        self.tasks: set[Timer] | None = None
+        self.ticks: list[Timer] | None = None
+        self.ticking: set[int] | None = None
+
+        # The device's lane.
+        self.encode = protocol.encode
+        self.outbox: list[bytes] = []
+        self.outbox_bytes = 0
+        self.writable = True
+        self.sending: Outcome[None] | None = None
+        self.sent: list[Outcome[None]] | None = None
+        self.stall: Timer | None = None
+
+        # The broker's lane; None until the first command.
+        self.lane: BrokerLane | None = None
+        self.registers = 0
+        self.failures: list[tuple[object, Outcome[Any]]] | None = None
+
+        # The end.
+        self.closing: Reason | None = None
+        self.draining = False
+        self.close_called = False
+        self.gone = False
+        self.finishing = False
+        self.ended = False
+        self.reason: Reason | None = None
+        self.detail = ""
+        self.end_timer: Timer | None = None
+        self.when_ended: list[Callable[[], None]] | None = None
+
+        # Silence.
+        self.first: Timer | None = None
+        self.timer: Timer | None = None
+        self.idle: Timer | None = None
+        self.timers = 0
+        self.silence = 0.0
+        self.heard = 0.0
+
+    # --- events, from the driver
+
+    def begin(self, *, resumed: bool) -> None:
+        """Run `on_connect`, the first turn."""
+        runtime, routes = self.engine.runtime, self.protocol.router.routes
+        self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
+        if self.datagram:
+            self.heard = runtime.time()
+            self.idle = runtime.call_later(self.engine.limits.datagram_idle, self._idle)
+        if routes.ticks:
+            self.ticking = set()
+            self.ticks = [
+                runtime.call_later(seconds, self._tick, index)
+                for index, (seconds, _) in enumerate(routes.ticks)
+            ]
+        make_state = self.protocol.router.state
+        try:
+            if make_state is not None:
+                self.conn.state = make_state()
+        except Exception as error:  # noqa: BLE001 - the user's state= is judged like a handler
+            self._failed("state=", None, error)
+        else:
+            if routes.connect is not None and not resumed:
+                self._run(routes.connect, (self.conn,))
+        self.pump()
+
+    def received(self, data: bytes) -> None:
+        """Take *data*, as it came from the device; on a datagram socket, one datagram."""
+        self.engine.counters["bytes_received"] += len(data)
+        if self.silence or self.datagram:
+            self.heard = self.engine.runtime.time()
+        if self.held or self.running:
+            self._enqueue_data(data)
+            return
+        self._take(data)
+        if self.held:
+            self.pump()
+        elif self.outbox:
+            self._flush()
+
+    def delivered(self, messages: Sequence[Message]) -> None:
+        """Take *messages* that the broker has for the device."""
+        room = self.engine.limits.deliveries - self.deliveries
+        if self.gone or self.closing is not None:
+            room = 0
+        if len(messages) > room:
+            dropped = len(messages) - room
+            self.engine.counters["deliveries_dropped"] += dropped
+            log.warning("%s ! %d messages dropped: %s", self.id, dropped, self._why_no_room())
+            messages = messages[:room]
+        if not messages:
+            return
+        if self.mount:
+            messages = [self._unmounted(message) for message in messages]
+        self.engine.counters["messages_delivered"] += len(messages)
+        self.deliveries += len(messages)
+        if self.queue and self.queue[-1][0] == self._run_messages:
+            self.queue[-1][1].extend(messages)
+        else:
+            self._enqueue(self._run_messages, deque(messages))
+            self._later()
+
+    def unwritable(self) -> None:
+        """Stop sending: the device reads too slowly. Turns wait."""
+        self.writable = False
+        self.held = True
+        if self.stall is None and not self.gone:
+            self.stall = self.engine.runtime.call_later(self.engine.limits.stall, self._stalled)
+
+    def drained(self) -> None:
+        """Send again."""
+        self.writable = True
+        if self.stall is not None:
+            self.stall.cancel()
+            self.stall = None
+        self._settle_sent()
+        self.pump()
+
+    def terminated(self, reason: Reason = "device closed", detail: str = "") -> None:
+        """Take the end of the connection; what it received before is still handled."""
+        if self.gone:
+            return
+        self.gone = self.held = True
+        if self.closing is None:
+            self.reason, self.detail = reason, detail
+        elif not self.detail:
+            self.detail = detail
+        self._cancel_timers()
+        unsent = self.outbox_bytes
+        if unsent:
+            self.engine.counters["bytes_dropped"] += unsent
+        self.outbox.clear()
+        self.outbox_bytes, self.writable = 0, True
+        left = self.decoder.buffered
+        log.debug(
+            "%s = closed: %s %s (%d bytes unsent, %d in no frame)",
+            self.id,
+            self.reason,
+            self.detail,
+            unsent,
+            left,
+        )
+        self._release(ClosedError(f"the connection is closed: {self.reason}"))
+        if self.turn is not None:
+            self._set_deadline(self.turn)
+        self._enqueue(self._run_end, None)
+        self.pump()
+
+    def end(self, reason: Reason, detail: str = "", *, drain: bool = False) -> None:
+        """Close for *reason* when the lanes are flushed; with *drain*, when all input is handled too."""
+        if self.gone or self.closing is not None:
+            return
+        self.closing = self.reason = reason
+        self.detail = detail
+        self.draining = drain
+        self.held = True
+        if drain and not self.paused:
+            self.paused = True
+            self.link.pause()
+        self.end_timer = self.engine.runtime.call_later(self.engine.limits.end_timeout, self._end_now)
+        self._later()
+
+    # --- verbs, from the Connection
+
+    def send(self, data: bytes, *, raw: bool) -> Outcome[None]:
+        """Put *data* into the device's lane."""
+        if not raw:
+            data = self.encode(data)
+        if self.engine.runtime.elsewhere():
+            return self.engine.from_thread(partial(self.send, data, raw=True))
+        if self.gone:
+            return self._refused("send", self._closed())
+        self.outbox.append(data)
+        self.outbox_bytes += len(data)
+        if not self.running:
+            self._later()
+        limits = self.engine.limits
+        if self.outbox_bytes > limits.outbox:
+            self.held = True
+            if self.outbox_bytes > limits.outbox_max:
+                self._flush()
+                if self.outbox_bytes > limits.outbox_max:
+                    self._lost(
+                        f"it doesn't read: {self.outbox_bytes} bytes wait, limit is {limits.outbox_max}"
+                    )
+                    return self._refused("send", self._closed())
+        elif self.writable and not self.link.answers:
+            fence = self.link.fence
+            return DONE if fence is None else Fence(partial(self._fenced, fence), None)
+        outcome: Outcome[None] = Outcome(self.engine.runtime.waiter)
+        if self.sent is None:
+            self.sent = []
+        self.sent.append(outcome)
+        self._later()
+        return outcome
+
+    def issue(self, command: Command) -> Outcome[Any]:
+        """Put *command* into the broker's lane."""
+        if self.engine.runtime.elsewhere():
+            return self.engine.from_thread(partial(self.issue, command))
+        if self.gone and (self.ended or type(command) is not Publish):
+            return self._refused(command, self._closed())
+        return self._lane().issue(command)
+
+    def request(
+        self,
+        frame: bytes,
+        *,
+        match: Callable[[bytes], object] | None,
+        timeout: float,
+        key: Hashable,
+        raw: bool,
+    ) -> Outcome[bytes]:
+        """Send *frame* and wait for the frame that answers it."""
+        if not raw:
+            frame = self.encode(frame)
+        if self.engine.runtime.elsewhere():
+            ask = partial(self.request, frame, match=match, timeout=timeout, key=key, raw=True)
+            return self.engine.from_thread(ask)
+        if self.gone:
+            return self._refused("request", self._closed())
+        if self.requests is None:
+            self.requests = []
+        limit = self.engine.limits.requests
+        if len(self.requests) >= limit:
+            return self._refused(
+                "request", UnavailableError(f"{limit} requests wait already, that is the limit")
+            )
+        request = Request(self, self.engine.runtime.waiter, frame, match=match, timeout=timeout, key=key)
+        waits = key is not None and any(other.key == key for other in self.requests)
+        self.requests.append(request)
+        if not waits:
+            self._ask(request)
+        return request
+
+    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run *coroutine* until the connection ends."""
+        if self.engine.runtime.elsewhere():
+            self.engine.runtime.call_from_thread(self.spawn, coroutine)
+            return
+        if self.gone:
+            coroutine.close()
+            self._refused("spawn", self._closed())
+            return
+        if self.tasks is None:
+            self.tasks = set()
+        limit = self.engine.limits.tasks
+        if len(self.tasks) >= limit:
+            coroutine.close()
+            raise UnavailableError(f"{limit} tasks run for this connection already, that is the limit")
+        token = TURN.set(None)
+        try:
+            task = self.engine.runtime.run_task(
+                coroutine, lambda _, error: self._spawned(task, coroutine, error)
+            )
+        finally:
+            TURN.reset(token)
+        self.tasks.add(task)
+
+    def start_timer(self, seconds: float) -> None:
+        """Limit the device's silence to *seconds* from now on."""
+        runtime = self.engine.runtime
+        if runtime.elsewhere():
+            runtime.call_from_thread(self.start_timer, seconds)
+            return
+        if self.gone:
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timers += 1
+        self.silence = seconds
+        self.heard = runtime.time()
+        self.timer = runtime.call_later(seconds, self._silent)
+
+    def terminate(self) -> None:
+        """Close when the lanes are flushed."""
+        if self.engine.runtime.elsewhere():
+            self.engine.runtime.call_from_thread(self.terminate)
+        else:
+            self.end("terminated")
+
+    def keep(self) -> None:
+        """Stay connected in spite of an error."""
+        if not self.in_error:
+            raise RuntimeError("keep() has a meaning in on_error only")
+        self.keeping = True
+
+    # --- turns
+
+    def pump(self) -> None:  # noqa: C901, PLR0912 - what may come next, in its order, stands in one place
+        """Run turns while nothing holds the connection; then see to its lanes and its end."""
+        if self.running or self.ended:
+            return
+        limits = self.engine.limits
+        while self.turn is None:
+            if self.failures:
+                self._judge()
+            if self.outbox:
+                self._flush()
+            if self.registers or not self.writable or self.outbox_bytes > limits.outbox:
+                break
+            if self.resumes:
+                self.resumes.popleft()()
+            elif self.closing is not None and not self.draining and not self.gone:
+                self._discard()
+                break
+            elif self.frames is not None:
+                self._run_frames()
+            elif self.decoder.error is not None:
+                self._framing_error(self.decoder.error)
+            elif self.queue:
+                run, argument = self.queue.popleft()
+                run(argument)
+            else:
+                self.queue = None
+                break
+        if self.ended:
+            return
+        if self.outbox:
+            self._flush()
+        self._see_to_end()
+        self.held = bool(
+            self.turn is not None
+            or self.queue
+            or self.frames is not None
+            or self.registers
+            or not self.writable
+            or self.outbox_bytes > limits.outbox
+            or self.gone
+            or self.closing is not None
+        )
+        if self.paused and self.queued <= limits.inbox // 2 and not self.gone and self.closing is None:
+            self.paused = False
+            self.link.resume()
+
+    def _later(self) -> None:
+        if not self.scheduled:
+            self.scheduled = True
+            self.engine.later(self)
+
+    def _enqueue(self, run: Callable[[Any], None], argument: Any) -> None:
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append((run, argument))
+        self.held = True
+
+    def _enqueue_data(self, data: bytes) -> None:
+        limit = self.engine.limits.inbox
+        if self.gone or (self.datagram and self.queued > limit):
+            self.engine.counters["bytes_dropped"] += len(data)
+            log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self.id, len(data), self.queued, limit)
+            return
+        self._enqueue(self._take_queued, data)
+        self.queued += len(data)
+        if self.queued > limit and not self.paused:
+            self.paused = True
+            self.link.pause()
+        if not self.running:
+            self._later()
+
+    def _take_queued(self, data: bytes) -> None:
+        self.queued -= len(data)
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if self.datagram:
+            frames = self._cut_datagram(data)
+        else:
+            frames = self.decoder.feed(data)
+            if self.decoder.error is not None:
+                self.held = True
+        if frames:
+            if self.first is not None:
+                self._speaks()
+            self.engine.counters["frames_received"] += len(frames)
+            self.frames = iter(frames)
+            self._run_frames()
+
+    def _cut_datagram(self, data: bytes) -> list[bytes]:
+        """Return the frames of a datagram, none if any of it is wrong: each datagram starts clean."""
+        decoder = self.decoder
+        frames = decoder.feed(data)
+        if decoder.error is None:
+            frames = [*frames, *decoder.finish()]
+        if decoder.error is None:
+            return frames
+        self.engine.counters["datagrams_dropped"] += 1
+        log.warning("%s ! datagram of %d bytes dropped: %s", self.id, len(data), decoder.error)
+        self.decoder = Decoder(self.protocol.router.framing)
+        return []
+
+    def _run_frames(self) -> None:  # noqa: C901, PLR0912 - the hot path is flat
+        """Run the turns of the frames at hand until something holds the connection: the hot path."""
+        conn, encode, only = self.conn, self.encode, self.protocol.only
+        append = self.outbox.append
+        handler = only
+        if self.frames is None:
+            return
+        self.running = True
+        try:
+            for frame in islice(self.frames, FRAMES):
+                try:
+                    if self.requests and self._offer(frame):
+                        if self.held:
+                            break  # whoever asked goes on before the next frame
+                        continue
+                    if only is None:
+                        handler = self.protocol.router.routes.received(frame)
+                        if handler is None or handler.blocking:
+                            self._run_special(handler, frame)
+                            if self.held:
+                                break
+                            continue
+                    reply = handler.call(conn, frame)  # type: ignore[union-attr] # *only* or just found
+                    if type(reply) is bytes:
+                        append(encode(reply))
+                    elif reply is not None:
+                        self._reply(reply, handler, None, None)
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
+                    self._failed(handler, None, error)
+                if self.held:
+                    break
+        finally:
+            self.running = False
+            self.outbox_bytes = sum(map(len, self.outbox))
+        if not length_hint(self.frames):
+            self.frames = None
+        else:
+            self.held = True
+
+    def _run_special(self, handler: Handler | None, frame: bytes) -> None:
+        if handler is not None:
+            self._start_thread(handler, (self.conn, frame), None, None)
+            return
+        self.engine.counters["frames_unhandled"] += 1
+        name = self.protocol.router.name
+        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self.id, name, frame[:64])
+
+    def _run(
+        self,
+        handler: Handler,
+        arguments: tuple[Any, ...],
+        after: After | None = None,
+        failed: Failed | None = None,
+    ) -> None:
+        """Run one turn: *handler*, then *after*, which is called in any case."""
+        if handler.blocking:
+            self._start_thread(handler, arguments, after, failed)
+            return
+        was_running, self.running = self.running, True
+        try:
+            reply = handler.call(*arguments)
+            if reply is not None and not self._reply(reply, handler, after, failed):
+                return
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
+            if failed is None:
+                self._failed(handler, after, error)
+            else:
+                failed(error)
+            return
+        finally:
+            self.running = was_running
+        if after is not None:
+            after()
+
+    def _reply(
+        self, reply: object, handler: Handler | None, after: After | None, failed: Failed | None
+    ) -> bool:
+        """Take what *handler* gave; return whether its turn has ended with that."""
+        if reply is None:
+            return True
+        if isinstance(reply, bytes):
+            data = self.encode(reply)
+            self.outbox.append(data)
+            self.outbox_bytes += len(data)
+            return True
+        if hasattr(reply, "__await__") and handler is not None:
+            self._start(reply, handler, after, failed)
+            return False
+        name = "the handler" if handler is None else handler.name
+        hint = "; encode it first" if isinstance(reply, str) else ""
+        raise TypeError(f"{name} returned {type(reply).__name__}, not bytes or None{hint}")
+
+    def _new_turn(self, handler: Handler, after: After | None, failed: Failed | None) -> Turn:
+        turn = Turn(self, handler, after, failed or partial(self._failed, handler, after))
+        self.turn = turn
+        self.held = True
+        return turn
+
+    def _start(self, awaitable: object, handler: Handler, after: After | None, failed: Failed | None) -> None:
+        turn = self._new_turn(handler, after, failed)
+        token = TURN.set(turn)
+        try:
+            turn.task = self.engine.runtime.run_task(awaitable, partial(self._finished, turn))
+        finally:
+            TURN.reset(token)
+        self._set_deadline(turn)
+
+    def _start_thread(
+        self, handler: Handler, arguments: tuple[Any, ...], after: After | None, failed: Failed | None
+    ) -> None:
+        turn = self._new_turn(handler, after, failed)
+        call = partial(handler.call, *arguments)
+        turn.task = self.engine.runtime.run_thread(call, partial(self._finished, turn))
+        self._set_deadline(turn)
+
+    def _set_deadline(self, turn: Turn) -> None:
+        limits = self.engine.limits
+        seconds = limits.handler_timeout
+        if self.gone or self.closing is not None:
+            seconds = min(seconds, limits.end_timeout)
+        if turn.deadline is not None:
+            turn.deadline.cancel()
+        turn.deadline = self.engine.runtime.call_later(seconds, self._late, turn, seconds)
+
+    def _late(self, turn: Turn, seconds: float) -> None:
+        """End a handler that takes too long; the second time, go on without it."""
+        if turn.ended:
+            return
+        if turn.error is not None:
+            log.error("%s ! %s goes on although it was cancelled", self.id, turn.handler.name)
+            self._finished(turn, None, turn.error)
+            return
+        turn.error = TimeoutError(f"{turn.handler.name} ran longer than {seconds:g} s")
+        turn.deadline = self.engine.runtime.call_later(
+            self.engine.limits.end_timeout, self._late, turn, seconds
+        )
+        if turn.task is not None:
+            turn.task.cancel()
+
+    def _finished(self, turn: Turn, reply: object, error: BaseException | None) -> None:
+        """Take the end of a turn that needed longer."""
+        if turn.ended:
+            return
+        turn.ended = True
+        if turn.deadline is not None:
+            turn.deadline.cancel()
+        if self.turn is turn:
+            self.turn = None
+        if turn.error is not None:
+            error = turn.error
+        was_running, self.running = self.running, True
+        try:
+            if error is None:
+                try:
+                    # A coroutine's result is never awaited a second time.
+                    self._reply(reply, None if hasattr(reply, "__await__") else turn.handler, None, None)
+                except Exception as wrong:  # noqa: BLE001 - a reply that can't be sent is the handler's error
+                    error = wrong
+            if error is not None:
+                turn.failed(error)
+            elif turn.after is not None:
+                turn.after()
+        finally:
+            self.running = was_running
+        self.pump()
+
+    def _run_messages(self, messages: deque[Message]) -> None:
+        routes = self.protocol.router.routes
+        first = messages.popleft()
+        handler = routes.deliver(first.topic)
+        argument: Any = first
+        if handler is not None and handler.batch:
+            argument = [first]
+            while messages and routes.deliver(messages[0].topic) is handler:
+                argument.append(messages.popleft())
+            self.deliveries -= len(argument) - 1
+        self.deliveries -= 1
+        if messages and self.queue is not None:
+            self.queue.appendleft((self._run_messages, messages))
+        if handler is None:
+            self.engine.counters["messages_unhandled"] += 1
+            name = self.protocol.router.name
+            text = "%s ! no on_deliver of %r takes %r"
+            self.engine.once(("deliver", name), text, self.id, name, first.topic)
+        else:
+            self._run(handler, (self.conn, argument))
+
+    # --- failures
+
+    def _failed(self, where: Handler | str | None, after: After | None, error: BaseException) -> None:
+        """Judge a handler's *error*: the router's on_error, then the app's, else the connection ends."""
+        name = where.name if isinstance(where, Handler) else where
+        if self.gone and isinstance(error, ClosedError):
+            log.debug("%s ! %s ended with the connection", self.id, name)
+            if after is not None:
+                after()
+            return
+        self.engine.counters["handler_errors"] += 1
+        if self.engine.when_failed is not None and where is not None:
+            self.engine.when_failed(error)
+        self._ask_on_error(self.protocol.errors, name, error, after)
+
+    def _ask_on_error(
+        self, handlers: tuple[Handler, ...], name: str | None, error: BaseException, after: After | None
+    ) -> None:
+        if not handlers:
+            if isinstance(error, FramingError):
+                log.warning("%s ! %s", self.id, error)
+            else:
+                log.error("%s ! %s failed: %r", self.id, name, error, exc_info=error)
+            self.end("error", str(error) or repr(error))
+            if after is not None:
+                after()
+            return
+        log.info("%s ! %s failed: %r", self.id, name or "framing", error)
+        handler, *others = handlers
+        self.in_error, self.keeping = True, False
+
+        def judged() -> None:
+            self.in_error = False
+            if not self.keeping:
+                self.end("error", str(error) or repr(error))
+            if after is not None:
+                after()
+
+        def failed(another: BaseException) -> None:
+            self.in_error = False
+            log.error("%s ! %s failed: %r", self.id, handler.name, another, exc_info=another)
+            self._ask_on_error(tuple(others), name, error, after)
+
+        self._run(handler, (self.conn, error), judged, failed)
+
+    def _framing_error(self, error: FramingError) -> None:
+        self.frames = None
+        left = self.decoder.buffered
+
+        def after() -> None:
+            dropped = self.decoder.recover()
+            self.engine.counters["bytes_dropped"] += dropped
+            if self.closing is None and not self.gone:
+                log.info("%s ! %d of %d bytes skipped after a framing error", self.id, dropped, left)
+                self._take(b"")  # what stands behind the error has come already
+
+        self._failed(None, after, error)
+
+    # --- timers
+
+    def _speaks(self) -> None:
+        """Take note that the device says something useful."""
+        if self.first is not None:
+            self.first.cancel()
+            self.first = None
+
+    def _said_nothing(self) -> None:
+        self.first = None
+        self.end("timeout", f"no frame within {self.engine.limits.first_frame:g} s")
+
+    def _idle(self) -> None:
+        """Look whether a peer on a datagram socket, which never says goodbye, was silent for too long."""
+        runtime, idle = self.engine.runtime, self.engine.limits.datagram_idle
+        left = self.heard + idle - runtime.time()
+        if self.silence or left > ROUNDING:
+            self.idle = runtime.call_later(idle if self.silence else left, self._idle)
+            return
+        self.idle = None
+        self.end("timeout", f"no datagram for {idle:g} s")
+
+    def _silent(self) -> None:
+        """Look whether the device was silent all the time; it may have spoken since the timer was set."""
+        runtime = self.engine.runtime
+        left = self.heard + self.silence - runtime.time()
+        if left > ROUNDING:
+            self.timer = runtime.call_later(left, self._silent)
+            return
+        self.timer = None
+        self._enqueue(self._run_timeout, self.silence)
+        self.silence = 0.0
+        self._later()
+
+    def _run_timeout(self, seconds: float) -> None:
+        timers = self.timers
+
+        def after() -> None:
+            if self.timers == timers:
+                self.end("timeout", f"silent for {seconds:g} s")
+
+        handler = self.protocol.router.routes.timeout
+        if handler is None:
+            after()
+        else:
+            self._run(handler, (self.conn,), after)
+
+    def _tick(self, index: int) -> None:
+        if self.ticks is None or self.ticking is None:
+            return
+        seconds, _ = self.protocol.router.routes.ticks[index]
+        self.ticks[index] = self.engine.runtime.call_later(seconds, self._tick, index)
+        if index in self.ticking:
+            self.engine.counters["ticks_skipped"] += 1
+            return
+        self.ticking.add(index)
+        self._enqueue(self._run_tick, index)
+        self._later()
+
+    def _run_tick(self, index: int) -> None:
+        _, handler = self.protocol.router.routes.ticks[index]
+        ticking = self.ticking or set()
+        self._run(handler, (self.conn,), partial(ticking.discard, index))
+
+    # --- requests
+
+    def park(self, turn: Turn) -> None:
+        """Give *turn* up: its handler awaits an answer, which has to come in a turn of its own."""
+        turn.parked += 1
+        if self.turn is turn:
+            self.turn = None
+            if turn.deadline is not None:
+                turn.deadline.cancel()
+                turn.deadline = None
+            self._later()
+
+    def regain(self, turn: Turn) -> Generator[Any, None, None]:
+        """Wait for the next free turn, after a wait for an answer that was cancelled."""
+        waiter = self.engine.runtime.waiter()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        self._go_on(turn, wake)
+        yield from waiter.__await__()
+
+    def withdraw(self, request: Request) -> bool:
+        """Forget *request*, for which nobody waits any more; return False if it has its answer already."""
+        if not self.requests or request not in self.requests:
+            return False
+        self._close_request(request)
+        return True
+
+    def _go_on(self, turn: Turn | None, wake: Callable[[], None]) -> None:
+        """Have a parked handler go on with *wake*, in the next free turn."""
+        if turn is None or turn.ended:
+            wake()
+            return
+
+        def resume() -> None:
+            turn.parked -= 1
+            # While it awaits other answers too, the turn stays free for the frames that bring them.
+            if turn.parked == 0 and not turn.ended:
+                self.turn = turn
+                self._set_deadline(turn)
+            wake()
+
+        if self.resumes is None:
+            self.resumes = deque()
+        self.resumes.append(resume)
+        self.held = True
+        self._later()
+
+    def _ask(self, request: Request) -> None:
+        request.sent = True
+        self.send(request.frame, raw=True)
+        request.deadline = self.engine.runtime.call_later(request.timeout, self._unanswered, request)
+
+    def _offer(self, frame: bytes) -> bool:
+        """Offer *frame* to the requests in the order of their sending; return whether one took it."""
+        for request in self.requests or ():
+            if request.sent and (request.match is None or request.match(frame)):
+                self._close_request(request)
+                self._go_on(request.turn, partial(request.settle, frame))
+                return True
+        return False
+
+    def _unanswered(self, request: Request) -> None:
+        self.engine.counters["requests_timed_out"] += 1
+        self._close_request(request)
+        error = RequestTimeout(f"no answer within {request.timeout:g} s")
+        if not request.awaited:
+            self._refused("request", error)
+        self._go_on(request.turn, partial(request.fail, error))
+
+    def _close_request(self, request: Request) -> None:
+        if request.deadline is not None:
+            request.deadline.cancel()
+        if self.requests is None:
+            return
+        self.requests.remove(request)
+        if request.key is not None and not self.gone:
+            waiting = (other for other in self.requests if other.key == request.key)
+            first = next(waiting, None)
+            if first is not None and not first.sent:
+                self._ask(first)
+        if not self.requests:
+            self.requests = None
+
+    # --- the broker's lane
+
+    def _lane(self) -> BrokerLane:
+        if self.lane is None:
+            shared = self.engine
+            self.lane = BrokerLane(
+                self._execute,
+                ordered=shared.hub.ordered,
+                limit=shared.limits.commands,
+                waiter=shared.runtime.waiter,
+                failed=self._blame,
+                idle=self._lane_idle,
+            )
+        return self.lane
+
+    def _lane_idle(self) -> None:
+        if self.finishing:
+            self._finish_now()
+        elif self.closing is not None and not self.running:
+            self._later()
+
+    def _execute(self, command: Command) -> Outcome[Any]:
+        """Carry *command* out, now."""
+        if type(command) is Register:
+            return self._register(command)
+        if type(command) is Publish:
+            self.engine.counters["messages_published"] += 1
+        return self.engine.hub.execute(self, self._mounted(command) if self.mount else command)
+
+    def _register(self, command: Register) -> Outcome[None]:
+        if self.client is not None:
+            if attrs.evolve(command.client, keepalive=self.client.keepalive) == self.client:
+                return DONE
+            return refused(DeniedError(f"the connection is registered already, as {self.client.clientid!r}"))
+        outcome: Outcome[None] = Outcome(self.engine.runtime.waiter)
+        self.registers += 1
+        self.held = True
+        self.engine.hub.execute(self, command).when_done(partial(self._registered, command.client, outcome))
+        return outcome
+
+    def _registered(self, client: ClientInfo, outcome: Outcome[None], result: Outcome[None]) -> None:
+        """Take the host's answer to a register; an older connection of that client has to end first."""
+        if self.gone:
+            outcome.fail(self._closed())
+            return
+        if result.error is not None:
+            self._register_done(outcome, result.error)
+            return
+        shared = self.engine
+        older = shared.clients.get(client.clientid)
+        self.client, self.mount = client, client.mountpoint
+        shared.clients[client.clientid] = self
+        shared.app.clients[client.clientid] = self.conn
+        self.protocol.router.live[client.clientid] = self.conn
+        self._speaks()
+        if client.keepalive:
+            self.start_timer(KEEPALIVE_FACTOR * client.keepalive)
+        log.debug("%s = registered %r", self.id, client.clientid)
+        if older is None or older.ended:
+            self._register_done(outcome, None)
+            return
+
+        def go_on() -> None:
+            bound.cancel()
+            self._register_done(outcome, None)
+
+        bound = shared.runtime.call_later(2 * shared.limits.end_timeout, go_on)
+        older.end("taken over", f"{client.clientid} is connected anew, as {self.id}")
+        if older.when_ended is None:
+            older.when_ended = []
+        older.when_ended.append(go_on)
+
+    def _register_done(self, outcome: Outcome[None], error: CommandError | None) -> None:
+        if outcome.done:
+            return
+        if not self.gone:
+            self.registers -= 1
+        if error is None:
+            outcome.settle(None)
+        else:
+            outcome.fail(error)
+        if not self.running:
+            self._later()
+
+    def _mounted(self, command: Command) -> Command:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                return Publish(self.mount + topic, payload, qos, retain)
+            case Subscribe(topic, qos):
+                return Subscribe(self._mounted_filter(topic), qos)
+            case Unsubscribe(topic):
+                return Unsubscribe(self._mounted_filter(topic))
+        return command
+
+    def _mounted_filter(self, topic: str) -> str:
+        group, plain = split_share(topic)
+        return f"$share/{group}/{self.mount}{plain}" if group else self.mount + plain
+
+    def _unmounted(self, message: Message) -> Message:
+        topic = message.topic.removeprefix(self.mount)
+        return attrs.evolve(message, topic=topic)
+
+    # --- outcomes
+
+    def _refused(self, command: object, error: CommandError) -> Outcome[Any]:
+        outcome = refused(error)
+        self._blame(command, outcome)
+        return outcome
+
+    def _blame(self, command: object, outcome: Outcome[Any]) -> None:
+        """Have a failure judged, once its issuer has had the chance to await it."""
+        if self.running or self.turn is not None:
+            if self.failures is None:
+                self.failures = []
+            self.failures.append((command, outcome))
+            self.held = True
+        else:
+            self.engine.runtime.call_soon(self._judge_one, command, outcome)
+
+    def _judge(self) -> None:
+        failures, self.failures = self.failures, None
+        for command, outcome in failures or ():
+            self._judge_one(command, outcome)
+
+    def _judge_one(self, command: object, outcome: Outcome[Any]) -> None:
+        """Log and count a failure that nobody awaited; a refused register ends the connection."""
+        if outcome.awaited:
+            return
+        name = command if isinstance(command, str) else type(command).__name__.lower()
+        if isinstance(outcome.error, ClosedError):
+            log.debug("%s ! %s after the end", self.id, name)
+            return
+        self.engine.counters["commands_failed"] += 1
+        log.warning("%s ! %s failed: %s", self.id, name, outcome.error)
+        if isinstance(command, Register) and self.client is None:
+            self.end("error", f"register failed: {outcome.error}")
+
+    def _closed(self) -> ClosedError:
+        return ClosedError(f"the connection is closed: {self.reason}")
+
+    # --- the device's lane
+
+    def _fenced(self, fence: Callable[[], Outcome[None]]) -> Outcome[None]:
+        """Flush, and ask whether it has arrived."""
+        if self.gone:
+            return refused(self._closed())
+        self._flush()
+        outcome = fence()
+        self._lane().track(outcome)
+        return outcome
+
+    def _flush(self) -> None:
+        if not self.writable or self.sending is not None or not self.outbox:
+            return
+        chunks = self.outbox[:]
+        self.outbox.clear()
+        self.engine.counters["bytes_sent"] += self.outbox_bytes
+        self.outbox_bytes = 0
+        result = self.link.send(chunks)
+        if result is None:
+            if self.sent and self.writable:
+                self._settle_sent()
+            return
+        sent, self.sent = self.sent, None
+        self.sending = result
+        result.when_done(partial(self._flushed, sent or []))
+
+    def _flushed(self, sent: list[Outcome[None]], result: Outcome[None]) -> None:
+        """Take the host's answer to what was sent."""
+        self.sending = None
+        for outcome in sent:
+            if result.error is None:
+                outcome.settle(None)
+            else:
+                outcome.fail(result.error)
+        if result.error is not None and not self.gone:
+            self.engine.counters["sends_failed"] += 1
+            log.warning("%s ! send failed: %s", self.id, result.error)
+        if not self.running:
+            self._later()
+
+    def _settle_sent(self) -> None:
+        sent, self.sent = self.sent, None
+        for outcome in sent or ():
+            outcome.settle(None)
+
+    def _stalled(self) -> None:
+        self.stall = None
+        self._lost(f"it has read nothing for {self.engine.limits.stall:g} s")
+
+    def _lost(self, detail: str) -> None:
+        """Give the device up."""
+        log.warning("%s ! lost: %s", self.id, detail)
+        self.end("lost", detail)
+        self.close_called = True
+        self.link.abort()
+
+    # --- the end
+
+    def _discard(self) -> None:
+        """Drop what came after the decision to close."""
+        dropped = length_hint(self.frames or ())
+        for run, argument in self.queue or ():
+            if run == self._run_messages:
+                self.engine.counters["deliveries_dropped"] += len(argument)
+            elif run == self._take_queued:
+                self.engine.counters["bytes_dropped"] += len(argument)
+        self.engine.counters["frames_dropped"] += dropped
+        self.frames = self.queue = None
+        self.queued = self.deliveries = 0
+
+    def _see_to_end(self) -> None:
+        """Close when both lanes are flushed."""
+        if (
+            self.closing is None
+            or self.gone
+            or self.close_called
+            or self.turn is not None
+            or self.queue
+            or self.frames is not None
+            or self.outbox
+            or self.sending is not None
+            or (self.lane is not None and self.lane.busy)
+        ):
+            return
+        self.close_called = True
+        self.link.close()
+
+    def _end_now(self) -> None:
+        """End what took too long to end by itself."""
+        if self.gone:
+            return
+        self.end_timer = self.engine.runtime.call_later(self.engine.limits.end_timeout, self.link.abort)
+        if self.turn is not None:
+            self._late(self.turn, self.engine.limits.end_timeout)
+        if not self.close_called:
+            self.close_called = True
+            if self.outbox:
+                self._flush()
+            self.link.close()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self.first, self.timer, self.idle, self.stall, self.end_timer, *(self.ticks or ())):
+            if timer is not None:
+                timer.cancel()
+        self.first = self.timer = self.idle = self.stall = self.end_timer = self.ticks = None
+        self.silence = 0.0
+
+    def _release(self, error: ClosedError) -> None:
+        """Let nobody wait for what won't come any more, and end the connection's tasks."""
+        for request in tuple(self.requests or ()):
+            self._close_request(request)
+            self._go_on(request.turn, partial(request.fail, error))
+        self.registers = 0
+        if self.lane is not None:
+            self.lane.release(error)
+        sent, self.sent = self.sent, None
+        for outcome in sent or ():
+            outcome.fail(error)
+        for task in tuple(self.tasks or ()):
+            task.cancel()
+
+    def _spawned(self, task: Timer, coroutine: object, error: BaseException | None) -> None:
+        if self.tasks is not None:
+            self.tasks.discard(task)
+        if error is None or self.gone:
+            return
+        name = getattr(coroutine, "__qualname__", repr(coroutine))
+        self._enqueue(lambda wrong: self._failed(name, None, wrong), error)
+        self._later()
+
+    def _run_end(self, _: None) -> None:
+        handler = self.protocol.router.routes.terminated
+        if handler is None:
+            self._finish()
+        else:
+            self._run(handler, (self.conn, self.reason), self._finish)
+
+    def _finish(self) -> None:
+        """Let go of everything, once what was published last is on its way (bounded in time)."""
+        self.finishing = True
+        if self.lane is None or not self.lane.busy:
+            self._finish_now()
+        else:
+            self.end_timer = self.engine.runtime.call_later(self.engine.limits.end_timeout, self._finish_now)
+
+    def _finish_now(self) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self.end_timer is not None:
+            self.end_timer.cancel()
+        if self.client is not None:
+            clientid = self.client.clientid
+            if self.engine.clients.get(clientid) is self:
+                del self.engine.clients[clientid]
+                del self.engine.app.clients[clientid]
+                self.protocol.router.live.pop(clientid, None)
+            elif self.protocol.router.live.get(clientid) is self.conn:
+                del self.protocol.router.live[clientid]
+        self.engine.forget(self)
+        del self.conn  # it points here; without the cycle both are freed at once
+        for callback in self.when_ended or ():
+            callback()
+
+    def _why_no_room(self) -> str:
+        if self.gone or self.closing is not None:
+            return "the connection ends"
+        return f"{self.deliveries} wait, limit is {self.engine.limits.deliveries}"

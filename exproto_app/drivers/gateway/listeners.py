@@ -1,0 +1,112 @@
+"""Which protocol is served where: the text form of a listener, and what it says."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, cast
+from urllib.parse import parse_qsl, urlsplit
+
+import attrs
+
+from ...errors import SetupError
+
+__all__ = ["DEFAULT_LISTEN", "Listen", "Scheme"]
+
+Scheme: TypeAlias = Literal["tcp", "tls", "udp"]
+
+SCHEMES: Final = ("tcp", "tls", "udp")
+DEFAULT_LISTEN: Final = "tcp://127.0.0.1:7993"
+
+
+@attrs.frozen(kw_only=True)
+class Listen:
+    """One listener.
+
+    *protocol* names the router, None means the app's only one. *host* empty means every interface, *port* 0
+    any free one. *max_connections* bounds this listener, None leaves it to the gateway's bound. For `tls`:
+    *cert* and *key* are PEM files (one file may hold both), *client_ca* demands certificates of the devices.
+    """
+
+    scheme: Scheme
+    host: str
+    port: int
+    protocol: str | None = None
+    max_connections: int | None = None
+    cert: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, **defaults: str | None) -> Listen:
+        """Read `[PROTOCOL=]tcp://HOST:PORT[?max-connections=N&cert=FILE&key=FILE&client-ca=FILE]`.
+
+        *defaults* are taken for `cert`, `key` and `client_ca` of a `tls` listener that doesn't say them.
+        Raises `SetupError`.
+        """
+        name, separator, url = text.partition("=") if "=" in text.partition("://")[0] else ("", "", text)
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            raise SetupError(f"listener {text!r}: the port has to be a number from 0 to 65535") from None
+        example = f"write it like {DEFAULT_LISTEN} or gt06={DEFAULT_LISTEN}"
+        if separator and not name:
+            raise SetupError(f"listener {text!r} has no protocol before '='; {example}")
+        if parts.scheme not in SCHEMES:
+            raise SetupError(f"listener {text!r} is none of tcp://, tls://, udp://; {example}")
+        if port is None:
+            raise SetupError(f"listener {text!r} has no port; {example}")
+        if parts.path or parts.fragment or parts.username:
+            raise SetupError(f"listener {text!r} has something behind its port; {example}")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        allowed = {"max-connections"} | ({"cert", "key", "client-ca"} if parts.scheme == "tls" else set())
+        for option in options:
+            if option not in allowed:
+                known = ", ".join(sorted(allowed))
+                raise SetupError(f"listener {text!r} has an unknown option {option!r}; it knows {known}")
+        files = defaults if parts.scheme == "tls" else {}
+        return cls(
+            scheme=cast("Scheme", parts.scheme),
+            host=parts.hostname or "",
+            port=port,
+            protocol=name or None,
+            max_connections=_count(text, options.get("max-connections")),
+            cert=options.get("cert", files.get("cert")),
+            key=options.get("key", files.get("key")),
+            client_ca=options.get("client-ca", files.get("client_ca")),
+        )
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the context of a `tls` listener. Raises `SetupError` for files that can't be used."""
+        if self.scheme != "tls":
+            return None
+        if not self.cert:
+            raise SetupError(f"{self} needs a certificate: give --cert FILE and --key FILE")
+        for file in filter(None, (self.cert, self.key, self.client_ca)):
+            if not Path(file).is_file():
+                raise SetupError(f"{self}: there is no file {file}")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.cert, self.key)
+        except (ssl.SSLError, OSError) as error:
+            raise SetupError(f"{self}: {self.cert} and its key can't be used: {error}") from None
+        if self.client_ca:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (ssl.SSLError, OSError) as error:
+                raise SetupError(f"{self}: {self.client_ca} is no CA file: {error}") from None
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+def _count(text: str, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise SetupError(f"listener {text!r}: max-connections is {value!r}, it has to be a number above 0")
+    return int(value)

@@ -1,0 +1,113 @@
+"""A device on TCP or TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import TYPE_CHECKING, Any, cast
+
+from ...channel import Channel
+from ...models import Address, Certificate, ConnectionInfo
+
+if TYPE_CHECKING:
+    from .gateway import Door
+
+__all__ = ["TcpLink"]
+
+LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETRESET})
+"""Errors of a device that went away without a word."""
+
+
+class TcpLink(asyncio.Protocol):
+    """The asyncio end of one connection: feeds its channel and drains it."""
+
+    __slots__ = ("_door", "_secure", "_transport", "channel")
+
+    answers = False
+    fence = None
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self.channel: Channel | None = None
+        self._transport: asyncio.Transport
+        self._secure = False
+
+    # --- from asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        peername = transport.get_extra_info("peername")
+        sockname = transport.get_extra_info("sockname")
+        if not peername or not sockname:  # gone before we looked
+            self._transport.abort()
+            return
+        peer = Address(*peername[:2])
+        if not self._door.admit(peer):
+            self._transport.abort()
+            return
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._secure = transport.get_extra_info("ssl_object") is not None
+        certificate = _certificate(transport.get_extra_info("peercert")) if self._secure else None
+        info = ConnectionInfo("ssl" if self._secure else "tcp", peer, Address(*sockname[:2]), certificate)
+        engine = self._door.engine
+        self._transport.set_write_buffer_limits(high=engine.limits.outbox)
+        engine.connected(self, info, self._door.router)
+
+    def data_received(self, data: bytes) -> None:
+        if self.channel is not None:
+            self.channel.received(data)
+
+    def eof_received(self) -> bool:
+        """Answer what the device has sent before it closes: it may still read."""
+        if self.channel is None or self._secure:  # TLS has no half-closed connections
+            return False
+        self.channel.end("device closed", drain=True)
+        return True
+
+    def pause_writing(self) -> None:
+        if self.channel is not None:
+            self.channel.unwritable()
+
+    def resume_writing(self) -> None:
+        if self.channel is not None:
+            self.channel.drained()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.channel is None:
+            return
+        channel, self.channel = self.channel, None
+        self._door.leave()
+        lost = isinstance(exc, OSError) and exc.errno in LOST
+        channel.terminated("lost" if lost else "device closed", str(exc or ""))
+
+    # --- from the channel
+
+    def send(self, chunks: list[bytes]) -> None:
+        self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def pause(self) -> None:
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        self._transport.resume_reading()
+
+
+def _certificate(peercert: dict[str, Any] | None) -> Certificate | None:
+    """Return what the ssl module tells of a certificate, the name parts last first (RFC 4514)."""
+    if not peercert:
+        return None
+    pairs = [pair for group in peercert.get("subject", ()) for pair in group]
+    short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+    short |= {"localityName": "L", "stateOrProvinceName": "ST"}
+    dn = ",".join(f"{short.get(name, name)}={value}" for name, value in reversed(pairs))
+    cn = next((value for name, value in pairs if name == "commonName"), "")
+    return Certificate(dn=dn, cn=cn)

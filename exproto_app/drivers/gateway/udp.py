@@ -1,0 +1,113 @@
+"""Devices on UDP: each peer address is a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+from ...channel import Channel
+from ...models import Address, ConnectionInfo
+
+if TYPE_CHECKING:
+    from .gateway import Door
+
+__all__ = ["UdpPort"]
+
+log = logging.getLogger("exproto_app")
+
+Peer = tuple[Any, ...]
+
+
+class UdpPort(asyncio.DatagramProtocol):
+    """The asyncio end of one UDP listener."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self.transport: asyncio.DatagramTransport
+        self.writable = True
+        self._sockname: Address
+        self._links: dict[Peer, UdpLink] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.DatagramTransport", transport)
+        self._sockname = Address(*transport.get_extra_info("sockname")[:2])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for link in tuple(self._links.values()):
+            link.lost(str(exc or ""))
+
+    def datagram_received(self, data: bytes, addr: Peer) -> None:
+        link = self._links.get(addr)
+        if link is None:
+            peer = Address(*addr[:2])
+            if not self.door.admit(peer):
+                self._drop()
+                return
+            link = self._links[addr] = UdpLink(self, addr)
+            info = ConnectionInfo("udp", peer, self._sockname)
+            self.door.engine.connected(link, info, self.door.router)
+        if link.channel is not None:
+            link.channel.received(data)
+
+    def error_received(self, exc: Exception) -> None:
+        log.debug("%s ! %s", self.door.listen, exc)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+
+    def send(self, datagram: bytes, peer: Peer) -> None:
+        """Send *datagram*, or drop it where the kernel takes none: that is what UDP promises."""
+        if self.writable:
+            self.transport.sendto(datagram, peer)
+        else:
+            self._drop()
+
+    def forget(self, link: UdpLink) -> None:
+        """Let the next datagram of this peer begin a new connection."""
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+        self.door.leave()
+
+    def _drop(self) -> None:
+        self.door.engine.counters["datagrams_dropped"] += 1
+
+
+class UdpLink:
+    """One peer of a UDP listener."""
+
+    __slots__ = ("channel", "peer", "port")
+
+    answers = False
+    fence = None
+
+    def __init__(self, port: UdpPort, peer: Peer) -> None:
+        self.port = port
+        self.peer = peer
+        self.channel: Channel | None = None
+
+    def send(self, chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            self.port.send(chunk, self.peer)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().call_soon(self.lost, "")
+
+    abort = close
+
+    def pause(self) -> None:
+        """Do nothing: the channel drops what is too much."""
+
+    def resume(self) -> None:
+        """Do nothing."""
+
+    def lost(self, detail: str) -> None:
+        """End the connection."""
+        if self.channel is None:
+            return
+        channel, self.channel = self.channel, None
+        self.port.forget(self)
+        channel.terminated("device closed", detail)

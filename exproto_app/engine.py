@@ -1,0 +1,196 @@
+"""The sans-IO heart: events in, turns of handlers, bytes and commands out.
+
+A driver makes a `Channel` for each connection (`Engine.connected`) and feeds it: `received`, `delivered`,
+`unwritable`, `drained`, `terminated`. The channel runs the handlers, one turn after another, and drains into
+the driver's `Link` (the device's side) and `Hub` (the broker's side). What it can't do itself, running a
+coroutine or telling the time, it asks of the `Runtime`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from functools import partial
+from itertools import count
+from typing import Any
+
+from .app import App
+from .channel import Channel, Hub, Link, Served
+from .commands import Outcome, Publish
+from .framing import Decoder, Framing
+from .host import Runtime
+from .models import ConnectionInfo
+from .router import Router
+
+__all__ = ["Engine"]
+
+log = logging.getLogger("exproto_app")
+
+COUNTERS = (
+    "bytes_dropped",
+    "bytes_received",
+    "bytes_sent",
+    "commands_failed",
+    "connections_closed",
+    "connections_opened",
+    "connections_restarted",
+    "datagrams_dropped",
+    "deliveries_dropped",
+    "frames_dropped",
+    "frames_received",
+    "frames_unhandled",
+    "handler_errors",
+    "messages_delivered",
+    "messages_published",
+    "messages_unhandled",
+    "requests_timed_out",
+    "sends_failed",
+    "ticks_skipped",
+)
+
+
+class Engine:
+    """All connections of one app on one host."""
+
+    def __init__(self, app: App[Any], runtime: Runtime, hub: Hub) -> None:
+        self.app = app
+        self.runtime = runtime
+        self.hub = hub
+        self.limits = app.limits
+        self.counters = app.counters
+        self.channels: set[Channel] = set()
+        self.clients: dict[str, Channel] = {}
+        self.when_empty: Callable[[], object] | None = None
+        self.when_failed: Callable[[BaseException], object] | None = None
+        self._protocols: dict[str, Served] = {}
+        self._ready: list[Channel] = []
+        self._ids = count(1)
+        self._said: set[Hashable] = set()
+
+    def start(self) -> None:
+        """Attach the app: no further handlers, counters at zero."""
+        self.app.attach(self)
+        self.counters.update(dict.fromkeys(COUNTERS, 0))
+        self._protocols = {name: self._protocol(router) for name, router in self.app.protocols.items()}
+
+    def stop(self) -> None:
+        """Detach the app."""
+        self.app.detach()
+
+    def connected(
+        self,
+        link: Link,
+        info: ConnectionInfo,
+        router: Router[Any],
+        *,
+        conn_id: str | None = None,
+        resumed: bool = False,
+    ) -> Channel:
+        """Begin a connection: its `on_connect` is the first turn, unless it is *resumed*."""
+        channel = Channel(self, link, info, self._protocols[router.name], conn_id or str(next(self._ids)))
+        link.channel = channel
+        self.channels.add(channel)
+        self.counters["connections_opened"] += 1
+        log.debug("%s = connected %s %s", channel.id, router.name, info.peername)
+        channel.begin(resumed=resumed)
+        return channel
+
+    def unknown(
+        self,
+        link: Link,
+        info: ConnectionInfo,
+        router: Router[Any],
+        *,
+        conn_id: str | None = None,
+    ) -> Channel | None:
+        """Meet a connection that this process never saw begin, as the broker goes on after our restart.
+
+        It is closed, so that the device comes back and logs in cleanly: return None. With
+        `Router(resume=True)` it is carried on: return its channel.
+        """
+        self.counters["connections_restarted"] += 1
+        if router.resume:
+            return self.connected(link, info, router, conn_id=conn_id, resumed=True)
+        name = conn_id or str(next(self._ids))
+        log.warning("%s ! restarted: this process never saw the connection begin; it is closed", name)
+        link.close()
+        return None
+
+    def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> Outcome[None]:
+        """Publish for the app itself."""
+        if self.runtime.elsewhere():
+            return self.from_thread(partial(self.publish, topic, payload, qos, retain=retain))
+        self.counters["messages_published"] += 1
+        outcome = self.hub.publish(Publish(topic, payload, qos, retain))
+        outcome.when_done(self._published)
+        return outcome
+
+    def shutdown(self) -> None:
+        """End every connection, after what they have received is handled."""
+        for channel in tuple(self.channels):
+            channel.end("shutdown", drain=True)
+
+    def later(self, channel: Channel) -> None:
+        """Pump *channel* after what runs now."""
+        if not self._ready:
+            self.runtime.call_soon(self._pump_ready)
+        self._ready.append(channel)
+
+    def from_thread(self, verb: Callable[[], Outcome[Any]]) -> Outcome[Any]:
+        """Run *verb* in the loop's thread; return its outcome to be."""
+        outcome: Outcome[Any] = Outcome(self.runtime.waiter)
+
+        def settle(inner: Outcome[Any]) -> None:
+            if inner.error is None:
+                outcome.settle(inner.value)
+            else:
+                outcome.fail(inner.error)
+
+        self.runtime.call_from_thread(lambda: verb().when_done(settle))
+        return outcome
+
+    def forget(self, channel: Channel) -> None:
+        """Let go of *channel*: it has ended."""
+        self.channels.discard(channel)
+        self.hub.gone(channel)
+        self.counters["connections_closed"] += 1
+        if not self.channels and self.when_empty is not None:
+            self.when_empty()
+
+    def once(self, what: Hashable, text: str, *args: object) -> None:
+        """Log a warning the first time that *what* happens."""
+        if what not in self._said:
+            self._said.add(what)
+            log.warning(text, *args)
+
+    def _protocol(self, router: Router[Any]) -> Served:
+        own, apps = router.routes.error, self.app.routes.error
+        errors = tuple(dict.fromkeys(handler for handler in (own, apps) if handler is not None))
+        return Served(router, router.routes.only, _checked(router.reply_framing), errors)
+
+    def _published(self, outcome: Outcome[None]) -> None:
+        if outcome.error is not None:
+            self.counters["commands_failed"] += 1
+            log.warning("app ! publish failed: %s", outcome.error)
+
+    def _pump_ready(self) -> None:
+        # Those that become ready meanwhile wait for the next round, so that sockets get their share.
+        ready, self._ready = self._ready, []
+        for channel in ready:
+            channel.scheduled = False
+            channel.pump()
+
+
+def _checked(framing: Framing) -> Callable[[bytes], bytes]:
+    """Return the encode of *framing*, checked for its result unless it is one of ours."""
+    encode = framing.encode
+    if type(framing).__module__ == Decoder.__module__:
+        return encode
+
+    def checked(frame: bytes) -> bytes:
+        data = encode(frame)
+        if type(data) is not bytes:
+            raise TypeError(f"{framing!r} encoded a frame as {type(data).__name__}, not bytes")
+        return data
+
+    return checked

@@ -1,0 +1,51 @@
+"""The errors of exproto-app: one tree, told apart by who is at fault."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClosedError",
+    "CommandError",
+    "DeniedError",
+    "ExprotoError",
+    "FramingError",
+    "RequestTimeout",
+    "SetupError",
+    "UnavailableError",
+    "UnsupportedError",
+]
+
+
+class ExprotoError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class SetupError(ExprotoError):
+    """The app is put together wrongly; raised while it is imported or started."""
+
+
+class FramingError(ExprotoError):
+    """Bytes that are no frame: what the device sent, or what a handler wants sent."""
+
+
+class CommandError(ExprotoError):
+    """A verb (`send`, `register`, `publish`…) did not succeed."""
+
+
+class DeniedError(CommandError):
+    """The broker refused: a wrong password, a topic that is not allowed."""
+
+
+class UnavailableError(CommandError):
+    """The broker is away, did not answer in time, or a queue on the way to it is full."""
+
+
+class ClosedError(CommandError):
+    """The connection is gone."""
+
+
+class UnsupportedError(CommandError):
+    """The host that the app runs on has no such verb."""
+
+
+class RequestTimeout(CommandError):  # noqa: N818 - named like the TimeoutError that it is
+    """The device did not answer a `request` in time."""

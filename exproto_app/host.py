@@ -1,0 +1,56 @@
+"""What a host does for the engine, which knows neither sockets nor clocks nor tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .commands import Waiter
+
+__all__ = ["Runtime", "Timer"]
+
+
+class Timer(Protocol):
+    """Something that is going to happen, or a task that runs."""
+
+    def cancel(self) -> object:
+        """Have it not happen, or end it."""
+        ...
+
+
+class Runtime(Protocol):
+    """What the engine can't do itself; the `Runner` does it with asyncio."""
+
+    def time(self) -> float:
+        """Return the time in seconds, on a clock that never goes back."""
+        ...
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> object:
+        """Call *callback* after what runs now."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call *callback* in *delay* seconds."""
+        ...
+
+    def elsewhere(self) -> bool:
+        """Tell whether this is another thread than the loop's."""
+        ...
+
+    def call_from_thread(self, callback: Callable[..., object], *args: Any) -> object:
+        """Call *callback* in the loop's thread."""
+        ...
+
+    def waiter(self) -> Waiter:
+        """Return something that a coroutine can wait for."""
+        ...
+
+    def run_task(self, awaitable: Any, done: Callable[[Any, BaseException | None], None]) -> Timer:
+        """Run *awaitable* in a task, in the present context; *done* gets its result or its exception."""
+        ...
+
+    def run_thread(
+        self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> Timer:
+        """Run *function* in a thread; *done* gets its result or its exception."""
+        ...

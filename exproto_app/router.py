@@ -1,0 +1,506 @@
+"""Router: the decorators, and which handler takes what."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, overload
+
+import attrs
+
+from .connection import Connection
+from .errors import SetupError
+from .framing import RAW, Framing
+from .models import ConnectionInfo, Message, Reason
+from .topics import check_filter, matcher
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    S = TypeVarWithDefault("S", default=None)
+else:
+    S = TypeVar("S")
+
+__all__ = ["DEFAULT", "Handler", "Key", "Router", "Routes", "only_form"]
+
+DEFAULT = "default"
+"""The protocol that the app's own handlers serve."""
+
+Key: TypeAlias = bytes | str | int | tuple[Any, ...] | enum.Enum | None
+
+# What a handler may return; its own return type stays known to the type checker.
+B = TypeVar("B", bound="bytes | Awaitable[bytes | None] | None")
+N = TypeVar("N", bound="Awaitable[None] | None")
+
+
+class ConnectDecorator(Protocol[S]):
+    """What `on_connect(blocking=True)` gives."""
+
+    @overload
+    def __call__(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[Connection[S], ConnectionInfo], B], /
+    ) -> Callable[[Connection[S], ConnectionInfo], B]: ...
+
+
+class ReceivedDecorator(Protocol[S]):
+    """What `on_received(b"…")` gives."""
+
+    @overload
+    def __call__(
+        self, handler: Callable[[Connection[S], bytes], B], /
+    ) -> Callable[[Connection[S], bytes], B]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[Connection[S], bytes, S], B], /
+    ) -> Callable[[Connection[S], bytes, S], B]: ...
+
+
+class DeliverDecorator(Protocol[S]):
+    """What `on_deliver("filter")` gives."""
+
+    def __call__(
+        self, handler: Callable[[Connection[S], Message], B], /
+    ) -> Callable[[Connection[S], Message], B]: ...
+
+
+class BatchDecorator(Protocol[S]):
+    """What `on_deliver(batch=True)` gives."""
+
+    def __call__(
+        self, handler: Callable[[Connection[S], list[Message]], B], /
+    ) -> Callable[[Connection[S], list[Message]], B]: ...
+
+
+class TimerDecorator(Protocol[S]):
+    """What `every(seconds)` and `on_timeout(blocking=True)` give."""
+
+    def __call__(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
+
+
+class TerminatedDecorator(Protocol[S]):
+    """What `on_terminated(blocking=True)` gives."""
+
+    @overload
+    def __call__(
+        self, handler: Callable[[Connection[S], Reason], N], /
+    ) -> Callable[[Connection[S], Reason], N]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[Connection[S], Reason, S], N], /
+    ) -> Callable[[Connection[S], Reason, S], N]: ...
+
+
+class ErrorDecorator(Protocol[S]):
+    """What `on_error(blocking=True)` gives."""
+
+    def __call__(
+        self, handler: Callable[[Connection[S], Exception], B], /
+    ) -> Callable[[Connection[S], Exception], B]: ...
+
+
+@attrs.frozen(eq=False)
+class Handler:
+    """A registered function: *call* takes the short form's arguments, *where* names it in errors."""
+
+    call: Callable[..., Any]
+    function: Callable[..., Any]
+    where: str
+    blocking: bool = False
+    batch: bool = False
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+
+def _required(function: Callable[..., Any], where: str) -> tuple[int, float]:
+    """Return how many positional arguments *function* needs and how many it can take."""
+    if not callable(function):
+        raise SetupError(f"{where} takes a function, not {function!r}")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin that tells nothing
+        return 0, float("inf")
+    needed, most = 0, 0.0
+    for parameter in parameters:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            most += 1
+            needed += parameter.default is parameter.empty
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            most = float("inf")
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            name = getattr(function, "__qualname__", repr(function))
+            raise SetupError(f"{name} can't serve {where}: nobody passes its argument {parameter.name!r}")
+    return needed, most
+
+
+def _short(function: Callable[..., Any], where: str, names: tuple[str, ...]) -> Callable[..., Any] | None:
+    """Return *function* if it takes *names*, None if it takes one argument more."""
+    needed, most = _required(function, where)
+    if needed <= len(names) <= most:
+        return function
+    if needed == len(names) + 1:
+        return None
+    name = getattr(function, "__qualname__", repr(function))
+    takes = f"{needed} arguments" if needed > len(names) else f"at most {most} arguments"
+    raise SetupError(f"{name} takes {takes}, but {where} calls it with ({', '.join(names)})")
+
+
+def _with_info(function: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(function)(lambda conn: function(conn, conn.info))
+
+
+def _with_state(function: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(function)(lambda conn, what: function(conn, what, conn.state))
+
+
+class Routes:
+    """The handlers of one router, as the engine asks for them."""
+
+    def __init__(self, key: Callable[[bytes], Hashable] | None) -> None:
+        self.connect: Handler | None = None
+        self.keyed: dict[Any, Handler] = {}
+        self.rest: Handler | None = None
+        self.topics: list[tuple[str, Callable[[str], bool], Handler]] = []
+        self.deliver_rest: Handler | None = None
+        self.ticks: list[tuple[float, Handler]] = []
+        self.timeout: Handler | None = None
+        self.error: Handler | None = None
+        self.terminated: Handler | None = None
+        self._key = key
+        self._lengths: list[int] = []
+
+    def add_key(self, key: Any, handler: Handler) -> None:
+        """Have *handler* take the frames of *key*, or with this prefix."""
+        self.keyed[key] = handler
+        if self._key is None:
+            self._lengths = sorted({len(prefix) for prefix in self.keyed}, reverse=True)
+
+    def received(self, frame: bytes) -> Handler | None:
+        """Return the handler that takes *frame*."""
+        if self._key is not None:
+            return self.keyed.get(self._key(frame), self.rest)
+        for length in self._lengths:
+            handler = self.keyed.get(frame[:length])
+            if handler is not None:
+                return handler
+        return self.rest
+
+    @property
+    def only(self) -> Handler | None:
+        """The handler of every frame, where there is just the bare one and it doesn't block."""
+        return None if self.keyed or self.rest is None or self.rest.blocking else self.rest
+
+    def deliver(self, topic: str) -> Handler | None:
+        """Return the handler that takes messages of *topic*."""
+        for _, match, handler in self.topics:
+            if match(topic):
+                return handler
+        return self.deliver_rest
+
+    def __iter__(self) -> Iterator[Handler]:
+        first = (self.connect, *self.keyed.values(), self.rest, *(handler for _, _, handler in self.topics))
+        ticks = (handler for _, handler in self.ticks)
+        last = (self.deliver_rest, *ticks, self.timeout, self.error, self.terminated)
+        return filter(None, (*first, *last))
+
+
+class Router(Generic[S]):
+    """The handlers of one protocol, with its framing and the state of its connections.
+
+    *name* is the protocol's name, in the command line and in the broker (`proto_name`). *framing* cuts what
+    the device sends into frames and frames what is sent, `RAW` by default; *reply_framing* is for what is
+    sent, where that differs. *key* is a function of a frame whose result picks the handler; without it the
+    longest prefix does. *state* makes the `conn.state` of a new connection. *resume* carries on with
+    connections that this process never saw begin, instead of closing them (for stateless protocols).
+    """
+
+    @overload
+    def __init__(
+        self: Router[None],
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: None = ...,
+        resume: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: Callable[[], S],
+        resume: bool = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        *,
+        framing: Framing = RAW,
+        reply_framing: Framing | None = None,
+        key: Callable[[bytes], Hashable] | None = None,
+        state: Callable[[], Any] | None = None,
+        resume: bool = False,
+    ) -> None:
+        if not isinstance(name, str) or not name or not name.isprintable() or set(name) & set("=,:/ "):
+            raise SetupError(f"{name!r} can't name a protocol; use letters, digits, '-', '_' and '.'")
+        self.name = name
+        self.framing = framing
+        self.reply_framing = framing if reply_framing is None else reply_framing
+        self.key = key
+        self.state = state
+        self.resume = resume
+        _check_framing(self, framing, ("encode", "decode or split"))
+        _check_framing(self, self.reply_framing, ("encode",))
+        for what, function in (("key", key), ("state", state)):
+            if function is not None and not callable(function):
+                raise SetupError(f"{self!r}: {what}={function!r} is no function")
+        self.sealed = False
+        self.live: dict[str, Connection[S]] = {}
+        self.routes = Routes(key)
+
+    def __repr__(self) -> str:
+        return f"Router({self.name!r})"
+
+    @property
+    def connections(self) -> Mapping[str, Connection[S]]:
+        """The registered connections of this protocol in this process, by clientid."""
+        return MappingProxyType(self.live)
+
+    # --- the decorators; each returns the function untouched
+
+    @overload
+    def on_connect(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
+    @overload
+    def on_connect(
+        self, handler: Callable[[Connection[S], ConnectionInfo], B], /
+    ) -> Callable[[Connection[S], ConnectionInfo], B]: ...
+    @overload
+    def on_connect(self, /, *, blocking: bool = False) -> ConnectDecorator[S]: ...
+    def on_connect(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
+        """Handle a new connection: `(conn)` or `(conn, info)`; what it returns is sent."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            where = self._free("on_connect", self.routes.connect)
+            call = _short(function, where, ("conn",)) or _with_info(function)
+            self.routes.connect = _handler(call, function, where, blocking=blocking)
+            return function
+
+        return register if handler is None else register(handler)
+
+    @overload
+    def on_received(
+        self, handler: Callable[[Connection[S], bytes], B], /
+    ) -> Callable[[Connection[S], bytes], B]: ...
+    @overload
+    def on_received(
+        self, handler: Callable[[Connection[S], bytes, S], B], /
+    ) -> Callable[[Connection[S], bytes, S], B]: ...
+    @overload
+    def on_received(self, key: Key = None, /, *, blocking: bool = False) -> ReceivedDecorator[S]: ...
+    def on_received(self, key: Any = None, /, *, blocking: bool = False) -> Any:
+        """Handle frames: `(conn, frame)` or `(conn, data, state)`; what it returns is sent.
+
+        With *key*: the frames that start with these bytes, the longest match first; or, where the router has
+        a `key=` function, those for which it gives exactly this. Bare: the rest.
+        """
+        if callable(key) and not isinstance(key, enum.Enum):
+            return self.on_received()(key)
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            if key is None:
+                where = self._free("on_received", self.routes.rest)
+            else:
+                where = self._free(f"on_received({key!r})", self.routes.keyed.get(self._checked_key(key)))
+            call = _short(function, where, ("conn", "frame")) or _with_state(function)
+            handler = _handler(call, function, where, blocking=blocking)
+            if key is None:
+                self.routes.rest = handler
+            else:
+                self.routes.add_key(key, handler)
+            return function
+
+        return register
+
+    @overload
+    def on_deliver(
+        self, handler: Callable[[Connection[S], Message], B], /
+    ) -> Callable[[Connection[S], Message], B]: ...
+    @overload
+    def on_deliver(
+        self, topic: str | None = None, /, *, batch: Literal[False] = False, blocking: bool = False
+    ) -> DeliverDecorator[S]: ...
+    @overload
+    def on_deliver(
+        self, topic: str | None = None, /, *, batch: Literal[True], blocking: bool = False
+    ) -> BatchDecorator[S]: ...
+    def on_deliver(self, topic: Any = None, /, *, batch: bool = False, blocking: bool = False) -> Any:
+        """Handle messages for the device: `(conn, message)`; what it returns is sent.
+
+        With *topic*, a filter: the messages that match; the first registered match wins, and the bare
+        decorator takes the rest. With *batch* it gets the list that the broker delivered.
+        """
+        if callable(topic):
+            return self.on_deliver()(topic)
+        if topic is not None:
+            try:
+                check_filter(topic)
+            except (TypeError, ValueError) as error:
+                raise SetupError(f"{self!r} can't handle on_deliver({topic!r}): {error}") from None
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            if topic is None:
+                where = self._free("on_deliver", self.routes.deliver_rest)
+            else:
+                same = next((handler for known, _, handler in self.routes.topics if known == topic), None)
+                where = self._free(f"on_deliver({topic!r})", same)
+            call = only_form(function, where, ("conn", "messages" if batch else "message"))
+            handler = _handler(call, function, where, blocking=blocking, batch=batch)
+            if topic is None:
+                self.routes.deliver_rest = handler
+            else:
+                self.routes.topics.append((topic, matcher(topic), handler))
+            return function
+
+        return register
+
+    @overload
+    def on_timeout(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
+    @overload
+    def on_timeout(self, /, *, blocking: bool = False) -> TimerDecorator[S]: ...
+    def on_timeout(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
+        """Handle the end of the `start_timer` time: `(conn)`. It closes unless the timer is started again."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            where = self._free("on_timeout", self.routes.timeout)
+            self.routes.timeout = _handler(
+                only_form(function, where, ("conn",)), function, where, blocking=blocking
+            )
+            return function
+
+        return register if handler is None else register(handler)
+
+    @overload
+    def on_terminated(
+        self, handler: Callable[[Connection[S], Reason], N], /
+    ) -> Callable[[Connection[S], Reason], N]: ...
+    @overload
+    def on_terminated(
+        self, handler: Callable[[Connection[S], Reason, S], N], /
+    ) -> Callable[[Connection[S], Reason, S], N]: ...
+    @overload
+    def on_terminated(self, /, *, blocking: bool = False) -> TerminatedDecorator[S]: ...
+    def on_terminated(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
+        """Handle the end, last and once: `(conn, reason)` or `(conn, reason, state)`. It may publish."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            where = self._free("on_terminated", self.routes.terminated)
+            call = _short(function, where, ("conn", "reason")) or _with_state(function)
+            self.routes.terminated = _handler(call, function, where, blocking=blocking)
+            return function
+
+        return register if handler is None else register(handler)
+
+    @overload
+    def on_error(
+        self, handler: Callable[[Connection[S], Exception], B], /
+    ) -> Callable[[Connection[S], Exception], B]: ...
+    @overload
+    def on_error(self, /, *, blocking: bool = False) -> ErrorDecorator[S]: ...
+    def on_error(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
+        """Handle a handler's exception or a framing error: `(conn, error)`; what it returns is sent.
+
+        The connection is closed afterwards unless it calls `conn.keep()`. A router without it uses the app's.
+        """
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            where = self._free("on_error", self.routes.error)
+            call = only_form(function, where, ("conn", "error"))
+            self.routes.error = _handler(call, function, where, blocking=blocking)
+            return function
+
+        return register if handler is None else register(handler)
+
+    def every(self, seconds: float, /, *, blocking: bool = False) -> TimerDecorator[S]:
+        """Call `(conn)` each *seconds* for each connection; what it returns is sent.
+
+        A call that is due while the one before still waits or runs is left out.
+        """
+        if not seconds > 0:
+            raise SetupError(f"{self!r} can't do anything every {seconds} seconds; use a number above 0")
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            where = self._free(f"every({seconds})", None)
+            call = only_form(function, where, ("conn",))
+            self.routes.ticks.append((seconds, _handler(call, function, where, blocking=blocking)))
+            return function
+
+        return register
+
+    def seal(self, *, sealed: bool) -> None:
+        """Refuse further handlers while the app runs."""
+        self.sealed = sealed
+
+    def _free(self, where: str, taken: Handler | None) -> str:
+        if self.sealed:
+            raise SetupError(f"{self!r} runs already; register {where} before it starts")
+        if taken is not None:
+            raise SetupError(f"{self!r} already handles {where}, by {taken.name}")
+        return where
+
+    def _checked_key(self, key: Any) -> Any:
+        if self.key is None and (not isinstance(key, bytes) or not key):
+            remedy = "give bytes that the frame starts with, or the router a key="
+            raise SetupError(f"{self!r} can't handle on_received({key!r}): {remedy}")
+        try:
+            hash(key)
+        except TypeError:
+            raise SetupError(
+                f"{self!r} can't handle on_received({key!r}): a key has to be hashable"
+            ) from None
+        return key
+
+
+def only_form(function: Callable[..., Any], where: str, names: tuple[str, ...]) -> Callable[..., Any]:
+    """Return *function*, which has no longer form."""
+    call = _short(function, where, names)
+    if call is None:
+        name = getattr(function, "__qualname__", repr(function))
+        raise SetupError(f"{name} takes too many arguments: {where} calls it with ({', '.join(names)})")
+    return call
+
+
+def _handler(
+    call: Callable[..., Any],
+    function: Callable[..., Any],
+    where: str,
+    *,
+    blocking: bool = False,
+    batch: bool = False,
+) -> Handler:
+    handler = Handler(call, function, where, blocking=blocking, batch=batch)
+    if blocking and inspect.iscoroutinefunction(function):
+        raise SetupError(f"{handler.name} is async, so it can't be blocking=True; leave one of them out")
+    return handler
+
+
+def _check_framing(router: Router[Any], framing: object, needs: tuple[str, ...]) -> None:
+    for need in needs:
+        if not any(callable(getattr(framing, name, None)) for name in need.split(" or ")):
+            hint = "; give an instance, such as Line()" if isinstance(framing, type) else ""
+            raise SetupError(f"{router!r}: {framing!r} is no framing, it has no {need}{hint}")
+    if isinstance(framing, type):
+        raise SetupError(
+            f"{router!r}: {framing.__name__} is a class; give an instance, {framing.__name__}(…)"
+        )

@@ -1,0 +1,195 @@
+"""The asyncio half that every host shares: tasks, threads, the clock, and the watch over slow handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from .app import App
+from .channel import Channel, Hub
+from .commands import Waiter
+from .engine import Engine
+from .host import Timer
+from .router import Handler
+
+__all__ = ["Runner"]
+
+log = logging.getLogger("exproto_app")
+
+THREADS = 32
+"""Handlers with `blocking=True` that run at the same time; more wait for a thread."""
+
+SLOW = 1.0
+"""Seconds that a handler may hold everybody up before the watchdog names it."""
+
+
+class Runner:
+    """One app that runs on one host, in the running event loop; the engine's `Runtime`."""
+
+    def __init__(self, app: App[Any], hub: Hub) -> None:
+        self.app = app
+        self.loop = asyncio.get_running_loop()
+        self.time = self.loop.time
+        self.call_soon = self.loop.call_soon
+        self.call_later: Callable[..., Timer] = self.loop.call_later
+        self.call_from_thread = self.loop.call_soon_threadsafe
+        self.waiter: Callable[[], Waiter] = self.loop.create_future
+        self.engine = Engine(app, self, hub)
+        self.watchdog = Watchdog(self.loop)
+        self._thread = threading.get_ident()
+        self._pool: ThreadPoolExecutor | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    async def start(self) -> None:
+        """Attach the app and run its `on_startup`. Raises what that raises, with the app detached again."""
+        self.engine.start()
+        try:
+            for handler in self.app.startup:
+                await _call(handler)
+        except BaseException:
+            self.engine.stop()
+            raise
+        self.watchdog.start()
+
+    async def stop(self) -> None:
+        """End every connection, bounded in time, run `on_shutdown`, and detach the app."""
+        try:
+            await self._end_connections()
+            for handler in self.app.shutdown:
+                try:
+                    await _call(handler)
+                except Exception:  # noqa: PERF203 - one that fails must not stop the others
+                    log.exception("app ! %s failed", handler.name)
+        finally:
+            self.watchdog.stop()
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+            self.engine.stop()
+
+    async def _end_connections(self) -> None:
+        engine = self.engine
+        if not engine.channels:
+            return
+        empty = self.loop.create_future()
+        engine.when_empty = partial(_wake, empty)
+        engine.shutdown()
+        # A handler, the flush, the close and on_terminated may each take their time.
+        await asyncio.wait([empty], timeout=4 * engine.limits.end_timeout)
+        engine.when_empty = None
+        if engine.channels:
+            log.error("app ! %d connections didn't end in time", len(engine.channels))
+
+    def elsewhere(self) -> bool:
+        """Tell whether this is another thread than the loop's."""
+        return threading.get_ident() != self._thread
+
+    def run_task(self, awaitable: Any, done: Callable[[Any, BaseException | None], None]) -> Timer:
+        """Run *awaitable* in a task; *done* gets its result or its exception."""
+        task: asyncio.Future[Any] = asyncio.ensure_future(awaitable)
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(partial(self._done, done))
+        return task
+
+    def run_thread(
+        self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> Timer:
+        """Run *function* in a thread; *done* gets its result or its exception."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="exproto-app")
+        future: asyncio.Future[Any] = self.loop.run_in_executor(self._pool, function)
+        future.add_done_callback(partial(self._done, done))
+        return future
+
+    def _done(self, done: Callable[[Any, BaseException | None], None], future: asyncio.Future[Any]) -> None:
+        self._tasks.discard(future)
+        if future.cancelled():
+            done(None, asyncio.CancelledError())
+        elif (error := future.exception()) is not None:
+            done(None, error)
+        else:
+            done(future.result(), None)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _call(handler: Handler) -> None:
+    result = handler.call()
+    if inspect.isawaitable(result):
+        await result
+
+
+class Watchdog:
+    """A thread that tells who holds the event loop up: no code in the loop can see that by itself.
+
+    *awake* is False while the loop rests on purpose, between two calls of a `TestClient`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.awake = True
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._stopped = threading.Event()
+        self._answered = False
+
+    def start(self) -> None:
+        """Begin to watch."""
+        threading.Thread(target=self._watch, name="exproto-app watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._stopped.set()
+
+    def _answer(self) -> None:
+        self._answered = True
+
+    def _watch(self) -> None:
+        asked, said = 0.0, False
+        self._answered = True
+        while not self._stopped.wait(SLOW / 4):
+            now = time.monotonic()
+            if self._answered or not self.awake:
+                asked, said, self._answered = now, False, False
+                try:
+                    self._loop.call_soon_threadsafe(self._answer)
+                except RuntimeError:  # the loop is closed
+                    return
+            elif not said and now - asked >= SLOW:
+                said = True
+                self._tell()
+
+    def _tell(self) -> None:
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - documented for debuggers such as this
+        if frame is None:
+            return
+        stack = "".join(traceback.format_stack(frame)).rstrip()
+        log.warning(
+            "app ! %s has held everybody up for %g s; make it a def with blocking=True. It is here:\n%s",
+            _culprit(frame),
+            SLOW,
+            stack,
+        )
+
+
+def _culprit(frame: FrameType) -> str:
+    """Return the name of the function that the engine called, or of the one that runs."""
+    name = frame.f_code.co_name
+    walk: FrameType | None = frame
+    while walk is not None:
+        caller = walk.f_back
+        if caller is not None and caller.f_globals.get("__name__") == Channel.__module__:
+            return walk.f_code.co_name
+        walk = caller
+    return name

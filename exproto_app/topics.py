@@ -1,0 +1,223 @@
+"""Topics and topic filters: what is allowed, what matches what (MQTT 5, 4.7 and 4.8.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from functools import lru_cache
+from typing import Final, Generic, TypeVar
+
+__all__ = [
+    "Filters",
+    "check_filter",
+    "check_qos",
+    "check_topic",
+    "matcher",
+    "matches",
+    "split_share",
+]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+LONGEST: Final = 65_535
+"""Bytes of a topic's UTF-8 text (MQTT 5, 1.5.4)."""
+
+REMEMBERED: Final = 256
+"""Characters of a topic that is worth remembering as a good one."""
+
+SHARE: Final = "$share/"
+
+
+def check_topic(topic: str) -> None:
+    """Refuse what can't be published to: raises `TypeError` or `ValueError`."""
+    fine = _is_topic if isinstance(topic, str) and len(topic) <= REMEMBERED else _is_topic.__wrapped__
+    if not fine(topic):
+        raise ValueError(f"topic {topic!r} has a wildcard; only a filter may, so name one topic")
+
+
+def check_filter(topic: str) -> None:
+    """Refuse what can't be subscribed to: raises `TypeError` or `ValueError`.
+
+    A shared subscription is `$share/GROUP/FILTER`; EMQX 4.2 kills a connection that leaves the filter out.
+    """
+    _check_text("topic filter", topic)
+    plain = topic
+    if topic.startswith(SHARE) or topic == "$share":
+        group, _, plain = topic[len(SHARE) :].partition("/")
+        if not group or not plain or "+" in group or "#" in group:
+            raise ValueError(f"topic filter {topic!r} is no shared one; write $share/GROUP/FILTER")
+    levels = plain.split("/")
+    for level in levels:
+        if len(level) > 1 and ("+" in level or "#" in level):
+            raise ValueError(
+                f"topic filter {topic!r}: a wildcard has to be a whole level, as in a/+/b or a/#"
+            )
+    if "#" in levels[:-1]:
+        raise ValueError(f"topic filter {topic!r}: '#' has to be the last level, as in a/#")
+
+
+def check_qos(qos: int) -> None:
+    """Refuse a QoS that is none: raises `TypeError` or `ValueError`."""
+    if isinstance(qos, bool) or not isinstance(qos, int):
+        raise TypeError(f"qos is {type(qos).__name__}, not int")
+    if not 0 <= qos <= 2:
+        raise ValueError(f"qos is {qos}, it has to be 0, 1 or 2")
+
+
+def split_share(topic: str) -> tuple[str, str]:
+    """Return the group of a shared subscription and its filter; without a group it is empty."""
+    if not topic.startswith(SHARE):
+        return "", topic
+    group, _, plain = topic[len(SHARE) :].partition("/")
+    return group, plain
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Tell whether a message of *topic* reaches a subscription of *topic_filter*."""
+    return matcher(topic_filter)(topic)
+
+
+def matcher(topic_filter: str) -> Callable[[str], bool]:
+    """Return a function of a topic that tells whether it matches *topic_filter*."""
+    _, plain = split_share(topic_filter)
+    if "+" not in plain and "#" not in plain:
+        return plain.__eq__
+    levels = plain.split("/")
+    rest = levels[-1] == "#"
+    if rest:
+        levels.pop()
+    wanted = [(index, level) for index, level in enumerate(levels) if level != "+"]
+    size = len(levels)
+    wild_start = plain[0] in "+#"
+
+    def match(topic: str) -> bool:
+        if wild_start and topic.startswith("$"):
+            return False
+        parts = topic.split("/")
+        if len(parts) != size and not (rest and len(parts) > size):
+            return False
+        return all(parts[index] == level for index, level in wanted)
+
+    return match
+
+
+class _Node(Generic[K, V]):
+    """One level of the wildcard filters."""
+
+    __slots__ = ("children", "ends", "rest")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[K, V]] = {}
+        self.ends: dict[K, V] = {}
+        self.rest: dict[K, V] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not (self.children or self.ends or self.rest)
+
+
+class Filters(Generic[K, V]):
+    """Who is subscribed to what: values by filter and key. A look-up costs what it finds, not what there is.
+
+    A key may be under several filters and is found once for each that matches. Shared subscriptions are the
+    caller's matter: filters here are plain.
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[K, V]] = {}
+        self._root: _Node[K, V] = _Node()
+
+    def __bool__(self) -> bool:
+        return bool(self._exact) or not self._root.empty
+
+    def add(self, topic_filter: str, key: K, value: V) -> None:
+        """Put *value* under *topic_filter* for *key*, in place of what it had there."""
+        if "+" not in topic_filter and "#" not in topic_filter:
+            self._exact.setdefault(topic_filter, {})[key] = value
+            return
+        node = self._root
+        levels = topic_filter.split("/")
+        rest = levels[-1] == "#"
+        for level in levels[:-1] if rest else levels:
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = _Node()
+            node = child
+        (node.rest if rest else node.ends)[key] = value
+
+    def discard(self, topic_filter: str, key: K) -> None:
+        """Remove what *key* has under *topic_filter*, if anything."""
+        if "+" not in topic_filter and "#" not in topic_filter:
+            values = self._exact.get(topic_filter)
+            if values is not None:
+                values.pop(key, None)
+                if not values:
+                    del self._exact[topic_filter]
+            return
+        levels = topic_filter.split("/")
+        rest = levels[-1] == "#"
+        path = [self._root]
+        for level in levels[:-1] if rest else levels:
+            child = path[-1].children.get(level)
+            if child is None:
+                return
+            path.append(child)
+        (path[-1].rest if rest else path[-1].ends).pop(key, None)
+        while len(path) > 1 and path[-1].empty:
+            path.pop()
+            del path[-1].children[levels[len(path) - 1]]
+
+    def matching(self, topic: str) -> list[tuple[K, V]]:
+        """Return key and value of each subscription that a message of *topic* reaches."""
+        exact = self._exact.get(topic)
+        found = list(exact.items()) if exact else []
+        if not self._root.empty:
+            for values in self._wild(topic):
+                found += values.items()
+        return found
+
+    def _wild(self, topic: str) -> Iterator[dict[K, V]]:
+        levels = topic.split("/")
+        nodes = [self._root]
+        hidden = topic.startswith("$")  # topics of the broker's own match no leading wildcard
+        for index, level in enumerate(levels):
+            further = []
+            for node in nodes:
+                if node.rest and not (hidden and index == 0):
+                    yield node.rest
+                child = node.children.get(level)
+                if child is not None:
+                    further.append(child)
+                child = node.children.get("+")
+                if child is not None and not (hidden and index == 0):
+                    further.append(child)
+            if not further:
+                return
+            nodes = further
+        for node in nodes:
+            if node.rest:  # a/# matches a too
+                yield node.rest
+            if node.ends:
+                yield node.ends
+
+
+def _check_text(what: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is {type(text).__name__}, not str")
+    if not text:
+        raise ValueError(f"{what} is empty; it needs at least one character")
+    if "\0" in text:
+        raise ValueError(f"{what} {text!r} has a NUL character; MQTT allows none")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {text!r} can't be sent as UTF-8; replace its surrogates") from None
+    if size > LONGEST:
+        raise ValueError(f"{what} has {size} bytes, limit is {LONGEST}")
+
+
+@lru_cache(maxsize=4096)
+def _is_topic(topic: str) -> bool:
+    """Tell whether *topic* can be published to; devices use the same few again and again."""
+    _check_text("topic", topic)
+    return "+" not in topic and "#" not in topic

@@ -1,0 +1,302 @@
+"""Framing alone: small frames in 1,460-byte chunks, beside loops written by hand for each format.
+
+Run it as `python -m tests.bench.framing`; it prints a line for each figure, and the ratios are of one run.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import attrs
+
+from exproto_app.framing import (
+    RAW,
+    Decoder,
+    Decoding,
+    Delimiter,
+    FixedSize,
+    Framing,
+    LengthPrefix,
+    Line,
+    Reader,
+    StartEnd,
+)
+
+__all__ = ["figures"]
+
+CHUNK = 1_460  # bytes of one TCP segment
+STREAM = 2_000_000  # bytes
+ROUNDS = 11
+
+Loop: TypeAlias = Callable[[Sequence[bytes]], list[bytes]]
+"""Takes chunks, returns all their frames; whole in one function, as one would write it by hand."""
+
+
+class Prefixed:
+    """What a user writes: two bytes of length, then the frame."""
+
+    def encode(self, frame: bytes) -> bytes:
+        return len(frame).to_bytes(2, "big") + frame
+
+    def decode(self, reader: Reader) -> Decoding:
+        while True:
+            size = yield from reader.exactly(2)
+            frame = yield from reader.exactly(int.from_bytes(size, "big"))
+            yield frame
+
+
+class PrefixedSplit:
+    """The same, by `split`."""
+
+    def encode(self, frame: bytes) -> bytes:
+        return len(frame).to_bytes(2, "big") + frame
+
+    def split(self, buffer: bytearray) -> list[bytes]:
+        frames: list[bytes] = []
+        data = bytes(buffer)
+        start = 0
+        while start + 2 <= len(data):
+            end = start + 2 + (data[start] << 8 | data[start + 1])
+            if end > len(data):
+                break
+            frames.append(data[start + 2 : end])
+            start = end
+        del buffer[:start]
+        return frames
+
+
+def one(data: bytes) -> list[bytes]:
+    return [data]
+
+
+def by_raw(chunks: Sequence[bytes]) -> list[bytes]:
+    # There is no format to take apart: what is left to do by hand is a call for each read.
+    frames: list[bytes] = []
+    for chunk in chunks:
+        frames += one(chunk)
+    return frames
+
+
+def by_line(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        frames += lines
+    return frames
+
+
+def by_crlf(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        lines = (rest + chunk).split(b"\r\n")
+        rest = lines.pop()
+        frames += lines
+    return frames
+
+
+def by_delimiter(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        parts = (rest + chunk).split(b"||")
+        rest = parts.pop()
+        frames += parts
+    return frames
+
+
+def by_length(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        data = rest + chunk
+        size = len(data)
+        start = 0
+        while start + 2 <= size:
+            end = start + 2 + (data[start] << 8 | data[start + 1])
+            if end > size:
+                break
+            frames.append(data[start + 2 : end])
+            start = end
+        rest = data[start:]
+    return frames
+
+
+def by_header(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        data = rest + chunk
+        size = len(data)
+        start = 0
+        while start + 3 <= size:
+            end = start + data[start + 2] + 5
+            if end > size:
+                break
+            frames.append(data[start:end])
+            start = end
+        rest = data[start:]
+    return frames
+
+
+def by_size(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        data = rest + chunk
+        end = len(data) - len(data) % 32
+        frames += [data[start : start + 32] for start in range(0, end, 32)]
+        rest = data[end:]
+    return frames
+
+
+def by_brackets(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        parts = (rest + chunk).split(b"\x03")
+        rest = parts.pop()
+        frames += [part[1:] for part in parts]
+    return frames
+
+
+def by_escapes(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        parts = (rest + chunk).split(b"\x7e")
+        rest = parts.pop()
+        if len(parts) % 2:
+            rest = b"\x7e" + rest
+        for frame in parts[1::2]:
+            if 0x7D in frame:
+                frames.append(frame.replace(b"\x7d\x02", b"\x7e").replace(b"\x7d\x01", b"\x7d"))
+            else:
+                frames.append(frame)
+    return frames
+
+
+JT808 = StartEnd(b"\x7e", b"\x7e", {b"\x7e": b"\x7d\x02", b"\x7d": b"\x7d\x01"})
+
+
+@attrs.frozen
+class Case:
+    name: str
+    framing: Framing
+    by_hand: Loop
+    bar: float
+    text: bool = False
+    sizes: tuple[int, int] = (20, 64)
+
+
+CASES = (
+    Case("raw", RAW, by_raw, 0.4),
+    Case("line", Line(), by_line, 0.5, text=True),
+    Case("line_crlf", Line(ending=b"\r\n"), by_crlf, 0.5, text=True),
+    Case("delimiter", Delimiter(b"||"), by_delimiter, 0.5, text=True),
+    Case("length_prefix", LengthPrefix(2), by_length, 0.4),
+    Case("length_header", LengthPrefix(1, offset=2, adjustment=2), by_header, 0.4),
+    Case("fixed_size", FixedSize(32), by_size, 0.4, sizes=(32, 32)),
+    Case("start_end", StartEnd(b"\x02", b"\x03"), by_brackets, 0.4, text=True),
+    Case("start_end_escapes", JT808, by_escapes, 0.4),
+    Case("user_generator", Prefixed(), by_length, 0.25),
+    Case("user_split", PrefixedSplit(), by_length, 0.25),
+)
+
+
+def stream(case: Case) -> bytes:
+    """Return a stream of *case*'s frames, always the same."""
+    source = random.Random(7)
+    pieces: list[bytes] = []
+    size = 0
+    while size < STREAM:
+        frame = source.randbytes(source.randint(*case.sizes))
+        if case.text:
+            frame = frame.hex()[: len(frame)].encode()
+        if case.name == "length_header":
+            frame = b"\x78\x78" + bytes([len(frame)]) + frame + b"\x0d\x0a"
+        pieces.append(case.framing.encode(frame))
+        size += len(pieces[-1])
+    return b"".join(pieces)
+
+
+def decoded(framing: Framing, chunks: Sequence[bytes]) -> list[bytes]:
+    feed = Decoder(framing).feed
+    frames: list[bytes] = []
+    for chunk in chunks:
+        frames += feed(chunk)
+    return frames
+
+
+def seconds(work: Callable[[], list[bytes]]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def compare(ours: Callable[[], list[bytes]], theirs: Callable[[], list[bytes]]) -> tuple[float, float]:
+    """Return our seconds and how fast we are beside them: medians of rounds that alternate."""
+    pairs: list[tuple[float, float]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(ROUNDS):
+            if number % 2:
+                pairs.append((seconds(ours), seconds(theirs)))
+            else:
+                by_them = seconds(theirs)
+                pairs.append((seconds(ours), by_them))
+    finally:
+        gc.enable()
+    return statistics.median(our for our, _ in pairs), statistics.median(their / our for our, their in pairs)
+
+
+def figure(case: Case, name: str, chunks: Sequence[bytes], bar: float | None) -> tuple[str, bool]:
+    count = len(decoded(case.framing, chunks))
+    if case.by_hand(chunks) != decoded(case.framing, chunks):
+        raise AssertionError(f"{case.name}: the loop by hand finds other frames")
+    ours, ratio = compare(lambda: decoded(case.framing, chunks), lambda: case.by_hand(chunks))
+    good = bar is None or ratio >= bar
+    told = "bar=none" if bar is None else f"bar={bar:.2f} {'ok' if good else 'BELOW'}"
+    return f"framing.{name} {count / ours:.0f} frames/s ratio={ratio:.2f} {told}", good
+
+
+def cuts(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def checked_figures() -> Iterator[tuple[str, bool]]:
+    for case in CASES:
+        yield figure(case, f"{case.name}.frames", cuts(stream(case), CHUNK), case.bar)
+    line = CASES[1]
+    lines = [bytes([65 + number % 26]) * 63 + b"\n" for number in range(32_000)]
+    yield figure(line, "line.one_a_read", lines, None)
+    sixteen = [b"".join(lines[start : start + 16]) for start in range(0, len(lines), 16)]
+    yield figure(line, "line.sixteen_a_read", sixteen, None)
+    yield figure(CASES[0], "raw.one_a_read", lines, None)
+
+
+def figures() -> Iterator[str]:
+    """Yield a line for each figure: name, value, unit, ratio to the loop by hand, bar."""
+    for line, _ in checked_figures():
+        yield line
+
+
+def main() -> int:
+    good = True
+    for line, reached in checked_figures():
+        print(line, flush=True)  # noqa: T201 - a benchmark prints
+        good = good and reached
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The layers: a module imports only what stands above it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import exproto_app
+
+ROOT = Path(exproto_app.__file__).parent
+
+# From the top down; a package stands for all that is in it.
+LAYERS = (
+    "errors",
+    "models",
+    "topics",
+    "commands",
+    "framing",
+    "connection",
+    "router",
+    "app",
+    "host",
+    "turns",
+    "lane",
+    "channel",
+    "engine",
+    "runner",
+    "hub",
+    "testing",
+    "drivers",
+    "cli",
+)
+SANS_IO = LAYERS[: LAYERS.index("runner")]
+FORBIDDEN = {"asyncio", "socket", "threading", "selectors", "time", "grpc", "erlport", "concurrent", "uvloop"}
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.parent != ROOT or not path.name.startswith("__")
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield every module that *path* imports, for types too; ours as `exproto_app.x`."""
+    package = ("exproto_app", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            name = ".".join((*base, *filter(None, [node.module])))
+            if name == "exproto_app":
+                yield from (f"exproto_app.{alias.name}" for alias in node.names)
+            else:
+                yield name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
+    layer = LAYERS.index(name.split(".")[0])
+    for imported in imports(MODULES[name]):
+        if not imported.startswith("exproto_app."):
+            continue
+        other = imported.split(".")[1]
+        assert LAYERS.index(other) <= layer, f"{name} imports {imported}, which stands below it"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_above_the_runner_does_io_or_reads_a_clock(name: str) -> None:
+    if name.split(".")[0] in SANS_IO:
+        assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & FORBIDDEN
+
+
+def test_importing_the_package_imports_attrs_alone() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import exproto_app;"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before};"
+        "print(*sorted(name for name in new if name not in sys.stdlib_module_names), sep=',');"
+        "print('asyncio' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["attr,attrs,exproto_app", "False"]
+
+
+def test_the_package_exports_what_its_modules_offer_users() -> None:
+    assert exproto_app.__all__ == sorted(exproto_app.__all__)
+    for name in exproto_app.__all__:
+        value = getattr(exproto_app, name)
+        assert name in sys.modules[value.__module__].__all__

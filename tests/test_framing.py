@@ -1,0 +1,1035 @@
+"""Framings find the same frames however the network cuts the stream, and say what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any, cast
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exproto_app import framing as module
+from exproto_app.errors import FramingError, SetupError
+from exproto_app.framing import (
+    RAW,
+    Decoder,
+    Decoding,
+    Delimiter,
+    FixedSize,
+    Framing,
+    LengthPrefix,
+    Line,
+    Raw,
+    Reader,
+    SplitFraming,
+    StartEnd,
+)
+
+JT808 = StartEnd(b"\x7e", b"\x7e", {b"\x7e": b"\x7d\x02", b"\x7d": b"\x7d\x01"})
+SLIP = StartEnd(b"\xc0", b"\xc0", {b"\xc0": b"\xdb\xdc", b"\xdb": b"\xdb\xdd"})
+
+
+# --- users' framings
+
+
+@attrs.frozen
+class Counted:
+    """Two bytes of length, then the frame, as a generator."""
+
+    limit: int = 65_536
+
+    def encode(self, frame: bytes) -> bytes:
+        return len(frame).to_bytes(2, "big") + frame
+
+    def decode(self, reader: Reader) -> Decoding:
+        while True:
+            size = yield from reader.exactly(2)
+            data = yield from reader.exactly(int.from_bytes(size, "big"))
+            yield data
+
+
+@attrs.frozen
+class CountedSplit:
+    """The same by split, one frame a call, and a frame b"bad" is refused."""
+
+    limit: int = 65_536
+
+    def encode(self, frame: bytes) -> bytes:
+        return len(frame).to_bytes(2, "big") + frame
+
+    def split(self, buffer: bytearray) -> list[bytes]:
+        size = 2 + int.from_bytes(buffer[:2], "big")
+        if len(buffer) < max(size, 2):
+            return []
+        frame = bytes(buffer[2:size])
+        del buffer[:size]
+        if frame == b"bad":
+            raise FramingError("refused")
+        return [frame]
+
+
+@attrs.frozen
+class Words:
+    """Words end with a semicolon, as a generator."""
+
+    limit: int = 65_536
+
+    def encode(self, frame: bytes) -> bytes:
+        return frame + b";;"
+
+    def decode(self, reader: Reader) -> Decoding:
+        while True:
+            yield (yield from reader.until(b";;"))
+
+
+def by(decode: Callable[[Reader], Decoding]) -> Framing:
+    """Return a framing with this generator."""
+
+    class User:
+        def encode(self, frame: bytes) -> bytes:
+            return frame
+
+        def decode(self, reader: Reader) -> Decoding:
+            return decode(reader)
+
+        def __repr__(self) -> str:
+            return "User()"
+
+    return User()
+
+
+def splitting(split: Callable[[bytearray], Any]) -> Framing:
+    """Return a framing with this split."""
+
+    class User:
+        def encode(self, frame: bytes) -> bytes:
+            return frame
+
+        def split(self, buffer: bytearray) -> list[bytes]:
+            return cast("list[bytes]", split(buffer))
+
+        def __repr__(self) -> str:
+            return "User()"
+
+    return User()
+
+
+# --- what is done with them
+
+
+def decoded(framing: Framing, chunks: Iterable[bytes]) -> list[bytes]:
+    decoder = Decoder(framing)
+    frames: list[bytes] = []
+    for chunk in chunks:
+        frames += decoder.feed(chunk)
+        assert decoder.error is None
+    assert all(type(frame) is bytes for frame in frames)
+    return frames
+
+
+def told(framing: Framing, chunks: Iterable[bytes]) -> list[bytes | str]:
+    """Return frames and errors in their order; each error is survived."""
+    decoder = Decoder(framing)
+    events: list[bytes | str] = []
+    for chunk in chunks:
+        data = chunk
+        while True:
+            events += decoder.feed(data)
+            if decoder.error is None:
+                break
+            events.append(str(decoder.error))
+            decoder.recover()
+            data = b""
+    return events
+
+
+def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
+    ends = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in pairwise(ends)]
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    return [data[place : place + 1] for place in range(len(data))]
+
+
+# Few different bytes, so that markers and halves of them are everywhere.
+dense = st.lists(st.sampled_from(b"\r\n|ab\x7e\x7d\x01\x02\xc0\xdb\xdc<>#"), max_size=12).map(bytes)
+anything = st.one_of(dense, st.binary(max_size=40))
+places = st.lists(st.integers(min_value=0, max_value=10_000), max_size=20)
+
+
+def whole(frame: bytes) -> bytes:
+    """Return *frame* with a GT06 header, which stays in the frame."""
+    return b"\x78\x78" + bytes([len(frame)]) + frame + b"\x0d\x0a"
+
+
+@attrs.frozen
+class Case:
+    name: str
+    framing: Framing
+    frames: st.SearchStrategy[bytes] = anything
+
+
+CASES = [
+    Case("line", Line()),
+    Case("line crlf", Line(ending=b"\r\n")),
+    Case("delimiter", Delimiter(b"|")),
+    Case("delimiter of two", Delimiter(b"||")),
+    Case("delimiter that overlaps itself", Delimiter(b"|a|")),
+    Case("length 1", LengthPrefix(1)),
+    Case("length 2", LengthPrefix(2)),
+    Case("length 3", LengthPrefix(3, byteorder="little")),
+    Case("length 4", LengthPrefix(4, byteorder="little")),
+    Case("length 8", LengthPrefix(8)),
+    Case("length that counts itself", LengthPrefix(2, adjustment=-2)),
+    Case("length without checksum", LengthPrefix(2, adjustment=1), st.binary(min_size=1, max_size=40)),
+    Case("header stays", LengthPrefix(1, offset=2, adjustment=2), anything.map(whole)),
+    Case("plain length stays", LengthPrefix(1, strip=0), anything.map(lambda f: bytes([len(f)]) + f)),
+    Case("fixed size", FixedSize(3), st.binary(min_size=3, max_size=3)),
+    Case("start and end", StartEnd(b"<", b">")),
+    Case("markers of two", StartEnd(b"<#", b"#>")),
+    Case("markers that overlap", StartEnd(b"<>", b">>")),
+    Case("equal markers", StartEnd(b"|", b"|")),
+    Case("equal markers of two", StartEnd(b"||", b"||")),
+    Case("jt808", JT808),
+    Case("slip", SLIP),
+    Case("start, escaped end", StartEnd(b"##", b"a>", {b">": b"<a", b"<": b"<b", b"#": b"<c"})),
+    Case("user's generator", Counted()),
+    Case("user's split", CountedSplit()),
+]
+STOCK = [case for case in CASES if "user" not in case.name]
+thrifty = settings(max_examples=40, deadline=None)
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_stock = pytest.mark.parametrize("case", STOCK, ids=lambda case: case.name)
+
+
+def sendable(case: Case, data: st.DataObject) -> tuple[list[bytes], bytes]:
+    """Return frames that the framing takes, and the stream that they make."""
+    frames: list[bytes] = []
+    stream = b""
+    for frame in data.draw(st.lists(case.frames, max_size=12)):
+        if frame == b"bad":
+            continue
+        try:
+            stream += case.framing.encode(frame)
+        except FramingError:
+            continue
+        frames.append(frame)
+    return frames, stream
+
+
+# --- every framing
+
+
+@each_case
+@thrifty
+@given(data=st.data())
+def test_what_is_encoded_is_decoded(case: Case, data: st.DataObject) -> None:
+    """decode(encode(frame)) == frame, for each frame that encode doesn't refuse."""
+    frame = data.draw(case.frames)
+    try:
+        sent = case.framing.encode(frame)
+    except FramingError:
+        return
+    if frame != b"bad":
+        assert decoded(case.framing, [sent]) == [frame]
+
+
+@each_case
+@thrifty
+@given(data=st.data())
+def test_random_cuts_change_nothing(case: Case, data: st.DataObject) -> None:
+    """A stream gives its frames however it is cut."""
+    frames, stream = sendable(case, data)
+    assert decoded(case.framing, [stream]) == frames
+    assert decoded(case.framing, cut(stream, data.draw(places))) == frames
+    assert decoded(case.framing, bytewise(stream)) == frames
+
+
+@each_case
+def test_every_cut_changes_nothing(case: Case) -> None:
+    """A stream gives its frames wherever it is cut in two."""
+    inner = [b"one", b"abc", b"\xc0\x7e", b"\x7d2"]
+    if case.framing == FixedSize(3):
+        inner = [b"one", b"abc", b"\xc0\x7e\x7d"]
+    frames = inner
+    if case.name == "header stays":
+        frames = [whole(frame) for frame in inner]
+    if case.name == "plain length stays":
+        frames = [bytes([len(frame)]) + frame for frame in inner]
+    stream = b"".join(map(case.framing.encode, frames))
+    for place in range(len(stream) + 1):
+        assert decoded(case.framing, [stream[:place], stream[place:]]) == frames
+
+
+@each_stock
+@thrifty
+@given(stream=dense.map(lambda data: data * 3), where=places)
+def test_garbage_is_told_alike_however_it_is_cut(case: Case, stream: bytes, where: list[int]) -> None:
+    """Frames before, between and after what is wrong don't depend on the cuts, only the wording may."""
+    if isinstance(case.framing, LengthPrefix):
+        return  # a wrong length drops what has come, and that depends on what has come
+    pieces = cut(stream, where)
+    frames = [event for event in told(case.framing, pieces) if isinstance(event, bytes)]
+    assert frames == [event for event in told(case.framing, [stream]) if isinstance(event, bytes)]
+
+
+@each_stock
+@thrifty
+@given(stream=st.one_of(dense.map(lambda data: data * 3), st.binary()), where=places)
+def test_split_finds_what_the_decoder_finds(case: Case, stream: bytes, where: list[int]) -> None:
+    """The public split of a stock framing, driven as a user's own, gives the same frames and errors."""
+    stock = cast("SplitFraming", case.framing)
+    assert told(splitting(stock.split), cut(stream, where)) == told(stock, cut(stream, where))
+
+
+@each_case
+def test_an_idle_decoder_holds_nothing(case: Case) -> None:
+    """Before the first byte, and after no bytes, there are no frames, no error and no generator."""
+    decoder = Decoder(case.framing)
+    assert decoder.feed(b"") == []
+    assert decoder.finish() == []
+    assert (decoder.error, decoder.buffered, decoder.recover()) == (None, 0, 0)
+    assert decoder.framing is case.framing
+
+
+LARGE = [
+    Line(limit=1 << 20),
+    Delimiter(b"\r\n", limit=1 << 20),
+    LengthPrefix(4, limit=1 << 20),
+    FixedSize(1 << 18, limit=1 << 20),
+    StartEnd(b"<<", b">>", limit=1 << 20),
+    StartEnd(b"<", b"<", {b"<": b"!a", b"!": b"!b"}, limit=1 << 20),
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 1_460, 70_000])
+@pytest.mark.parametrize("framing", [*LARGE, Words(limit=1 << 20)], ids=repr)
+def test_a_large_frame_in_small_pieces(framing: Framing, chunk: int) -> None:
+    """A large frame arrives in any pieces."""
+    frame = b"x" * (1 << 18)
+    stream = framing.encode(frame)
+    decoder = Decoder(framing)
+    got: list[bytes] = []
+    for start in range(0, len(stream), chunk):
+        got += decoder.feed(stream[start : start + chunk])
+    assert decoder.error is None
+    assert got == [frame]
+    assert decoder.buffered == 0
+
+
+@pytest.mark.parametrize("framing", LARGE, ids=repr)
+def test_an_unfinished_frame_is_not_searched_again_and_again(
+    framing: Framing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is looked at for a frame that comes byte by byte grows with its size, not with its square."""
+    looked = 0
+    cut_it = type(framing).cut  # type: ignore[union-attr]
+
+    def counting(self: Any, data: bytes) -> Any:
+        nonlocal looked
+        looked += len(data)
+        return cut_it(self, data)
+
+    monkeypatch.setattr(type(framing), "cut", counting)
+    frame = bytes(1 << 18)
+    assert decoded(framing, bytewise(framing.encode(frame))) == [frame]
+    start = 4_096  # bytes, up to which it is simply looked at again
+    assert looked < start * start / 2 + 3 * len(frame)
+
+
+@pytest.mark.parametrize("framing", [Counted(), Words()], ids=repr)
+def test_a_generator_is_woken_when_its_bytes_are_there(
+    framing: Framing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for bytes, one at a time, doesn't copy those that wait."""
+    woken = 0
+    run = module._Stream._run
+
+    def counting(self: module._Stream) -> list[bytes]:
+        nonlocal woken
+        woken += 1
+        return run(self)
+
+    monkeypatch.setattr(module._Stream, "_run", counting)
+    assert decoded(framing, bytewise(framing.encode(bytes(60_000)))) == [bytes(60_000)]
+    assert woken <= 3
+
+
+# --- limits
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1_000])
+@pytest.mark.parametrize(
+    ("framing", "good", "bad", "size"),
+    [
+        (Line(limit=20), b"x" * 20 + b"\r\n", b"x" * 21 + b"\n", 21),
+        (Delimiter(b"||", limit=20), b"x" * 20 + b"||", b"x" * 21 + b"||", 21),
+        (LengthPrefix(2, limit=20), b"\x00\x14" + b"x" * 20, b"\x00\x15" + b"x" * 21, 21),
+        (LengthPrefix(1, offset=1, limit=20), b"!\x12" + b"x" * 18, b"!\x13" + b"x" * 19, 21),
+        (StartEnd(b"<", b">>", limit=20), b"<" + b"x" * 20 + b">>", b"<" + b"x" * 21 + b">>", 21),
+        (attrs.evolve(JT808, limit=20), JT808.encode(b"~" * 20), JT808.encode(b"~" * 21), 21),
+        (Counted(limit=20), b"\x00\x14" + b"x" * 20, b"\x00\x55" + b"x" * 85, 85),
+        (Counted(limit=20), b"\x00\x14" + b"x" * 20, b"\x00\x15" + b"x" * 21, 21),
+        (Words(limit=20), b"x" * 20 + b";;", b"x" * 21 + b";;", 21),
+    ],
+    ids=repr,
+)
+def test_the_limit_is_the_largest_frame(
+    framing: Framing, good: bytes, bad: bytes, size: int, chunk: int
+) -> None:
+    """A frame of limit bytes passes, a longer one is an error with both numbers, after the good frame."""
+    decoder = Decoder(framing)
+    stream = good + bad
+    frames: list[bytes] = []
+    for start in range(0, len(stream), chunk):
+        frames += decoder.feed(stream[start : start + chunk])
+        if decoder.error is not None:
+            break
+    assert len(frames) == 1
+    least, limit = str(decoder.error).removeprefix("frame has ").split(" bytes, limit is ")
+    # What never ends is told at the latest when it is one delimiter longer.
+    assert size <= int(least) <= size + 1
+    assert limit == "20"
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        Line(limit=50),
+        Delimiter(b"##", limit=50),
+        StartEnd(b"x", b"##", limit=50),
+        attrs.evolve(SLIP, limit=50),
+        Words(limit=50),
+        splitting(lambda _: []),
+    ],
+    ids=repr,
+)
+def test_a_frame_that_never_ends_is_an_error(framing: Framing) -> None:
+    """Nobody waits for the end of a frame beyond the limit, and what is buffered stays bounded."""
+    decoder = Decoder(framing)
+    start = b"\xc0" if getattr(framing, "start", b"") == b"\xc0" else b"x"
+    decoder.feed(start)
+    limit = getattr(framing, "limit", 65_536)
+    for _ in range(3 * limit):
+        assert decoder.feed(b"x") == []
+        if decoder.error is not None:
+            break
+    assert str(decoder.error).endswith(f" bytes, limit is {limit}")
+    assert decoder.buffered <= 2 * limit + 100
+    assert decoder.recover() > limit
+    assert decoder.buffered == 0
+
+
+def test_good_lines_before_and_after_a_long_one() -> None:
+    """A line over the limit takes nothing else with it."""
+    stream = b"a\r\n" + b"x" * 11 + b"\nb\n" + b"x" * 10 + b"\r\n"
+    expected = [b"a", "frame has 11 bytes, limit is 10", b"b", b"x" * 10]
+    assert told(Line(limit=10), [stream]) == expected
+
+
+def test_a_users_limit_counts_what_waits() -> None:
+    """A user's split that waits too long is stopped at its limit, with 64 bytes for a header."""
+    decoder = Decoder(CountedSplit(limit=100))
+    assert decoder.feed(b"\xff\xff" + b"x" * 162) == []
+    assert decoder.error is None
+    assert decoder.feed(b"x") == []
+    assert str(decoder.error) == "frame has 165 bytes, limit is 100"
+
+
+def test_until_takes_a_limit_of_its_own() -> None:
+    """`reader.until` may be given less than the framing's limit."""
+
+    def decode(reader: Reader) -> Decoding:
+        while True:
+            yield (yield from reader.until(b":", 3))
+
+    assert told(by(decode), [b"abc:", b"abcd"]) == [b"abc", "frame has 4 bytes, limit is 3"]
+
+
+# --- RAW
+
+
+def test_raw_takes_each_read_as_a_frame() -> None:
+    """RAW changes nothing in either direction."""
+    decoder = Decoder(RAW)
+    assert [decoder.feed(data) for data in (b"a", b"", b"bc")] == [[b"a"], [], [b"bc"]]
+    assert RAW.encode(b"any\n") == b"any\n"
+    assert Raw() == RAW
+
+
+def test_raw_cuts_reads_over_the_limit() -> None:
+    """A read over the limit becomes several frames, none of it is lost."""
+    assert decoded(Raw(limit=2), [b"abcde"]) == [b"ab", b"cd", b"e"]
+    assert list(map(len, decoded(RAW, [bytes(70_000)]))) == [65_536, 70_000 - 65_536]
+
+
+# --- lines
+
+
+@pytest.mark.parametrize("stream", [b"a\nb\r\n\r\n\nc\rd\n\r\r\n", b"a\r\nb\r\n\r\n\r\nc\rd\r\n\r\r\n"])
+def test_lines_end_with_or_without_a_carriage_return(stream: bytes) -> None:
+    """One carriage return before the line feed is dropped, others belong to the line."""
+    assert decoded(Line(), [stream]) == [b"a", b"b", b"", b"", b"c\rd", b"\r"]
+    assert decoded(Line(), bytewise(stream)) == [b"a", b"b", b"", b"", b"c\rd", b"\r"]
+
+
+@pytest.mark.parametrize("frame", [b"a\nb", b"a\r", b"\n"])
+@pytest.mark.parametrize("framing", [Line(), Line(ending=b"\r\n")])
+def test_a_line_that_would_be_read_otherwise_is_refused(framing: Line, frame: bytes) -> None:
+    """encode refuses what wouldn't come back as it is."""
+    with pytest.raises(FramingError, match=frame.hex()):
+        framing.encode(frame)
+
+
+def test_a_delimiter_may_not_end_a_frame_early() -> None:
+    """A frame that ends with half a delimiter is refused, like one that holds it."""
+    framing = Delimiter(b"||")
+    for frame in (b"a||b", b"a|"):
+        with pytest.raises(FramingError, match="cut by its delimiter"):
+            framing.encode(frame)
+    assert decoded(framing, [framing.encode(b"|a")]) == [b"|a"]
+
+
+# --- lengths
+
+
+def test_a_length_prefix_as_on_the_wire() -> None:
+    """The options mean what Netty's mean."""
+    assert LengthPrefix(2).encode(b"abc") == b"\x00\x03abc"
+    assert LengthPrefix(4, byteorder="little").encode(b"abc") == b"\x03\x00\x00\x00abc"
+    assert LengthPrefix(3).encode(b"abc") == b"\x00\x00\x03abc"
+    assert LengthPrefix(2, adjustment=-2).encode(b"abc") == b"\x00\x05abc"
+    login = bytes.fromhex("78780D01012345678901234500018CDD0D0A")
+    assert decoded(LengthPrefix(1, offset=2, adjustment=2), [login * 2]) == [login, login]
+    assert decoded(LengthPrefix(1, offset=2, adjustment=2, strip=2), [login]) == [login[2:]]
+    assert decoded(LengthPrefix(2, strip=0), [b"\x00\x01a"]) == [b"\x00\x01a"]
+
+
+@pytest.mark.parametrize(
+    ("framing", "frame", "why"),
+    [
+        (LengthPrefix(1), bytes(256), "frame has 256 bytes, that is no length of 1 bytes: 256"),
+        (LengthPrefix(1, adjustment=2), b"a", "frame has 1 bytes, that is no length of 1 bytes: -1"),
+        (LengthPrefix(1, offset=2), b"ab", "frame has 2 bytes, its header alone has 3"),
+        (LengthPrefix(1, offset=2), b"ab\x02c", "frame has 4 bytes, its length field makes it 5"),
+        (LengthPrefix(1, offset=2, strip=2), b"\x01c", "give the router a reply_framing="),
+        (LengthPrefix(2, strip=1), b"\x01c", "give the router a reply_framing="),
+        (FixedSize(3), b"ab", "frame has 2 bytes, each has 3"),
+        (StartEnd(b"<", b">"), b"a>b", "frame would be cut by its end marker 3e: 613e62"),
+        (StartEnd(b"<", b">>"), b"a>", "frame would be cut by its end marker 3e3e: 613e"),
+        (JT808, b"", "an empty frame between markers 7e is fill"),
+    ],
+)
+def test_what_cannot_be_a_frame_is_not_sent(framing: Framing, frame: bytes, why: str) -> None:
+    """encode says what is wrong with a frame."""
+    with pytest.raises(FramingError) as info:
+        framing.encode(frame)
+    assert why in str(info.value)
+
+
+def test_a_length_below_the_header_is_an_error() -> None:
+    """A frame can't be shorter than its header; what has come is dropped, for nobody knows its end."""
+    decoder = Decoder(LengthPrefix(2, adjustment=-2))
+    assert decoder.feed(b"\x00\x03a\x00\x01bcd") == [b"a"]
+    assert str(decoder.error) == "frame has 1 bytes by its length field, its header 2"
+    assert (decoder.buffered, decoder.recover(), decoder.buffered) == (5, 5, 0)
+    assert decoder.feed(b"\x00\x03a") == [b"a"]
+
+
+def test_a_header_over_the_limit_is_told_at_once() -> None:
+    """The error doesn't wait for the bytes that the length promises."""
+    decoder = Decoder(LengthPrefix(4))
+    assert decoder.feed(b"\x00\x00\x00\x01a\x7f\x00\x00\x00") == [b"a"]
+    assert str(decoder.error) == f"frame has {0x7F000000} bytes, limit is 65536"
+
+
+# --- start and end
+
+
+def test_frames_of_a_real_protocol() -> None:
+    """JT/T 808 as published: 7D02 is 7E, 7D01 is 7D."""
+    assert decoded(JT808, [bytes.fromhex("7e307d02087d01557e")]) == [bytes.fromhex("307e087d55")]
+    assert JT808.encode(bytes.fromhex("307e087d55")) == bytes.fromhex("7e307d02087d01557e")
+    assert decoded(SLIP, [b"\xc0a\xdb\xdcb\xdb\xdd\xc0"]) == [b"a\xc0b\xdb"]
+
+
+@pytest.mark.parametrize("fill", [1, 2, 3, 4, 5])
+def test_fill_between_frames_is_skipped(fill: int) -> None:
+    """Any number of equal markers with nothing between them is no frame."""
+    stream = b"\x7e" * fill + b"a\x7e" + b"\x7e" * fill + b"b\x7e"
+    assert decoded(JT808, [stream]) == [b"a", b"b"]
+    assert decoded(JT808, bytewise(stream)) == [b"a", b"b"]
+
+
+def test_an_empty_frame_between_different_markers_is_one() -> None:
+    """Where the markers differ there is no fill."""
+    assert decoded(StartEnd(b"<", b">"), [b"<><a>"]) == [b"", b"a"]
+
+
+def test_garbage_before_a_start_marker() -> None:
+    """It is an error, told at once, and the frames behind it still come."""
+    decoder = Decoder(StartEnd(b"<<", b">"))
+    assert decoder.feed(b"<<a>x<<b>yz<<c>") == [b"a"]
+    assert str(decoder.error) == "1 bytes before the start marker 3c3c: 78"
+    assert decoder.buffered == 11
+    assert decoder.feed(b"<") == []
+    assert decoder.recover() == 1
+    assert decoder.error is None
+    assert decoder.feed(b"") == [b"b"]
+    assert str(decoder.error) == "2 bytes before the start marker 3c3c: 797a"
+    assert decoder.recover() == 2
+    assert decoder.feed(b"") == [b"c"]
+    assert (decoder.error, decoder.buffered) == (None, 1)
+    assert decoder.feed(b"<d>") == [b"d"]
+
+
+def test_half_a_start_marker_waits() -> None:
+    """What may become a start marker is no garbage yet; what can't any more is."""
+    decoder = Decoder(StartEnd(b"<<", b">"))
+    assert decoder.feed(b"ab<") == []
+    assert decoder.recover() == 2
+    assert (decoder.feed(b"<a>"), decoder.error) == ([b"a"], None)
+    assert decoder.feed(b"<") == []
+    assert decoder.error is None
+    assert decoder.feed(b"-" * 20) == []
+    assert str(decoder.error) == f"21 bytes before the start marker 3c3c: 3c{'2d' * 15}… (21 bytes)"
+
+
+def test_an_unknown_escape_spoils_its_frame_alone() -> None:
+    """An escape that the table lacks is an error, and decoding goes on behind that frame."""
+    stream = b"\x7ea\x7e\x7eb\x7d\x05\x7e\x7ec\x7d\x01\x7e\x7e\x7d\x7e"
+    assert told(JT808, [stream]) == [
+        b"a",
+        "frame has an escape that stands for nothing: 627d05",
+        b"c\x7d",
+        "frame has an escape that stands for nothing: 7d",
+    ]
+
+
+# --- errors, and going on
+
+
+def test_an_error_waits_behind_the_frames_before_it() -> None:
+    """While an error stands, bytes are kept and no frames come."""
+    decoder = Decoder(CountedSplit())
+    assert decoder.feed(b"\x00\x01a\x00\x03bad\x00\x01b") == [b"a"]
+    assert str(decoder.error) == "refused"
+    assert decoder.feed(b"\x00\x01c") == []
+    assert str(decoder.error) == "refused"
+    assert decoder.buffered == 5 + 3 + 3
+    assert decoder.recover() == 5
+    assert decoder.feed(b"") == [b"b", b"c"]
+    assert decoder.error is None
+
+
+def test_an_error_without_its_end_drops_all_that_came() -> None:
+    """What raised and removed nothing can't be gone behind."""
+
+    def split(buffer: bytearray) -> list[bytes]:
+        if buffer.startswith(b"!"):
+            raise FramingError("no")
+        frames = [bytes(buffer)]
+        buffer.clear()
+        return frames
+
+    decoder = Decoder(splitting(split))
+    decoder.feed(b"!ab")
+    decoder.feed(b"cd")
+    assert (decoder.recover(), decoder.buffered) == (5, 0)
+    assert (decoder.feed(b"ef"), decoder.error) == ([b"ef"], None)
+
+
+@pytest.mark.parametrize(
+    ("split", "why"),
+    [
+        (lambda buffer: [buffer[:1]], "User(): split failed: TypeError('it returned a frame of bytearray"),
+        (lambda _: None, "User(): split failed: TypeError('it returned NoneType, not a list')"),
+        (lambda _: [b"a"], "User(): split failed: RuntimeError('it returned frames and removed nothing')"),
+        (lambda _: 1 // 0, "User(): split failed: ZeroDivisionError("),
+    ],
+)
+def test_a_faulty_split_is_named(split: Callable[[bytearray], Any], why: str) -> None:
+    """Whatever a user's split does becomes a framing error that names it, its cause chained."""
+    decoder = Decoder(splitting(split))
+    assert decoder.feed(b"xyz") == []
+    assert str(decoder.error).startswith(why)
+    assert decoder.error is not None
+    assert decoder.error.__cause__ is not None
+
+
+def no_bytes(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    yield cast("bytes", "text")
+
+
+def no_yield_from(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    yield cast("bytes", reader.exactly(1))
+
+
+def raises(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    raise KeyError("x")
+
+
+def returns(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+
+
+def negative(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    yield (yield from reader.exactly(-1))
+
+
+def no_delimiter(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    yield (yield from reader.until(b""))
+
+
+def runs_away(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    while True:
+        yield b"again"
+
+
+def looks_for_ever(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    while True:
+        yield from reader.peek(1)
+
+
+def reads_nothing_for_ever(reader: Reader) -> Decoding:
+    yield (yield from reader.exactly(1))
+    while True:
+        yield from reader.exactly(0)
+
+
+@pytest.mark.parametrize(
+    ("decode", "why"),
+    [
+        (no_bytes, "User(): decode yielded str, not bytes"),
+        (no_yield_from, "User(): decode yielded generator, not bytes; is `yield from` missing?"),
+        (raises, "User(): decode failed: KeyError('x')"),
+        (returns, "User(): decode returned, with 2 bytes to come"),
+        (negative, "frame has -1 bytes by its own account"),
+        (no_delimiter, "User(): decode failed: ValueError("),
+        (looks_for_ever, "decode looked 10000 times without reading a byte"),
+        (reads_nothing_for_ever, "decode looked 10000 times without reading a byte"),
+    ],
+)
+def test_a_faulty_generator_is_named(decode: Callable[[Reader], Decoding], why: str) -> None:
+    """Whatever a user's generator does becomes a framing error; the frame before it still comes."""
+    decoder = Decoder(by(decode))
+    assert decoder.feed(b"abc") == [b"a"]
+    assert str(decoder.error).startswith(why)
+    assert decoder.recover() == 2
+    assert decoder.feed(b"d") == [b"d"]
+
+
+def test_a_generator_that_yields_for_ever_is_stopped() -> None:
+    """Frames that cost no bytes come to an end, and are not handed out."""
+    decoder = Decoder(by(runs_away))
+    assert decoder.feed(b"abc") == [b"a"]
+    assert str(decoder.error) == "User(): decode yielded 10000 frames without reading a byte"
+
+
+def test_many_frames_of_one_read_are_no_runaway() -> None:
+    """A frame may hold others, thousands of them."""
+
+    def decode(reader: Reader) -> Decoding:
+        while True:
+            for byte in (yield from reader.exactly(9_000)):
+                yield bytes([byte])
+
+    assert len(decoded(by(decode), [bytes(27_000)])) == 27_000
+
+
+def test_a_generator_may_return_when_all_is_read() -> None:
+    """It is an error only when there is more to come."""
+    decoder = Decoder(by(returns))
+    assert (decoder.feed(b"a"), decoder.error) == ([b"a"], None)
+    assert decoder.feed(b"b") == []
+    assert str(decoder.error) == "User(): decode returned, with 1 bytes to come"
+
+
+def test_a_generator_goes_on_behind_a_frame_that_it_refused() -> None:
+    """The bytes that it had read since the last frame are dropped, and it is started anew."""
+
+    def decode(reader: Reader) -> Decoding:
+        while True:
+            frame = yield from reader.exactly(3)
+            if frame == b"bad":
+                raise FramingError("refused")
+            yield frame
+
+    assert told(by(decode), [b"onebadtwo"]) == [b"one", "refused", b"two"]
+    assert told(by(decode), bytewise(b"onebadtwo")) == [b"one", "refused", b"two"]
+    decoder = Decoder(by(decode))
+    decoder.feed(b"onebadtwo")
+    assert decoder.buffered == 6
+    assert decoder.feed(b"xy") == []
+    assert (decoder.recover(), decoder.feed(b"z")) == (3, [b"two", b"xyz"])
+
+
+def test_a_generator_that_was_stopped_in_a_frame_loses_all() -> None:
+    """Where the reader itself refused, nobody knows where the frame ends."""
+    decoder = Decoder(Counted(limit=100))
+    assert decoder.feed(b"\x00\x01a\xff\xffabc") == [b"a"]
+    assert str(decoder.error) == "frame has 65535 bytes, limit is 100"
+    assert (decoder.recover(), decoder.buffered) == (3, 0)
+    assert decoder.feed(b"\x00\x01a") == [b"a"]
+
+
+def test_a_frame_put_together_is_measured_too() -> None:
+    """The limit is that of a frame, not of each piece of it."""
+
+    def decode(reader: Reader) -> Decoding:
+        while True:
+            first = yield from reader.exactly(40_000)
+            yield first + (yield from reader.exactly(40_000))
+
+    decoder = Decoder(by(decode))
+    assert decoder.feed(bytes(80_001)) == []
+    assert str(decoder.error) == "frame has 80000 bytes, limit is 65536"
+    assert (decoder.recover(), decoder.buffered) == (80_000, 1)
+
+
+def test_a_generator_that_fails_while_it_is_closed_harms_nobody() -> None:
+    """Its clean-up is the user's code too."""
+
+    def decode(reader: Reader) -> Decoding:
+        try:
+            yield (yield from reader.exactly(1))
+            yield from reader.exactly(9)
+        finally:
+            raise OSError("at the end")
+
+    decoder = Decoder(by(decode))
+    assert decoder.feed(b"ab") == [b"a"]
+    assert decoder.finish() == []
+    assert str(decoder.error) == "datagram ends within a frame: 1 bytes left"
+
+
+def test_a_generator_keeps_state() -> None:
+    """One generator lives as long as its connection, and can peek."""
+
+    def decode(reader: Reader) -> Decoding:
+        name = yield from reader.until(b"\n")
+        while True:
+            if (yield from reader.peek(1)) == b"#":
+                yield from reader.exactly(2)
+            yield name + (yield from reader.exactly(1))
+
+    for chunks in ([b"me\nab#-c"], bytewise(b"me\nab#-c")):
+        assert decoded(by(decode), chunks) == [b"mea", b"meb", b"mec"]
+
+
+def test_a_framing_with_both_ways_is_used_by_split() -> None:
+    """split is the faster one."""
+
+    class Both(Counted):
+        def split(self, buffer: bytearray) -> list[bytes]:
+            buffer.clear()
+            return [b"split"]
+
+    assert decoded(Both(), [b"abc"]) == [b"split"]
+
+
+def test_a_split_of_a_users_subclass_counts() -> None:
+    """What a user overrides in a stock framing is used."""
+
+    class Upper(Line):
+        def split(self, buffer: bytearray) -> list[bytes]:
+            return [frame.upper() for frame in super().split(buffer)]
+
+    assert decoded(Upper(), [b"a\nb", b"\n"]) == [b"A", b"B"]
+
+
+# --- datagrams
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "frames"),
+    [
+        (Line(), b"a\r\nb\r", [b"a", b"b"]),
+        (Line(), b"a\n", [b"a"]),
+        (Delimiter(b"||"), b"a||b|", [b"a", b"b|"]),
+        (RAW, b"ab", [b"ab"]),
+        (Words(), b"a;;b;", [b"a", b"b;"]),
+        (Words(), b"a;;", [b"a"]),
+        (JT808, b"\x7ea\x7e\x7e\x7e", [b"a"]),
+        (JT808, b"\x7ea\x7e\x7e", [b"a"]),
+        (splitting(Line().split), b"a\n", [b"a"]),
+    ],
+)
+def test_the_end_of_a_datagram_ends_a_line(framing: Framing, datagram: bytes, frames: list[bytes]) -> None:
+    """Each datagram is taken to its end, and the next one starts clean."""
+    decoder = Decoder(framing)
+    for _ in range(3):
+        assert decoder.feed(datagram) + decoder.finish() == frames
+        assert (decoder.error, decoder.buffered) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "left"),
+    [
+        (LengthPrefix(2), b"\x00\x01a\x00\x02b", 3),
+        (LengthPrefix(2), b"\x00\x01a\x00", 1),
+        (FixedSize(2), b"abc", 1),
+        (StartEnd(b"<", b">"), b"<a><b", 2),
+        (LengthPrefix(2), b"\x00\x01a\x20\x00" + bytes(5_000), 5_002),
+        (Counted(), b"\x00\x01a\x00\x02b", 3),
+        (Counted(), b"\x00\x01a\x00\x02", 2),
+        (Counted(), b"\x00\x01a\x00", 1),
+        (CountedSplit(), b"\x00\x01a\x00", 1),
+    ],
+)
+def test_a_datagram_that_ends_within_a_frame(framing: Framing, datagram: bytes, left: int) -> None:
+    """What is left is an error and is dropped; the frames before it came, and the next datagram is clean."""
+    decoder = Decoder(framing)
+    for _ in range(2):
+        assert len(decoder.feed(datagram)) == 1
+        assert decoder.finish() == []
+        assert str(decoder.error) == f"datagram ends within a frame: {left} bytes left"
+        assert decoder.recover() == left
+        assert decoder.buffered == 0
+
+
+@pytest.mark.parametrize("framing", [Line(limit=3), Delimiter(b"|", limit=3), Words(limit=3)])
+def test_the_limit_holds_for_what_a_datagram_ends(framing: Framing) -> None:
+    """A frame that the end of its datagram ends is measured like any other."""
+    decoder = Decoder(framing)
+    decoder.feed(b"abcd")
+    decoder.finish()
+    assert str(decoder.error) == "frame has 4 bytes, limit is 3"
+    decoder.recover()
+    assert decoder.feed(b"abc") + decoder.finish() == [b"abc"]
+
+
+@pytest.mark.parametrize("framing", [StartEnd(b"<", b">"), CountedSplit(), Counted(limit=5)])
+def test_an_error_drops_the_datagram(framing: Framing) -> None:
+    """finish after an error leaves nothing for the next datagram."""
+    decoder = Decoder(framing)
+    decoder.feed(b"\x00\x03bad\xff\xff" if isinstance(framing, CountedSplit) else b"\xff\xff<a>")
+    assert decoder.error is not None
+    assert decoder.finish() == []
+    assert decoder.error is not None
+    decoder.recover()
+    assert decoder.finish() == []
+    assert decoder.buffered == 0
+    good = framing.encode(b"good")
+    assert decoder.feed(good) == [b"good"]
+    assert decoder.error is None
+
+
+def test_a_users_finish_may_fail() -> None:
+    """finish is optional, and the user's code."""
+
+    class Odd:
+        def encode(self, frame: bytes) -> bytes:
+            return frame
+
+        def split(self, buffer: bytearray) -> list[bytes]:  # noqa: ARG002
+            return []
+
+        def finish(self, buffer: bytearray) -> list[bytes]:
+            if buffer == b"x":
+                raise KeyError("x")
+            return [bytes(buffer.pop(0).to_bytes(1, "big"))]
+
+    decoder = Decoder(Odd())
+    decoder.feed(b"x")
+    assert decoder.finish() == []
+    assert "finish failed: KeyError('x')" in str(decoder.error)
+    assert decoder.recover() == 1
+    decoder.feed(b"ab")
+    assert decoder.finish() == [b"a"]
+    assert str(decoder.error) == "datagram ends within a frame: 1 bytes left"
+
+
+# --- set-up
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Line(limit=0), "Line: limit is 0, it has to be a whole number above 0"),
+        (lambda: Line(limit=cast("int", 1.5)), "Line: limit is 1.5, it has to be a whole number above 0"),
+        (lambda: Line(ending=b"\r"), r"Line: ending is b'\r', it has to be b'\n' or b'\r\n'"),
+        (lambda: Delimiter(b""), "Delimiter: delimiter is b'', it has to be bytes, at least one"),
+        (
+            lambda: Delimiter(cast("bytes", "|")),
+            "Delimiter: delimiter is '|', it has to be bytes, at least one",
+        ),
+        (lambda: LengthPrefix(5), "LengthPrefix: size is 5, a length field has 1, 2, 3, 4 or 8 bytes"),
+        (
+            lambda: LengthPrefix(2, byteorder=cast("Any", "network")),
+            "LengthPrefix: byteorder is 'network', it has to be 'big' or 'little'",
+        ),
+        (
+            lambda: LengthPrefix(2, offset=-1),
+            "LengthPrefix: offset is -1, it has to be a whole number, 0 or more",
+        ),
+        (lambda: LengthPrefix(2, strip=3), "LengthPrefix: strip is 3, above the header's 2 bytes"),
+        (
+            lambda: LengthPrefix(2, adjustment=cast("int", "2")),
+            "LengthPrefix: adjustment is '2', it has to be a whole number",
+        ),
+        (lambda: FixedSize(0), "FixedSize: size is 0, it has to be a whole number above 0"),
+        (lambda: FixedSize(100_000), "FixedSize: size is 100000 bytes, limit is 65536"),
+        (
+            lambda: StartEnd(b"~", cast("bytes", "~"), {b"~": b"}a", b"}": b"}b"}),
+            "StartEnd: end is '~', it has to be bytes, at least one",
+        ),
+        (lambda: StartEnd(b"", b">"), "StartEnd: start is b'', it has to be bytes, at least one"),
+        (
+            lambda: StartEnd(b"~", b"~", {b"}\x02": b"~"}),
+            r"StartEnd: escapes has b'}\x02': b'~', it maps one byte to the two that are sent for it",
+        ),
+        (
+            lambda: StartEnd(b"~", b"~", cast("Any", 3)),
+            "StartEnd: escapes is 3, it has to be a mapping of bytes to bytes",
+        ),
+        (
+            lambda: StartEnd(b"~", b"~", {b"~": b"}a", b"}": b"{b"}),
+            "StartEnd: escapes start with different bytes, they have to start with the same one",
+        ),
+        (
+            lambda: StartEnd(b"~", b"~", {b"~": b"}a"}),
+            "StartEnd: escapes lack b'}', with which they start, or any other byte",
+        ),
+        (
+            lambda: StartEnd(b"~", b"~", {b"~": b"}a", b"}": b"}a"}),
+            "StartEnd: the second bytes of escapes have to differ, and not be escaped themselves",
+        ),
+        (
+            lambda: StartEnd(b"~", b"~", {b"!": b"}a", b"}": b"}b"}),
+            "StartEnd: escapes don't keep the end marker b'~' out of frames",
+        ),
+        (lambda: Decoder(Words(0)), "Words(limit=0): limit is 0, it has to be a whole number above 0"),
+        (lambda: Decoder(cast("Framing", 3)), "3 is no framing, it has neither split nor decode"),
+    ],
+)
+def test_wrong_options_are_refused(make: Callable[[], object], why: str) -> None:
+    """A wrong option is told in one sentence, when the framing is made."""
+    with pytest.raises(SetupError) as info:
+        make()
+    assert str(info.value) == why
+
+
+def test_framings_are_values() -> None:
+    """They are compared by their options, can be hashed, and show themselves."""
+    assert LengthPrefix(2) == LengthPrefix(2, strip=2)
+    assert LengthPrefix(2) != LengthPrefix(2, byteorder="little")
+    assert len({JT808, attrs.evolve(JT808), SLIP, Line(), Line()}) == 3
+    assert repr(Delimiter(b"|", limit=9)) == "Delimiter(delimiter=b'|', limit=9)"
+
+
+def test_all_is_sorted_and_there() -> None:
+    """The public names exist, in order."""
+    assert set(module.__all__) <= set(dir(module))
+    assert module.__all__ == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
