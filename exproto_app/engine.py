@@ -95,26 +95,19 @@ class Engine:
         channel.begin(resumed=resumed)
         return channel
 
-    def unknown(
-        self,
-        link: Link,
-        info: ConnectionInfo,
-        router: Router[Any],
-        *,
-        conn_id: str | None = None,
-    ) -> Channel | None:
-        """Meet a connection that this process never saw begin, as the broker goes on after our restart.
+    def unknown(self, link: Link, router: Router[Any], *, conn_id: str | None = None) -> bool:
+        """Meet a connection that this process never saw begin, as a broker has them after our restart.
 
-        It is closed, so that the device comes back and logs in cleanly: return None. With
-        `Router(resume=True)` it is carried on: return its channel.
+        It is closed, so that the device comes back and logs in cleanly: return False. With
+        `Router(resume=True)` return True: it is to be carried on by `connected(…, resumed=True)`.
         """
         self.counters["connections_restarted"] += 1
         if router.resume:
-            return self.connected(link, info, router, conn_id=conn_id, resumed=True)
+            return True
         name = conn_id or str(next(self._ids))
         log.warning("%s ! restarted: this process never saw the connection begin; it is closed", name)
         link.close()
-        return None
+        return False
 
     def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> Outcome[None]:
         """Publish for the app itself."""

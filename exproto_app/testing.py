@@ -421,10 +421,10 @@ class TestClient:
 
         def connect() -> None:
             engine = world.runner.engine
-            begin = engine.unknown if self._restarted else engine.connected
-            channel = begin(link, info, self._router)
-            if channel is not None:
-                self._connection = channel.conn
+            if self._restarted and not engine.unknown(link, self._router):
+                return
+            channel = engine.connected(link, info, self._router, resumed=self._restarted)
+            self._connection = channel.conn
 
         world.loop.call_soon(connect)
         try:

@@ -31,6 +31,7 @@ LAYERS = (
     "engine",
     "runner",
     "hub",
+    "target",
     "testing",
     "drivers",
     "cli",

@@ -1,0 +1,52 @@
+"""The command line: one file a command, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+from typing import Any, Final
+
+import click
+
+from ..errors import ExprotoError, SetupError
+
+__all__ = ["main"]
+
+COMMANDS: Final = {
+    "run": "Serve an app on listeners of its own.",
+    "routes": "Show which handler of an app takes what.",
+    "gen-driver": "Write the callback modules for EMQX 4.2.",
+    "hash-password": "Make a line for the file of run --users.",
+}
+
+
+class Commands(click.Group):
+    """Imports a command when it is called, and tells the user's mistakes in a sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __name__)
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ExprotoError as error:
+            click.echo(f"exproto-app: {error}", err=True)
+            sys.exit(2 if isinstance(error, SetupError) else 1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("exproto-app"), prog_name="exproto-app")
+def main() -> None:
+    """Bring devices with private TCP or UDP protocols to MQTT."""

@@ -1,0 +1,272 @@
+"""The broker as the engine sees it: links that cast to connection processes, and the hub behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from struct import Struct
+from typing import Any, Final
+
+from ...channel import Channel
+from ...commands import Command, Fence, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
+from ...errors import ClosedError, CommandError, DeniedError, UnavailableError
+from ...models import ConnectionInfo
+from . import facts
+from .terms import Atom, Opaque, body, encode
+
+__all__ = ["BrokerHub", "ErlangLink", "framed"]
+
+log = logging.getLogger("exproto_app")
+
+DEADLINE: Final = 10.0
+"""Seconds that a function of the broker may take to answer."""
+
+CAST: Final = Atom("$gen_cast")
+
+_length: Final = Struct(">I").pack
+_CAST_HEAD: Final = b"\x83h\x03d\x00\x01M"
+_CAST_WORD: Final = b"h\x02" + body(CAST)
+_SEND: Final = b"h\x02" + body(Atom("send")) + b"m"
+
+
+def framed(term: object) -> bytes:
+    """Return *term* as a frame with its length before it."""
+    data = encode(term)
+    return _length(len(data)) + data
+
+
+class ErlangLink:
+    """One connection process of the broker, which has the device's socket."""
+
+    __slots__ = ("_cast", "_hub", "_send", "_size", "channel", "info", "paused", "pid", "withheld")
+
+    answers = False
+
+    def __init__(self, hub: BrokerHub, pid: bytes) -> None:
+        self._hub = hub
+        self.pid = pid
+        self.channel: Channel | None = None
+        self.info: ConnectionInfo | None = None
+        self.paused = False
+        self.withheld: bytes | None = None
+        self._cast = _CAST_HEAD + pid + _CAST_WORD
+        self._send = self._cast + _SEND
+        self._size = len(self._send) + 4
+
+    def send(self, chunks: list[bytes]) -> None:
+        if len(chunks) > 1 and self.info is not None and self.info.socktype not in ("udp", "dtls"):
+            chunks = [b"".join(chunks)]
+        for data in chunks:
+            size = len(data)
+            self._hub.write(_length(self._size + size) + self._send + _length(size) + data)
+
+    def cast(self, request: object) -> None:
+        """Send `{'$gen_cast', Request}` to the process; it answers nothing."""
+        data = self._cast + body(request)
+        self._hub.write(_length(len(data)) + data)
+
+    def fence(self) -> Outcome[None]:
+        """Ask the process something that it answers behind everything that was sent to it before."""
+        self.answer()  # a process that waits for us answers nothing
+        outcome: Outcome[None] = Outcome(self._hub.waiter)
+        done = partial(_fenced, outcome)
+        self._hub.call(Atom("emqx_exproto_conn"), Atom("info"), [Opaque(self.pid)], done)
+        return outcome
+
+    def close(self) -> None:
+        self.cast(Atom("close"))
+
+    def abort(self) -> None:
+        self.cast(Atom("close"))
+        self._hub.call_soon(self._give_up)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        self.answer()
+
+    def answer(self) -> None:
+        """Let the process go on, if it waits."""
+        if self.withheld is not None:
+            frame, self.withheld = self.withheld, None
+            self._hub.write(frame)
+
+    def _give_up(self) -> None:
+        if self.channel is not None:
+            self.channel.terminated("lost", "the broker's process didn't close it in time")
+
+
+def _fenced(outcome: Outcome[None], _: object, error: CommandError | None) -> None:
+    if error is None:
+        outcome.settle(None)
+    elif isinstance(error, UnavailableError):
+        outcome.fail(error)
+    else:
+        outcome.fail(ClosedError(f"the broker's process is gone: {error}"))
+
+
+class BrokerHub:
+    """The functions of the broker.
+
+    *write* takes a frame for the broker. With *acl* the broker is asked before each publish and subscribe,
+    for its connection processes ask nobody.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], *, acl: bool) -> None:
+        self.write = write
+        self.ordered = not acl
+        self._acl = acl
+        self._loop = asyncio.get_running_loop()
+        self.waiter = self._loop.create_future
+        self.call_soon = self._loop.call_soon
+        self._calls: dict[int, tuple[Callable[[Any, CommandError | None], None], asyncio.TimerHandle]] = {}
+        self._last_call = 0
+        self._said_retain = False
+
+    def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
+        """Hand *command* to the connection's process."""
+        link = channel.link
+        if not isinstance(link, ErlangLink):
+            raise TypeError(f"{link!r} is no link of this hub")
+        match command:
+            case Publish():
+                if channel.gone:
+                    # What a process is cast while it ends is lost: publish past it.
+                    return self._publish(command, self._sender(channel))
+                request: tuple[Any, ...] = self._message(channel, command)
+                return self._allowed(channel, link, request, topic=command.topic, value=None)
+            case Subscribe(topic, qos):
+                request = (Atom("subscribe"), topic.encode(), qos)
+                return self._allowed(channel, link, request, topic=topic, value=qos)
+            case Unsubscribe(topic):
+                link.cast((Atom("unsubscribe"), topic.encode()))
+                return Fence(partial(_ask, channel, link), None)
+            case Register():
+                return self._register(channel, link, command)
+
+    def publish(self, command: Publish) -> Outcome[None]:
+        """Publish for the app itself."""
+        return self._publish(command, Atom("exproto_app"))
+
+    def gone(self, channel: Channel) -> None:
+        """Do nothing: the broker's process is gone too."""
+
+    def call(
+        self,
+        module: Atom,
+        function: Atom,
+        arguments: list[Any],
+        done: Callable[[Any, CommandError | None], None],
+    ) -> None:
+        """Call a function of the broker; *done* gets its result or an error, within 10 s."""
+        self._last_call += 1
+        number = self._last_call
+        timer = self._loop.call_later(DEADLINE, self._late, number, f"{module}:{function}")
+        self._calls[number] = done, timer
+        self.write(framed((Atom("C"), number, module, function, arguments, Atom("N"))))
+
+    def answered(self, number: object, result: object, error: object | None) -> None:
+        """Take the broker's answer to a call."""
+        call = self._calls.pop(number, None) if isinstance(number, int) else None
+        if call is None:
+            log.debug("port ! an answer to no call: %r", number)
+            return
+        done, timer = call
+        timer.cancel()
+        done(result, None if error is None else CommandError(facts.text(error)))
+
+    def _late(self, number: int, name: str) -> None:
+        done, _ = self._calls.pop(number)
+        done(None, UnavailableError(f"the broker's {name} gave no answer within {DEADLINE:g} s"))
+
+    def _allowed(
+        self, channel: Channel, link: ErlangLink, request: tuple[Any, ...], *, topic: str, value: object
+    ) -> Outcome[Any]:
+        """Cast *request*, if the broker's ACL is asked and allows it."""
+        if not self._acl or link.info is None:
+            link.cast(request)
+            return Fence(partial(_ask, channel, link), value)
+        what = request[0]
+        outcome: Outcome[Any] = Outcome(self.waiter)
+
+        def done(answer: object, error: CommandError | None) -> None:
+            if error is not None:
+                outcome.fail(UnavailableError(f"the broker's ACL failed: {error}"))
+            elif answer == Atom("allow"):
+                link.cast(request)
+                outcome.settle(value)
+            else:
+                outcome.fail(DeniedError(f"the broker's ACL doesn't allow to {what} {topic!r}"))
+
+        who = facts.access(channel.client, link.info)
+        self.call(Atom("emqx_access_control"), Atom("check_acl"), [who, what, topic.encode()], done)
+        return outcome
+
+    def _register(self, channel: Channel, link: ErlangLink, command: Register) -> Outcome[None]:
+        request = (Atom("register"), facts.client_map(command.client))
+        if command.password is None or link.info is None:
+            link.cast(request)
+            return Fence(partial(_ask, channel, link), None)
+        outcome: Outcome[None] = Outcome(self.waiter)
+
+        def done(answer: object, error: CommandError | None) -> None:
+            if error is not None:
+                outcome.fail(UnavailableError(f"the broker's authentication failed: {error}"))
+            elif isinstance(answer, tuple) and answer[:1] == (Atom("ok"),):
+                if not channel.gone:
+                    link.cast(request)
+                outcome.settle(None)
+            else:
+                why = answer[1] if isinstance(answer, tuple) and len(answer) > 1 else answer
+                outcome.fail(
+                    DeniedError(f"the broker refuses {command.client.clientid!r}: {facts.text(why)}")
+                )
+
+        who = facts.authentication(command.client, command.password, link.info)
+        self.call(Atom("emqx_access_control"), Atom("authenticate"), [who], done)
+        return outcome
+
+    def _sender(self, channel: Channel) -> bytes | Atom:
+        return channel.client.clientid.encode() if channel.client is not None else Atom("exproto_app")
+
+    def _message(self, channel: Channel, command: Publish) -> tuple[Any, ...]:
+        self._look_at_retain(command)
+        record = facts.message_record(command.topic, command.payload, command.qos, self._sender(channel))
+        return (Atom("publish"), record)
+
+    def _publish(self, command: Publish, sender: bytes | Atom) -> Outcome[None]:
+        """Publish without a connection process: have the broker make a message, then publish that."""
+        self._look_at_retain(command)
+        outcome: Outcome[None] = Outcome(self.waiter)
+
+        def made(message: object, error: CommandError | None) -> None:
+            if error is not None or not isinstance(message, tuple) or len(message) < 3:
+                outcome.fail(UnavailableError(f"the broker made no message: {error or message!r}"))
+                return
+            record = (*message[:2], command.qos, *message[3:])
+            self.call(Atom("emqx"), Atom("publish"), [record], published)
+
+        def published(_: object, error: CommandError | None) -> None:
+            if error is None:
+                outcome.settle(None)
+            else:
+                outcome.fail(UnavailableError(f"the broker didn't publish: {error}"))
+
+        arguments = [sender, command.topic.encode(), command.payload]
+        self.call(Atom("emqx_message"), Atom("make"), arguments, made)
+        return outcome
+
+    def _look_at_retain(self, command: Publish) -> None:
+        if command.retain and not self._said_retain:
+            self._said_retain = True
+            log.warning("broker ! EMQX 4.2's exproto retains nothing; retain= is ignored")
+
+
+def _ask(channel: Channel, link: ErlangLink) -> Outcome[None]:
+    if channel.gone:
+        return refused(ClosedError(f"the connection is closed: {channel.reason}"))
+    return link.fence()

@@ -1,0 +1,149 @@
+"""What the broker says and wants to hear, in our words; all of it measured on EMQX 4.2.14."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import time
+from typing import Any, Final, cast
+
+from ...models import Address, Certificate, ClientInfo, ConnectionInfo, Message, Reason, SockType
+from .terms import Atom, Opaque, TermError
+
+__all__ = ["client_map", "connection_info", "message_record", "messages", "reason", "text"]
+
+UNDEFINED: Final = Atom("undefined")
+
+
+def text(value: object) -> str:
+    """Return the text of a binary, an atom or a list of characters; of anything else, how Python shows it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, Atom):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(item, int) and 0 <= item < 0x110000 for item in value):
+        return "".join(map(chr, value))
+    return repr(value)
+
+
+def _address(term: Any) -> Address:
+    host, port = term
+    if len(host) == 8:
+        packed = b"".join(part.to_bytes(2, "big") for part in host)
+        return Address(str(ipaddress.IPv6Address(packed)), port)
+    return Address(".".join(map(str, host)), port)
+
+
+def connection_info(term: Any) -> ConnectionInfo:
+    """Read the proplist that `init` gets, or the map of a running connection. Raises `TermError`."""
+    try:
+        facts = dict(term)
+        socktype = str(facts["socktype"])
+        if socktype not in ("tcp", "ssl", "udp", "dtls"):
+            raise TermError(f"there is no socket type {socktype!r}")
+        peercert = facts.get("peercert", Atom("nossl"))
+        certificate = None
+        if isinstance(peercert, list) and peercert:
+            names = dict(peercert)
+            dn, cn = (names.get(key, UNDEFINED) for key in ("dn", "cn"))
+            certificate = Certificate(
+                dn="" if dn == UNDEFINED else text(dn), cn="" if cn == UNDEFINED else text(cn)
+            )
+        return ConnectionInfo(
+            cast("SockType", socktype),
+            _address(facts["peername"]),
+            _address(facts["sockname"]),
+            certificate,
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, TermError):
+            raise
+        raise TermError(f"this says nothing about a connection: {error!r}") from None
+
+
+def messages(terms: Any) -> list[Message]:
+    """Read the list of proplists that `deliver` gets. Raises `TermError`."""
+    try:
+        found = []
+        for term in terms:
+            facts = dict(term)
+            found.append(
+                Message(
+                    facts["topic"].decode(errors="replace"),
+                    facts["payload"],
+                    facts["qos"],
+                    id=facts["id"].hex(),
+                    sender=text(facts["from"]),
+                    timestamp=facts["timestamp"],
+                )
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TermError(f"this is no list of messages: {error!r}") from None
+    return found
+
+
+def reason(term: object) -> tuple[Reason, str]:
+    """Return our reason for the broker's words about the end, and the words."""
+    words = text(term)
+    if "kicked" in words:
+        return "kicked", words
+    if "discarded" in words or "takeovered" in words:
+        return "taken over", words
+    if "keepalive_timeout" in words or "idle_timeout" in words:
+        return "timeout", words
+    if "etimedout" in words or "ehostunreach" in words:
+        return "lost", words
+    return "device closed", words
+
+
+def client_map(client: ClientInfo) -> dict[Atom, Any]:
+    """Return what `{register, Map}` wants. The mountpoint is the engine's, so the broker gets none."""
+    return {
+        # It becomes an atom over there, so it must never be a name per device.
+        Atom("proto_name"): client.proto_name.encode(),
+        Atom("proto_ver"): client.proto_ver.encode(),
+        Atom("clientid"): client.clientid.encode(),
+        Atom("username"): client.username.encode(),
+        Atom("keepalive"): client.keepalive,
+    }
+
+
+def authentication(client: ClientInfo, password: str, info: ConnectionInfo) -> dict[Atom, Any]:
+    """Return what `emqx_access_control:authenticate/1` wants."""
+    return {
+        Atom("zone"): Atom("external"),
+        Atom("peerhost"): peerhost(info),
+        Atom("clientid"): client.clientid.encode(),
+        Atom("username"): client.username.encode(),
+        Atom("password"): password.encode(),
+    }
+
+
+def access(client: ClientInfo | None, info: ConnectionInfo) -> dict[Atom, Any]:
+    """Return who asks, for `emqx_access_control:check_acl/3`."""
+    return {
+        Atom("zone"): Atom("external"),
+        Atom("peerhost"): peerhost(info),
+        Atom("clientid"): (client.clientid if client else "").encode(),
+        Atom("username"): (client.username if client else "").encode(),
+    }
+
+
+def peerhost(info: ConnectionInfo) -> tuple[int, ...]:
+    """Return the device's address as Erlang has it."""
+    address = ipaddress.ip_address(info.peername.host)
+    if address.version == 4:
+        return tuple(address.packed)
+    return tuple(int.from_bytes(address.packed[at : at + 2], "big") for at in range(0, 16, 2))
+
+
+def message_record(topic: str, payload: bytes, qos: int, sender: bytes | Atom) -> tuple[Any, ...]:
+    """Return a `#message{}` of EMQX 4.2."""
+    now = time.time_ns()
+    guid = (now // 1_000).to_bytes(8, "big") + secrets.token_bytes(8)
+    return (Atom("message"), guid, qos, sender, {}, {}, topic.encode(), payload, now // 1_000_000)
+
+
+def is_pid(term: object) -> bool:
+    """Tell whether *term* is a process."""
+    return isinstance(term, Opaque) and term.is_pid

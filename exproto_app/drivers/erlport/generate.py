@@ -1,0 +1,160 @@
+"""What `exproto-app gen-driver` writes: a callback module for each protocol, and what starts our own loop."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from ...errors import SetupError
+
+__all__ = ["MARK", "Written", "broker_config", "files", "module_name", "write"]
+
+MARK: Final = "Written by exproto-app gen-driver"
+"""By this a file is known as ours, to be overwritten."""
+
+_MODULE: Final = '''\
+"""The protocol {protocol!r} of {target} for EMQX 4.2.
+
+{mark}; it holds no logic, so it stays as it is when the app changes.
+"""
+
+import sys
+
+sys.path[:0] = [path for path in {paths!r} if path not in sys.path]
+
+from exproto_app.drivers.erlport.{loader} import Driver  # noqa: E402 - found by the paths above
+
+driver = Driver({target!r}, protocol={protocol!r}{options})
+
+init = driver.init
+received = driver.received
+deliver = driver.deliver
+terminated = driver.terminated
+'''
+
+_SITE: Final = '''\
+"""Puts exproto-app's message loop in the place of the broker's own.
+
+{mark}. Python imports it at its start, from the listener's driver_search_path; it acts only in a process
+that the broker starts, `python3 -m erlport.cli`, and leaves any other sitecustomize to do its work.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+_here = os.path.dirname(os.path.abspath(__file__))
+_argv = getattr(sys, "orig_argv", [])
+
+if "erlport.cli" in _argv and _argv[_argv.index("erlport.cli") - 1] == "-m":
+    sys.path.insert(0, os.path.join(_here, {loop!r}))
+
+_others = [path for path in sys.path if os.path.abspath(path or os.curdir) != _here]
+_other = importlib.machinery.PathFinder.find_spec("sitecustomize", _others)
+if _other is not None and _other.loader is not None:
+    _module = importlib.util.module_from_spec(_other)
+    sys.modules["sitecustomize"] = _module
+    _other.loader.exec_module(_module)
+'''
+
+_PACKAGE: Final = '''\
+"""{mark}: stands in for the broker's erlport, see sitecustomize.py."""
+'''
+
+_CLI: Final = '''\
+"""{mark}: the broker starts `python3 -m erlport.cli`, and gets exproto-app's loop."""
+
+import sys
+
+sys.path[:0] = [path for path in {paths!r} if path not in sys.path]
+
+from exproto_app.drivers.erlport.loop import main  # noqa: E402 - found by the paths above
+
+main()
+'''
+
+LOOP: Final = "exproto_app_loop"
+"""The folder that goes in front of `sys.path`."""
+
+
+@attrs.frozen
+class Written:
+    """What `write` did with a file: `written`, `unchanged`."""
+
+    path: Path
+    what: str
+
+
+def module_name(protocol: str) -> str:
+    """Return the callback module's name for *protocol*; Erlang takes it for an atom, Python for a module."""
+    return "exproto_" + re.sub(r"\W", "_", protocol.lower())
+
+
+def search_paths(target_folder: Path) -> list[str]:
+    """Return what the broker's Python has to find: the app's folder, and what this Python has installed."""
+    here = str(Path(__file__).resolve().parents[3])
+    installed = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    return list(dict.fromkeys([str(target_folder), *installed, here]))
+
+
+def files(
+    target: str,
+    modules: Sequence[tuple[str, str]],
+    paths: Sequence[str],
+    *,
+    stock: bool,
+    acl: bool,
+) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each file for *target* and its *modules*, pairs of name and protocol."""
+    loader = "stock" if stock else "loop"
+    options = ", acl=True" if acl else ""
+    for module, protocol in modules:
+        yield (
+            f"{module}.py",
+            _MODULE.format(
+                protocol=protocol, target=target, mark=MARK, paths=list(paths), loader=loader, options=options
+            ),
+        )
+    if stock:
+        return
+    yield "sitecustomize.py", _SITE.format(mark=MARK, loop=LOOP)
+    yield f"{LOOP}/erlport/__init__.py", _PACKAGE.format(mark=MARK)
+    yield f"{LOOP}/erlport/cli.py", _CLI.format(mark=MARK, paths=list(paths))
+
+
+def write(out: Path, texts: Sequence[tuple[str, str]], *, force: bool) -> list[Written]:
+    """Write *texts* into *out*. Raises `SetupError` for a file that something else has written."""
+    for name, _ in texts:
+        path = out / name
+        if path.exists() and MARK not in path.read_text(errors="replace") and not force:
+            raise SetupError(f"{path} was not written by gen-driver; choose another --out, or say --force")
+    done = []
+    for name, text in texts:
+        path = out / name
+        if path.exists() and path.read_text(errors="replace") == text:
+            done.append(Written(path, "unchanged"))
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        done.append(Written(path, "written"))
+    return done
+
+
+def broker_config(out: Path, modules: Sequence[tuple[str, str]]) -> str:
+    """Return the lines for `emqx_exproto.conf`."""
+    lines = []
+    for number, (module, protocol) in enumerate(modules):
+        name = re.sub(r"\W", "_", protocol)
+        lines += [
+            f"exproto.listener.{name} = tcp://0.0.0.0:{7993 + number}",
+            f"exproto.listener.{name}.driver = python3",
+            f"exproto.listener.{name}.driver_search_path = {out}",
+            f"exproto.listener.{name}.driver_callback_module = {module}",
+        ]
+    return "\n".join(lines)

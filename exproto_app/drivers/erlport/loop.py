@@ -1,0 +1,387 @@
+"""Our message loop in the broker's Python process, in the place of erlport's own.
+
+The broker's calls are answered at once with "go on", behind what their handlers sent; closing is always a
+`close` of ours, so that what was sent still arrives. Only while a connection's queue is full its process
+waits for the answer, and with it the device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, Final
+
+from ...app import App
+from ...channel import Channel
+from ...errors import ExprotoError
+from ...router import Router
+from ...runner import Runner
+from ...target import load
+from . import facts
+from .broker import BrokerHub, ErlangLink, framed
+from .port import Port
+from .terms import Atom, Opaque, TermError, body, decode
+
+__all__ = ["Driver", "main"]
+
+log = logging.getLogger("exproto_app")
+
+OK: Final = Atom("ok")
+STATE: Final = Atom("undefined")
+"""What travels to Erlang and back with every call; our state stays here."""
+
+EARLY: Final = 1_000
+"""Events that may wait while the broker is asked about a connection from before our start."""
+
+_length: Final = Struct(">I").pack
+_u16: Final = Struct(">H").unpack_from
+_u32: Final = Struct(">I").unpack_from
+_ANSWER: Final = b"\x83h\x03d\x00\x01r"
+_OK: Final = body(OK)
+_CALL_HEADS: Final = (b"\x83h\x05d\x00\x01C", b"\x83h\x05w\x01C", b"\x83h\x05s\x01C")
+
+
+class Driver:
+    """What a callback module is made of: an app, and which of its protocols the listener serves.
+
+    *target* is the file of the app, with `:name` where it isn't called `app`. With *acl* the broker is asked
+    before each publish and subscribe.
+    """
+
+    def __init__(self, target: str, *, protocol: str | None = None, acl: bool = False) -> None:
+        self.app: App[Any] = load(target)
+        self.router: Router[Any] = self.app.find_protocol(protocol)
+        self.acl = acl
+
+    # The broker's own loop would call these; ours calls the engine.
+    init = received = deliver = terminated = None
+
+
+class Process:
+    """The Python process of one listener."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.port = Port(read_fd, write_fd, received=self._received, ended=self._ended)
+        self.stopped: asyncio.Future[None] = self._loop.create_future()
+        self._links: dict[bytes, ErlangLink] = {}
+        self._early: dict[bytes, list[Callable[[Channel], None]]] = {}
+        self._driver: Driver | None = None
+        self._hub: BrokerHub | None = None
+        self._runner: Runner | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._waiting: list[bytes] = []
+        self._broken = False
+        # The bytes between a call's number and its pid, once a call of `received` has been seen.
+        self._mark = b""
+        self._pid_size = 0
+
+    async def run(self) -> None:
+        """Serve until the broker closes the port or the process is told to end."""
+        for name in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(name, self._stop)
+        self.port.start()
+        await self.stopped
+        if self._runner is not None:
+            await self._runner.stop()
+        self.port.stop()
+
+    def _stop(self) -> None:
+        if not self.stopped.done():
+            self.stopped.set_result(None)
+
+    def _ended(self) -> None:
+        """Take the end of the broker's stream: every connection of it is gone."""
+        for link in tuple(self._links.values()):
+            if link.channel is not None:
+                link.channel.terminated("lost", "the broker closed the port")
+        self._stop()
+
+    # --- frames
+
+    def _received(self, frame: bytes) -> None:
+        """Take a frame: the hot path first, that of a device's bytes."""
+        if frame.startswith(_CALL_HEADS):
+            at = 7 if frame[3] == 100 else 6
+            tag = frame[at]
+            end = at + (2 if tag == 97 else 5 if tag == 98 else 3 + frame[at + 1])
+            mark = self._mark
+            if mark and frame.startswith(mark, end):
+                start = end + len(mark)
+                behind = start + self._pid_size
+                link = self._links.get(frame[start:behind])
+                if link is not None and frame[behind] == 109 and link.channel is not None:
+                    size = _u32(frame, behind + 1)[0]
+                    first = behind + 5
+                    if first + size < len(frame):
+                        channel = link.channel
+                        channel.received(frame[first : first + size])
+                        number = frame[at:end]
+                        answer = _length(len(number) + 12) + _ANSWER + number + _OK
+                        if channel.paused:
+                            link.withheld = answer
+                        else:
+                            self.port.write(answer)
+                        return
+        self._received_slowly(frame)
+
+    def _received_slowly(self, frame: bytes) -> None:
+        try:
+            term = decode(frame)
+        except TermError as error:
+            log.error("port ! a frame of %d bytes is no term: %s", len(frame), error)  # noqa: TRY400 - the broker's fault, not a bug's trace
+            return
+        match term:
+            case ("C", number, module, function, list() as arguments):
+                if self._runner is None:
+                    self._start(module, frame)
+                else:
+                    self._called(frame, number, str(function), arguments)
+            case ("r", number, result) if self._hub is not None:
+                self._hub.answered(number, result, None)
+            case ("e", number, wrong) if self._hub is not None:
+                self._hub.answered(number, None, wrong)
+            case _:
+                log.error("port ! an unknown message: %.200r", term)
+
+    def _answer(self, number: object, result: object) -> None:
+        self.port.write(framed((Atom("r"), number, result)))
+
+    def _fail(self, number: object, kind: str, words: str) -> None:
+        failure: tuple[Any, ...] = (Atom("python"), Atom(kind), words.encode(), [])
+        self.port.write(framed((Atom("e"), number, failure)))
+
+    # --- calls
+
+    def _start(self, module: object, frame: bytes) -> None:
+        """Import the callback module with the first call; calls wait until the app has started."""
+        if self._broken:
+            self._refuse(frame)
+            return
+        self._waiting.append(frame)
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._import(str(module)))
+
+    async def _import(self, module: str) -> None:
+        try:
+            self._driver = _driver_of(module)
+            self._hub = BrokerHub(self.port.write, acl=self._driver.acl)
+            runner = Runner(self._driver.app, self._hub)
+            await runner.start()
+            self._runner = runner
+        except Exception as error:  # noqa: BLE001 - whatever the user's file raises, the log has to tell
+            self._broken = True
+            if isinstance(error, ExprotoError):
+                log.error("exproto-app ! %s can't be served: %s", module, error)  # noqa: TRY400 - the sentence says all
+            else:
+                trace = "".join(traceback.format_exception(error))
+                log.error("exproto-app ! %s can't be imported; every device is closed:\n%s", module, trace)  # noqa: TRY400 - as above
+        waiting, self._waiting = self._waiting, []
+        for frame in waiting:
+            if self._broken:
+                self._refuse(frame)
+            else:
+                self._received_slowly(frame)
+
+    def _refuse(self, frame: bytes) -> None:
+        """Go on, and close: there is no app."""
+        match decode(frame):
+            case ("C", number, _, "init", [Opaque() as pid, *_]):
+                self.port.write(framed((Atom("M"), pid, (Atom("$gen_cast"), Atom("close")))))
+                self._answer(number, (0, STATE))
+            case (_, number, *_):
+                self._answer(number, OK)
+
+    def _called(self, frame: bytes, number: object, function: str, arguments: list[Any]) -> None:
+        match function, arguments:
+            case "init", [pid, about] if facts.is_pid(pid):
+                self._answer_later(number, self._init, pid.raw, about)
+            case "received", [pid, bytes() as data, _] if facts.is_pid(pid):
+                self._learn(frame, number, pid.raw)
+                self._event(number, pid.raw, lambda channel: channel.received(data))
+            case "deliver", [pid, list() as batch, _] if facts.is_pid(pid):
+                try:
+                    messages = facts.messages(batch)
+                except TermError as error:
+                    self._fail(number, "ValueError", str(error))
+                    return
+                self._event(number, pid.raw, lambda channel: channel.delivered(messages))
+            case "terminated", [pid, why, _] if facts.is_pid(pid):
+                self._terminated(number, pid.raw, why)
+            case (("init" | "received" | "deliver" | "terminated"), _):
+                words = f"{function} was called with {len(arguments)} arguments that it doesn't take"
+                log.error("port ! %s: %.200r", words, arguments)
+                self._fail(number, "TypeError", words)
+            case _:
+                log.error("port ! there is no callback %r", function)
+                self._fail(number, "AttributeError", f"exproto-app has no callback {function}")
+
+    def _answer_later(
+        self, number: object, begin: Callable[[bytes, Any], None], pid: bytes, about: Any
+    ) -> None:
+        """Answer behind what *begin* sends."""
+        try:
+            begin(pid, about)
+        except TermError as error:
+            self._fail(number, "ValueError", str(error))
+        else:
+            self._answer(number, (0, STATE))
+
+    def _learn(self, frame: bytes, number: object, pid: bytes) -> None:
+        """Note what a call of `received` looks like here, for the hot path."""
+        if not self._mark and frame.count(pid) == 1:
+            head = next((head for head in _CALL_HEADS if frame.startswith(head)), None)
+            if head is not None:
+                self._mark = frame[len(head) + len(body(number)) : frame.index(pid)]
+                self._pid_size = len(pid)
+
+    def _init(self, pid: bytes, about: Any) -> None:
+        info = facts.connection_info(about)
+        self._connected(ErlangLink(self._the_hub, pid), info, resumed=False)
+
+    def _connected(self, link: ErlangLink, info: Any, *, resumed: bool) -> None:
+        if self._runner is None or self._driver is None:
+            raise RuntimeError("a connection before the app has started")
+        link.info = info
+        self._links[link.pid] = link
+        self._runner.engine.connected(link, info, self._driver.router, resumed=resumed)
+
+    def _event(self, number: object, pid: bytes, feed: Callable[[Channel], None]) -> None:
+        link = self._links.get(pid)
+        if link is None:
+            self._unknown(pid, feed)
+            self._answer(number, OK)
+            return
+        answer = framed((Atom("r"), number, OK))
+        if link.channel is not None:
+            feed(link.channel)
+        if link.channel is not None and link.channel.paused:
+            link.withheld = answer
+        else:
+            self.port.write(answer)
+
+    def _terminated(self, number: object, pid: bytes, why: object) -> None:
+        link = self._links.pop(pid, None)
+        self._early.pop(pid, None)
+        if link is not None and link.channel is not None:
+            channel, link.channel = link.channel, None
+            channel.terminated(*facts.reason(why))
+        self._answer(number, OK)
+
+    def _unknown(self, pid: bytes, feed: Callable[[Channel], None]) -> None:
+        """Take an event of a connection from before our start (rule 8)."""
+        early = self._early.get(pid)
+        if early is not None:
+            if len(early) < EARLY:
+                early.append(feed)
+            else:
+                log.warning("port ! an event of a connection from before our start is dropped")
+            return
+        if self._runner is None or self._driver is None:
+            return
+        link = ErlangLink(self._the_hub, pid)
+        if not self._runner.engine.unknown(link, self._driver.router):
+            return
+        self._early[pid] = [feed]
+
+        def informed(about: object, error: object) -> None:
+            events = self._early.pop(pid, None)
+            if events is None:
+                return
+            try:
+                known: Any = about
+                info = facts.connection_info(known[Atom("conninfo")])
+            except (TermError, KeyError, TypeError) as wrong:
+                log.warning("port ! a connection from before our start can't be resumed: %s", error or wrong)
+                link.close()
+                return
+            self._connected(link, info, resumed=True)
+            for event in events:
+                if link.channel is not None:
+                    event(link.channel)
+
+        self._the_hub.call(Atom("emqx_exproto_conn"), Atom("info"), [Opaque(pid)], informed)
+
+    @property
+    def _the_hub(self) -> BrokerHub:
+        if self._hub is None:
+            raise RuntimeError("the hub is there once the app has started")
+        return self._hub
+
+
+def _driver_of(module: str) -> Driver:
+    driver = getattr(importlib.import_module(module), "driver", None)
+    if not isinstance(driver, Driver):
+        raise ExprotoError(f"{module} is no callback module of exproto-app gen-driver: it has no driver")
+    return driver
+
+
+class LogText(io.TextIOBase):
+    """`sys.stdout` for the app: whole lines go to the broker's log, from any thread."""
+
+    def __init__(self, port: Port, loop: asyncio.AbstractEventLoop) -> None:
+        self._port = port
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._line = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._line = (self._line + text).split("\n")
+            if len(self._line) > 65_536:
+                lines, self._line = [*lines, self._line], ""
+        if lines:
+            # A lone surrogate would kill the broker's side.
+            plain = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+            frame = framed((Atom("P"), [ord(char) for char in plain + "\n"]))
+            if threading.get_ident() == self._thread:
+                self._port.write(frame)
+            else:
+                self._loop.call_soon_threadsafe(self._port.write, frame)
+        return len(text)
+
+
+async def serve(read_fd: int, write_fd: int) -> None:
+    """Serve the broker on these two files."""
+    process = Process(read_fd, write_fd)
+    stream = LogText(process.port, asyncio.get_running_loop())
+    sys.stdout = sys.stderr = stream
+    logging.basicConfig(stream=stream, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    await process.run()
+
+
+def main() -> None:
+    """Take the pipe to the broker out of everybody's reach, then serve it."""
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    # A stray byte on fd 1, of a child process or a C library, would wedge the broker's side for good.
+    os.dup2(2 if _is_open(2) else null, 1)
+    os.close(null)
+    try:
+        import uvloop  # noqa: PLC0415 - an extra, and only this process has a use for it
+    except ImportError:
+        asyncio.run(serve(read_fd, write_fd))
+    else:
+        uvloop.run(serve(read_fd, write_fd))
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,335 @@
+"""Erlang's external term format, as the port to EMQX speaks it (erts, "External Term Format").
+
+Python has for Erlang: int, float, bytes (binaries), tuple, list, dict (maps), and `Atom`, which is a `str`
+of its own class. What has no counterpart keeps its bytes, so that it goes back as it came: pids, ports,
+references, functions, bitstrings (`Opaque`). A string such as "abc" is a list of numbers to Erlang and to us.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any, Final
+
+import attrs
+
+__all__ = ["Atom", "ImproperList", "Opaque", "TermError", "decode", "encode", "parse"]
+
+DEEPEST: Final = 256
+"""Terms within terms; deeper ones are refused before Python's own recursion ends."""
+
+LARGEST: Final = 67_108_864
+"""Bytes of a compressed term, unpacked."""
+
+VERSION: Final = b"\x83"
+
+
+class TermError(ValueError):
+    """Bytes that are no term, or a value that can't be one."""
+
+
+class Atom(str):
+    """An Erlang atom; equal to the text of the same characters."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Atom({str(self)!r})"
+
+
+@attrs.frozen
+class Opaque:
+    """A term that is kept as its bytes, without version: a pid, port, reference, function or bitstring."""
+
+    raw: bytes
+
+    @property
+    def is_pid(self) -> bool:
+        """Whether it is a pid, of either form."""
+        return self.raw[0] in (PID, NEW_PID)
+
+
+@attrs.frozen
+class ImproperList:
+    """A list whose last tail is no list."""
+
+    items: tuple[Any, ...]
+    tail: Any
+
+
+@attrs.frozen
+class Pairs:
+    """A map with keys that Python can't hash."""
+
+    items: tuple[tuple[Any, Any], ...]
+
+
+NEW_FLOAT: Final = 70
+BIT_BINARY: Final = 77
+COMPRESSED: Final = 80
+NEW_PID: Final = 88
+NEW_PORT: Final = 89
+NEWER_REFERENCE: Final = 90
+SMALL_INTEGER: Final = 97
+INTEGER: Final = 98
+FLOAT: Final = 99
+ATOM: Final = 100
+REFERENCE: Final = 101
+PORT: Final = 102
+PID: Final = 103
+SMALL_TUPLE: Final = 104
+LARGE_TUPLE: Final = 105
+NIL: Final = 106
+STRING: Final = 107
+LIST: Final = 108
+BINARY: Final = 109
+SMALL_BIG: Final = 110
+LARGE_BIG: Final = 111
+NEW_FUN: Final = 112
+EXPORT: Final = 113
+NEW_REFERENCE: Final = 114
+SMALL_ATOM: Final = 115
+MAP: Final = 116
+FUN: Final = 117
+ATOM_UTF8: Final = 118
+SMALL_ATOM_UTF8: Final = 119
+V4_PORT: Final = 120
+
+_u16: Final = struct.Struct(">H").unpack_from
+_u32: Final = struct.Struct(">I").unpack_from
+_i32: Final = struct.Struct(">i").unpack_from
+_f64: Final = struct.Struct(">d").unpack_from
+
+# Bytes of an identifier behind its node's name.
+_IDENTIFIERS: Final = {PID: 9, NEW_PID: 12, PORT: 5, NEW_PORT: 8, V4_PORT: 12, REFERENCE: 5}
+
+_atoms: dict[bytes, Atom] = {}
+"""Atoms seen, by their bytes; at most 4,096, though Erlang bounds their number too."""
+
+
+def decode(data: bytes) -> Any:
+    """Return the term that *data* holds, with its version byte. Raises `TermError`."""
+    if data[:1] != VERSION:
+        raise TermError(f"a term starts with 131, not with {data[:1]!r}")
+    term, end = parse(data, 1)
+    if end != len(data):
+        raise TermError(f"{len(data) - end} bytes behind the term")
+    return term
+
+
+def parse(data: bytes, start: int, depth: int = 0) -> tuple[Any, int]:
+    """Return the term at *start* and where it ends. Raises `TermError`."""
+    try:
+        return _parse(data, start, depth)
+    except (IndexError, struct.error):
+        raise TermError(f"the term ends after {len(data)} bytes, within something") from None
+
+
+def _take(data: bytes, start: int, size: int) -> bytes:
+    end = start + size
+    if end > len(data):
+        raise TermError(f"the term needs {end} bytes and has {len(data)}")
+    return data[start:end]
+
+
+def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:  # noqa: C901, PLR0911, PLR0912 - a case for each tag
+    tag = data[at]
+    at += 1
+    if tag == BINARY:
+        size = _u32(data, at)[0]
+        return _take(data, at + 4, size), at + 4 + size
+    if tag in (SMALL_ATOM_UTF8, SMALL_ATOM):
+        return _atom(data, at + 1, data[at], utf8=tag == SMALL_ATOM_UTF8)
+    if tag in (ATOM, ATOM_UTF8):
+        return _atom(data, at + 2, _u16(data, at)[0], utf8=tag == ATOM_UTF8)
+    if tag == SMALL_INTEGER:
+        return data[at], at + 1
+    if tag == INTEGER:
+        return _i32(data, at)[0], at + 4
+    if tag == NIL:
+        return [], at
+    if tag in _IDENTIFIERS:
+        _, end = _parse_atom(data, at)
+        end += _IDENTIFIERS[tag]
+        return Opaque(_take(data, at - 1, end - at + 1)), end
+    if depth >= DEEPEST:
+        raise TermError(f"the term is more than {DEEPEST} deep")
+    if tag == SMALL_TUPLE:
+        items, at = _items(data, at + 1, data[at], depth)
+        return tuple(items), at
+    if tag == LIST:
+        items, at = _items(data, at + 4, _u32(data, at)[0], depth)
+        tail, at = _parse(data, at, depth + 1)
+        return (items if tail == [] else ImproperList(tuple(items), tail)), at
+    if tag == STRING:
+        size = _u16(data, at)[0]
+        return list(_take(data, at + 2, size)), at + 2 + size
+    if tag == MAP:
+        items, at = _items(data, at + 4, 2 * _u32(data, at)[0], depth)
+        pairs = tuple(zip(items[::2], items[1::2], strict=True))
+        try:
+            # Erlang tells 1 from 1.0, Python doesn't.
+            made = dict(pairs)
+            return (made if len(made) == len(pairs) else Pairs(pairs)), at
+        except TypeError:
+            return Pairs(pairs), at
+    if tag == LARGE_TUPLE:
+        items, at = _items(data, at + 4, _u32(data, at)[0], depth)
+        return tuple(items), at
+    if tag in (SMALL_BIG, LARGE_BIG):
+        size, at = (data[at], at + 1) if tag == SMALL_BIG else (_u32(data, at)[0], at + 4)
+        value = int.from_bytes(_take(data, at + 1, size), "little")
+        return (-value if data[at] else value), at + 1 + size
+    if tag == NEW_FLOAT:
+        return _f64(data, at)[0], at + 8
+    return _rare(data, at, tag, depth)
+
+
+def _rare(data: bytes, at: int, tag: int, depth: int) -> tuple[Any, int]:
+    first = at - 1
+    if tag == FLOAT:
+        try:
+            return float(_take(data, at, 31).split(b"\0")[0]), at + 31
+        except ValueError:
+            raise TermError("an old float is no number") from None
+    if tag in (NEW_REFERENCE, NEWER_REFERENCE):
+        words = _u16(data, at)[0]
+        _, at = _parse_atom(data, at + 2)
+        at += (1 if tag == NEW_REFERENCE else 4) + 4 * words
+    elif tag == BIT_BINARY:
+        at += 5 + _u32(data, at)[0]
+    elif tag == NEW_FUN:
+        at += _u32(data, at)[0]
+    elif tag == EXPORT:
+        for _ in range(3):
+            _, at = _parse(data, at, depth + 1)
+    elif tag == FUN:
+        count = _u32(data, at)[0]
+        _, at = _items(data, at + 4, count + 4, depth)
+    elif tag == COMPRESSED and first == 1:
+        return _compressed(data, at, depth)
+    else:
+        raise TermError(f"there is no term with the tag {tag}")
+    return Opaque(_take(data, first, at - first)), at
+
+
+def _compressed(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+    size = _u32(data, at)[0]
+    if size > LARGEST:
+        raise TermError(f"a compressed term has {size} bytes, limit is {LARGEST}")
+    unpacker = zlib.decompressobj()
+    try:
+        plain = unpacker.decompress(data[at + 4 :], size + 1)
+    except zlib.error as error:
+        raise TermError(f"a compressed term can't be unpacked: {error}") from None
+    if len(plain) != size:
+        raise TermError(f"a compressed term says {size} bytes and has other")
+    term, end = parse(plain, 0, depth + 1)
+    if end != size:
+        raise TermError(f"{size - end} bytes behind the compressed term")
+    return term, len(data) - len(unpacker.unused_data)
+
+
+def _items(data: bytes, at: int, count: int, depth: int) -> tuple[list[Any], int]:
+    if count > len(data) - at:  # each item has a byte at least
+        raise TermError(f"{count} items can't be in {len(data) - at} bytes")
+    items = []
+    for _ in range(count):
+        item, at = _parse(data, at, depth + 1)
+        items.append(item)
+    return items, at
+
+
+def _parse_atom(data: bytes, at: int) -> tuple[Any, int]:
+    if data[at] not in (ATOM, SMALL_ATOM, ATOM_UTF8, SMALL_ATOM_UTF8):
+        raise TermError(f"a node's name is an atom, not a term with the tag {data[at]}")
+    return _parse(data, at, DEEPEST)
+
+
+def _atom(data: bytes, at: int, size: int, *, utf8: bool) -> tuple[Atom, int]:
+    text = _take(data, at, size)
+    atom = _atoms.get(text) if utf8 or text.isascii() else None
+    if atom is None:
+        try:
+            atom = Atom(text.decode("utf-8" if utf8 else "latin-1"))
+        except UnicodeDecodeError:
+            raise TermError(f"an atom is no UTF-8 text: {text!r}") from None
+        if len(_atoms) < 4096 and (utf8 or text.isascii()):
+            _atoms[text] = atom
+    return atom, at + size
+
+
+def encode(term: Any) -> bytes:
+    """Return the bytes of *term*, with the version byte. Raises `TermError` for what Erlang can't have."""
+    out: list[bytes] = [VERSION]
+    _encode(term, out, 0)
+    return b"".join(out)
+
+
+def body(term: Any) -> bytes:
+    """Return the bytes of *term* without the version byte, to be put into another."""
+    return encode(term)[1:]
+
+
+def _encode(term: Any, out: list[bytes], depth: int) -> None:  # noqa: C901, PLR0912 - a case for each type
+    if depth > DEEPEST:
+        raise TermError(f"the term is more than {DEEPEST} deep")
+    if isinstance(term, bytes):
+        out += (b"m", len(term).to_bytes(4, "big"), term)
+    elif isinstance(term, Atom):
+        out.append(_encode_atom(term))
+    elif isinstance(term, bool):
+        out.append(_encode_atom("true" if term else "false"))
+    elif isinstance(term, int):
+        out.append(_encode_int(term))
+    elif isinstance(term, tuple):
+        size = len(term)
+        out.append(bytes((SMALL_TUPLE, size)) if size < 256 else b"i" + size.to_bytes(4, "big"))
+        for item in term:
+            _encode(item, out, depth + 1)
+    elif isinstance(term, list):
+        if term:
+            out.append(b"l" + len(term).to_bytes(4, "big"))
+            for item in term:
+                _encode(item, out, depth + 1)
+        out.append(b"j")
+    elif isinstance(term, Opaque):
+        out.append(term.raw)
+    elif isinstance(term, (dict, Pairs)):
+        pairs = term.items() if isinstance(term, dict) else term.items
+        out.append(b"t" + len(pairs).to_bytes(4, "big"))
+        for key, value in pairs:
+            _encode(key, out, depth + 1)
+            _encode(value, out, depth + 1)
+    elif isinstance(term, ImproperList):
+        out.append(b"l" + len(term.items).to_bytes(4, "big"))
+        for item in (*term.items, term.tail):
+            _encode(item, out, depth + 1)
+    elif isinstance(term, float):
+        out.append(b"F" + struct.pack(">d", term))
+    else:
+        raise TermError(f"{type(term).__name__} is nothing that Erlang has; text has to be an Atom or bytes")
+
+
+def _encode_atom(text: str) -> bytes:
+    data = text.encode()
+    if len(text) > 255:
+        raise TermError(f"an atom has {len(text)} characters, limit is 255")
+    if text.isascii():
+        # The old form: OTP 22 and older, where EMQX 4.2 may run, sends and reads it too.
+        return b"d" + len(data).to_bytes(2, "big") + data
+    if len(data) < 256:
+        return b"w" + bytes((len(data),)) + data
+    return b"v" + len(data).to_bytes(2, "big") + data
+
+
+def _encode_int(value: int) -> bytes:
+    if 0 <= value < 256:
+        return bytes((SMALL_INTEGER, value))
+    if -(1 << 31) <= value < 1 << 31:
+        return b"b" + value.to_bytes(4, "big", signed=True)
+    sign = b"\1" if value < 0 else b"\0"
+    value = abs(value)
+    size = (value.bit_length() + 7) // 8
+    head = b"n" + bytes((size,)) if size < 256 else b"o" + size.to_bytes(4, "big")
+    return head + sign + value.to_bytes(size, "little")
