@@ -1,0 +1,451 @@
+"""The apps that the behaviour suite talks to, as devices do; importable by hosts in other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import attrs
+
+from exproto_app import App, Connection, Limits, Message
+from exproto_app.errors import CommandError
+from exproto_app.framing import LengthPrefix, Line
+
+# Short times: where a host has a clock of its own, a test waits for them in earnest.
+SHORT = Limits(handler_timeout=0.4, end_timeout=0.4)
+
+
+@attrs.define
+class State:
+    """What the app knows of a device."""
+
+    name: str = ""
+    notes: list[str] = attrs.Factory(list)
+
+
+def say_goodbye(app: App[State]) -> None:
+    """Have *app* take names, count for whoever asks, and publish why a named device has gone."""
+
+    @app.on_received(b"name ")
+    def name(conn: Connection[State], frame: bytes) -> bytes:
+        conn.state.name = frame[5:].decode()
+        return b"ok"
+
+    @app.on_received(b"count ")
+    def count(conn: Connection[State], frame: bytes) -> bytes:
+        return str(app.stats[frame[6:].decode()]).encode()
+
+    @app.on_received(b"echo ")
+    def echo(conn: Connection[State], frame: bytes) -> bytes:
+        return frame[5:]
+
+    @app.on_terminated
+    def gone(conn: Connection[State], reason: str) -> None:
+        if conn.state.name:
+            conn.publish(f"end/{conn.state.name}", reason.encode())
+
+
+async def outcome(awaitable: object) -> bytes:
+    """Return what awaiting a verb comes to, in a word."""
+    try:
+        value = await awaitable  # type: ignore[misc] # an Outcome of any type
+    except CommandError as error:
+        return type(error).__name__.encode()
+    return b"done" if value is None else str(value).encode()
+
+
+# --- turns, requests, lanes, verbs
+
+turns = App(framing=Line(limit=1000), state=State)
+say_goodbye(turns)
+gates: dict[str, asyncio.Event] = {}
+
+
+@turns.on_received(b"slow ")
+async def slow(conn: Connection[State], frame: bytes) -> bytes:
+    await asyncio.sleep(0.05)
+    return frame
+
+
+@turns.on_received(b"wait ")
+async def wait(conn: Connection[State], frame: bytes) -> bytes:
+    gate = gates[frame[5:].decode()] = asyncio.Event()
+    conn.send(b"waiting")
+    await gate.wait()
+    return b"open"
+
+
+@turns.on_received(b"open ")
+def open_gate(conn: Connection[State], frame: bytes) -> bytes:
+    gates[frame[5:].decode()].set()
+    return b"opened"
+
+
+@turns.on_received(b"thread ", blocking=True)
+def thread(conn: Connection[State], frame: bytes) -> bytes:
+    conn.send(threading.current_thread().name[:11].encode())
+    conn.publish(frame[7:].decode(), b"from a thread")
+    return b"done"
+
+
+@turns.on_received(b"register ")
+def register(conn: Connection[State], frame: bytes) -> None:
+    clientid, _, password = frame[9:].decode().partition(" ")
+    conn.register(clientid, password=password or None)
+
+
+@turns.on_received(b"login ")
+async def login(conn: Connection[State], frame: bytes) -> bytes:
+    clientid, _, password = frame[6:].decode().partition(" ")
+    return await outcome(conn.register(clientid, password=password or None))
+
+
+@turns.on_received(b"who")
+def who(conn: Connection[State], frame: bytes) -> bytes:
+    return conn.client.clientid.encode() if conn.client else b"nobody"
+
+
+@turns.on_received(b"online ")
+def online(conn: Connection[State], frame: bytes) -> bytes:
+    found = turns.connections.get(frame[7:].decode())
+    return b"nobody" if found is None else b"this" if found is conn else b"another"
+
+
+@turns.on_received(b"ask")
+async def ask(conn: Connection[State], frame: bytes) -> bytes:
+    answer = await conn.request(b"question", match=lambda frame: frame.startswith(b"answer"), timeout=5)
+    return b"got " + answer + b" after " + ",".join(conn.state.notes).encode()
+
+
+@turns.on_received(b"note ")
+def note(conn: Connection[State], frame: bytes) -> bytes:
+    conn.state.notes.append(frame[5:].decode())
+    return b"noted"
+
+
+@turns.on_received(b"impatient")
+async def impatient(conn: Connection[State], frame: bytes) -> bytes:
+    return await outcome(conn.request(b"hurry", match=lambda frame: frame == b"never", timeout=0.05))
+
+
+@turns.on_received(b"queue")
+async def queue(conn: Connection[State], frame: bytes) -> bytes:
+    first, second = await asyncio.gather(
+        conn.request(b"first?", match=lambda frame: frame.isdigit(), key="number", timeout=5),
+        conn.request(b"second?", match=lambda frame: frame.isdigit(), key="number", timeout=5),
+    )
+    return first + b" then " + second
+
+
+@turns.on_received(b"three")
+def three(conn: Connection[State], frame: bytes) -> bytes:
+    conn.send(b"one")
+    conn.send(b"two")
+    return b"three"
+
+
+@turns.on_received(b"broker ")
+def broker(conn: Connection[State], frame: bytes) -> bytes:
+    topic = frame[7:].decode()
+    conn.publish(topic, b"before")
+    conn.subscribe(topic, qos=1)
+    conn.publish(topic, b"between")
+    conn.unsubscribe(topic)
+    conn.publish(topic, b"behind")
+    return b"done"
+
+
+@turns.on_received(b"subscribe ")
+async def subscribe(conn: Connection[State], frame: bytes) -> bytes:
+    return await outcome(conn.subscribe(frame[10:].decode(), qos=1))
+
+
+@turns.on_received(b"unsubscribe ")
+async def unsubscribe(conn: Connection[State], frame: bytes) -> bytes:
+    return await outcome(conn.unsubscribe(frame[12:].decode()))
+
+
+@turns.on_received(b"publish ")
+async def publish(conn: Connection[State], frame: bytes) -> bytes:
+    topic, _, payload = frame[8:].partition(b" ")
+    return await outcome(conn.publish(topic.decode(), payload, qos=1))
+
+
+@turns.on_received(b"announce ")
+async def announce(conn: Connection[State], frame: bytes) -> bytes:
+    return await outcome(turns.publish(frame[9:].decode(), b"by the app"))
+
+
+@turns.on_received(b"last words ")
+def last_words(conn: Connection[State], frame: bytes) -> bytes:
+    conn.send(b"going")
+    conn.publish(frame[11:].decode(), b"last words")
+    conn.terminate()
+    conn.send(b"said after terminate")
+    return b"gone"
+
+
+@turns.on_received(b"spawn ")
+def spawn(conn: Connection[State], frame: bytes) -> bytes:
+    async def later() -> None:
+        await asyncio.sleep(0.02)
+        conn.send(b"later")
+        await conn.publish(frame[6:].decode(), b"spawned")
+        conn.send(b"published")
+
+    conn.spawn(later())
+    return b"spawned"
+
+
+@turns.on_received(b"bad ")
+def bad(conn: Connection[State], frame: bytes) -> bytes:
+    kind = frame[4:].decode()
+    try:
+        if kind == "wildcard":
+            conn.publish("up/+", b"")
+        elif kind == "surrogate":
+            conn.publish("up/\ud800", b"")
+        elif kind == "qos":
+            conn.publish("up", b"", qos=3)
+        elif kind == "clientid":
+            conn.register("")
+        elif kind == "share":
+            conn.subscribe("$share/g")
+        elif kind == "text":
+            conn.send("text")  # type: ignore[arg-type] # the mistake that is tried
+    except (ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}".encode()
+    return b"taken"
+
+
+@turns.on_received
+def unknown(conn: Connection[State], frame: bytes) -> bytes:
+    return b"what is " + frame + b"?"
+
+
+@turns.on_deliver("jobs/+")
+async def job(conn: Connection[State], message: Message) -> bytes:
+    await asyncio.sleep(0.01)
+    return b"job " + message.payload
+
+
+@turns.on_deliver
+def delivered(conn: Connection[State], message: Message) -> bytes:
+    return b"%s qos %d: %s" % (message.topic.encode(), message.qos, message.payload)
+
+
+# --- failures and the end
+
+failing = App(framing=Line(limit=100), state=State, limits=SHORT)
+say_goodbye(failing)
+
+
+class RefusedError(Exception):
+    """What the app raises."""
+
+
+@failing.on_received(b"raise")
+def fail(conn: Connection[State], frame: bytes) -> bytes:
+    conn.send(b"sent before")
+    raise RefusedError(frame)
+
+
+@failing.on_received(b"text")
+def text(conn: Connection[State], frame: bytes) -> bytes:
+    return "text"  # type: ignore[return-value] # the mistake that is tried
+
+
+@failing.on_received(b"hang")
+async def hang(conn: Connection[State], frame: bytes) -> None:
+    await asyncio.Event().wait()
+
+
+@failing.on_received(b"ask")
+async def ask_and_fail(conn: Connection[State], frame: bytes) -> None:
+    name = conn.state.name
+    conn.send(b"question")
+    word = await outcome(conn.request(b"?", timeout=60))
+    failing.publish(f"asked/{name}", word)
+
+
+@failing.on_received(b"late ")
+def late(conn: Connection[State], frame: bytes) -> None:
+    topic = frame[5:].decode()
+
+    async def after() -> None:
+        while not conn.closed:  # noqa: ASYNC110 - nothing else tells an app's own task
+            await asyncio.sleep(0.005)
+        words = [await outcome(verb) for verb in (conn.send(b"x"), conn.subscribe("x"), conn.register("x"))]
+        failing.publish(topic, b" ".join(words))
+
+    tasks.append(asyncio.ensure_future(after()))
+
+
+tasks: list[asyncio.Future[None]] = []
+
+keeping = App(framing=Line(limit=100), state=State, limits=SHORT)
+say_goodbye(keeping)
+
+
+@keeping.on_received(b"raise")
+def fail_again(conn: Connection[State], frame: bytes) -> None:
+    raise RefusedError
+
+
+@keeping.on_received(b"hang")
+async def hang_again(conn: Connection[State], frame: bytes) -> None:
+    await asyncio.Event().wait()
+
+
+@keeping.on_received(b"poison")
+def poison(conn: Connection[State], frame: bytes) -> None:
+    raise ValueError("poison")
+
+
+@keeping.on_error
+def mend(conn: Connection[State], error: Exception) -> bytes:
+    if not isinstance(error, ValueError):
+        conn.keep()
+    return type(error).__name__.encode()
+
+
+# --- time
+
+timers = App(framing=Line(), state=State)
+say_goodbye(timers)
+
+
+@timers.on_received(b"timer")
+def timer(conn: Connection[State], frame: bytes) -> bytes:
+    conn.start_timer(0.15)
+    return b"started"
+
+
+@timers.on_received(b"again")
+def again(conn: Connection[State], frame: bytes) -> bytes:
+    conn.state.notes.append("again")
+    conn.start_timer(0.1)
+    return b"started"
+
+
+@timers.on_received(b"keepalive ")
+def keepalive(conn: Connection[State], frame: bytes) -> None:
+    conn.register(frame[10:].decode(), keepalive=1)
+
+
+@timers.on_timeout
+def silent(conn: Connection[State]) -> bytes:
+    if conn.state.notes:
+        conn.state.notes.pop()
+        conn.start_timer(0.05)
+        return b"still there?"
+    return b"silent"
+
+
+mute = App(framing=Line(), state=State, limits=Limits(first_frame=0.2))
+say_goodbye(mute)
+
+ticking = App(framing=Line())
+
+
+@ticking.on_received
+def tick_echo(conn: Connection, frame: bytes) -> bytes:
+    return frame
+
+
+@ticking.every(0.05)
+def tick(conn: Connection) -> bytes:
+    return b"tick"
+
+
+# --- framing, several protocols, how a device is connected
+
+protocols = App()
+counted = protocols.protocol("counted", framing=LengthPrefix(2), key=lambda frame: frame[:1])
+mixed = protocols.protocol("mixed", framing=Line(), reply_framing=LengthPrefix(1))
+raw = protocols.protocol("raw")
+
+
+@counted.on_connect
+def greet(conn: Connection) -> bytes:
+    conn.send(b"raw", raw=True)
+    return b"hello"
+
+
+@counted.on_received(b"\x01")
+def first(conn: Connection, frame: bytes) -> bytes:
+    return b"first " + frame
+
+
+@counted.on_received
+def rest(conn: Connection, frame: bytes) -> bytes:
+    return b"rest " + frame
+
+
+@mixed.on_received
+def reply(conn: Connection, frame: bytes) -> bytes:
+    return frame
+
+
+@raw.on_received
+def where(conn: Connection, frame: bytes) -> bytes:
+    return f"{conn.protocol} {conn.info.socktype} {conn.info.peername.host} ".encode() + frame
+
+
+datagrams = App(framing=Line(limit=100), state=State, limits=Limits(datagram_idle=0.4))
+say_goodbye(datagrams)
+
+# --- limits
+
+bounded = App(
+    framing=Line(limit=1_000_000),
+    state=State,
+    limits=Limits(deliveries=10, inbox=4_096, outbox=4_096, outbox_max=262_144, stall=0.4),
+)
+say_goodbye(bounded)
+
+
+@bounded.on_received(b"pour ")
+def pour(conn: Connection[State], frame: bytes) -> None:
+    for _ in range(int(frame[5:])):
+        conn.send(b"x" * 1023)
+
+
+@bounded.on_received(b"listen ")
+async def listen(conn: Connection[State], frame: bytes) -> bytes:
+    await conn.subscribe(frame[7:].decode())
+    return b"listening"
+
+
+@bounded.on_received(b"busy ")
+async def busy(conn: Connection[State], frame: bytes) -> bytes:
+    gate = gates[frame[5:].decode()] = asyncio.Event()
+    conn.send(b"waiting")
+    await gate.wait()
+    return b"open"
+
+
+@bounded.on_received(b"open ")
+def open_busy(conn: Connection[State], frame: bytes) -> bytes:
+    gates[frame[5:].decode()].set()
+    return b"opened"
+
+
+@bounded.on_deliver
+def drop(conn: Connection[State], message: Message) -> bytes:
+    return message.payload
+
+
+# --- a process that was restarted
+
+stateless = App(framing=Line(), resume=True)
+
+
+@stateless.on_connect
+def welcome(conn: Connection) -> bytes:
+    return b"welcome"
+
+
+@stateless.on_received
+def carry_on(conn: Connection, frame: bytes) -> bytes:
+    return b"carried on with " + frame

@@ -1,0 +1,292 @@
+"""The hosts that the behaviour suite runs on, all spoken to in the same way: as devices and as a broker.
+
+A host serves one app of `apps.py`. A test never looks inside: it sends bytes as a device, waits for bytes,
+and waits for what the app has published. Every wait is bounded by `PATIENCE`, and over at once when what it
+waits for has come; where a host has virtual time, waiting lets it pass.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import itertools
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from exproto_app import App, ClientInfo, Message
+from exproto_app.channel import Channel
+from exproto_app.drivers.gateway import Gateway
+from exproto_app.hub import MemoryHub
+from exproto_app.testing import TestClient
+
+from . import apps
+
+__all__ = ["HOSTS", "PASSWORD", "PATIENCE", "Device", "Host", "login"]
+
+PATIENCE = 20.0
+"""Seconds until a test gives up; real ones, where time isn't virtual."""
+
+STEP = 0.02
+"""Virtual seconds that pass at a time while a test waits."""
+
+PASSWORD = "s3cret"
+"""The one that every host's broker takes; a device that shows none is let in too."""
+
+
+class Device(abc.ABC):
+    """A device, connected to the app."""
+
+    @abc.abstractmethod
+    def send(self, data: bytes) -> None:
+        """Send *data*; on UDP, as one datagram."""
+
+    @abc.abstractmethod
+    def read(self, count: int) -> bytes:
+        """Return the next *count* bytes as soon as they have come, fewer if the connection ends before."""
+
+    @abc.abstractmethod
+    def hang_up(self) -> None:
+        """Close the connection."""
+
+    def stop_reading(self) -> None:  # noqa: B027 - most devices read only when they expect something
+        """Leave unread what is sent; for hosts that would read by themselves."""
+
+    def expect(self, data: bytes) -> None:
+        """Wait for the next bytes, and assert that they are *data*."""
+        assert self.read(len(data)) == data
+
+    def expect_unordered(self, *parts: bytes) -> None:
+        """Wait for *parts*, in any order."""
+        got = self.read(len(b"".join(parts)))
+        assert got in {b"".join(order) for order in itertools.permutations(parts)}
+
+    def expect_end(self) -> None:
+        """Wait until the host closes the connection; assert that nothing more was sent."""
+        assert self.read(1) == b""
+
+
+class Host(Protocol):
+    """One app, served; a test begins with a fresh one, or with names of its own (`unique`)."""
+
+    abilities: frozenset[str]
+    """What not every host has: `udp`, `unknown` (connections that the process never saw begin)."""
+
+    def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
+        """Connect a device."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        """Have somebody else publish through the broker."""
+        ...
+
+    def published(self, topic: str) -> bytes:
+        """Wait for the next message that the app published to *topic*; return its payload."""
+        ...
+
+
+async def login(client: ClientInfo, password: str | None) -> bool:
+    """Take the password, or none at all, as a broker does: after a while."""
+    await asyncio.sleep(0.001)
+    return password in (None, PASSWORD)
+
+
+# --- in memory
+
+
+class MemoryDevice(Device):
+    """A `TestClient` that lets time pass while it waits."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client = client
+        self.seen = b""
+
+    def send(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # closed already: what is expected next will tell
+            self.client.send(data)
+
+    def read(self, count: int) -> bytes:
+        self.seen += self.client.recv()
+        for _ in range(int(PATIENCE / STEP)):
+            if len(self.seen) >= count or self.client.closed:
+                break
+            self.client.advance(STEP)
+            self.seen += self.client.recv()
+        else:
+            raise AssertionError(f"nothing came within {PATIENCE:g} s; before: {self.seen!r}")
+        data, self.seen = self.seen[:count], self.seen[count:]
+        return data
+
+    def stop_reading(self) -> None:
+        self.client.stop_reading()
+
+    def hang_up(self) -> None:
+        self.client.close()
+
+
+class MemoryHost:
+    """An app in memory."""
+
+    abilities = frozenset({"udp", "unknown"})
+
+    def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
+        self._app = app
+        self._stack = stack
+        self._clients: list[TestClient] = []
+        self._taken: dict[tuple[int, str], int] = {}
+
+    def connect(
+        self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
+    ) -> MemoryDevice:
+        socktype: Any = "udp" if udp else "tcp"
+        if self._clients:
+            client = self._clients[0].another(protocol, socktype=socktype, restarted=unknown)
+        else:
+            client = TestClient(
+                self._app, protocol, login=login, socktype=socktype, raise_errors=False, restarted=unknown
+            )
+            self._stack.enter_context(client)
+        self._clients.append(client)
+        return MemoryDevice(client)
+
+    def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        self._clients[0].publish(topic, payload, qos)
+
+    def published(self, topic: str) -> bytes:
+        for _ in range(int(PATIENCE / STEP)):
+            sources = [client.published for client in self._clients] + [self._clients[0].app_published]
+            for number, messages in enumerate(sources):
+                found = [message.payload for message in messages if message.topic == topic]
+                key = (-1 if number == len(self._clients) else number), topic
+                taken = self._taken.get(key, 0)
+                if len(found) > taken:
+                    self._taken[key] = taken + 1
+                    return found[taken]
+            self._clients[0].advance(STEP)
+        raise AssertionError(f"nothing was published to {topic!r}")
+
+
+# --- over real sockets
+
+
+class Published:
+    """What was published, by topic, for whoever waits for it."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, queue.Queue[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def put(self, topic: str, payload: bytes) -> None:
+        """Take note of a message."""
+        self._of(topic).put(payload)
+
+    def get(self, topic: str) -> bytes:
+        """Wait for the next message to *topic*."""
+        try:
+            return self._of(topic).get(timeout=PATIENCE)
+        except queue.Empty:
+            raise AssertionError(f"nothing was published to {topic!r}") from None
+
+    def _of(self, topic: str) -> queue.Queue[bytes]:
+        with self._lock:
+            return self._topics.setdefault(topic, queue.Queue())
+
+
+class SocketDevice(Device):
+    """A device on a real socket."""
+
+    def __init__(self, address: tuple[str, int], *, udp: bool) -> None:
+        if udp:
+            self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.sock.connect(address)
+        else:
+            self.sock = socket.create_connection(address, timeout=PATIENCE)
+        self.sock.settimeout(PATIENCE)
+        self.seen = b""
+
+    def send(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # closed meanwhile: what is expected next will tell
+            self.sock.sendall(data)
+
+    def read(self, count: int) -> bytes:
+        while len(self.seen) < count:
+            try:
+                more = self.sock.recv(65_536)
+            except ConnectionError:
+                more = b""
+            except TimeoutError:
+                raise AssertionError(f"nothing came within {PATIENCE:g} s; before: {self.seen!r}") from None
+            if not more:
+                break
+            self.seen += more
+        data, self.seen = self.seen[:count], self.seen[count:]
+        return data
+
+    def hang_up(self) -> None:
+        self.sock.close()
+
+
+class GatewayHost:
+    """An app on its own gateway, in a thread of its own."""
+
+    abilities = frozenset({"udp"})
+
+    def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
+        self._app = app
+        self._stack = stack
+        self._published = Published()
+        self._loop = asyncio.new_event_loop()
+        hub = MemoryHub(login, watch=self._watch)
+        listeners = [f"{name}={kind}://127.0.0.1:0" for name in app.protocols for kind in ("tcp", "udp")]
+        self._gateway = Gateway(app, listeners, hub=hub)
+        started = threading.Event()
+        self._stop = asyncio.Event()
+        thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(started),))
+        thread.start()
+        stack.callback(self._loop.close)
+        stack.callback(thread.join, PATIENCE)
+        stack.callback(self._loop.call_soon_threadsafe, self._stop.set)
+        assert started.wait(PATIENCE)
+
+    async def _serve(self, started: threading.Event) -> None:
+        async with self._gateway:
+            started.set()
+            await self._stop.wait()
+
+    def _watch(self, _: Channel | None, message: Message) -> None:
+        self._published.put(message.topic, message.payload)
+
+    def connect(
+        self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
+    ) -> SocketDevice:
+        name = self._app.find_protocol(protocol).name
+        scheme = "udp" if udp else "tcp"
+        for listen, router, address in self._gateway.addresses:
+            if router.name == name and listen.scheme == scheme:
+                device = SocketDevice((address.host, address.port), udp=udp)
+                self._stack.callback(device.hang_up)
+                return device
+        raise AssertionError(f"no listener for {name} on {scheme}")
+
+    def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        self._app.publish(topic, payload, qos)
+
+    def published(self, topic: str) -> bytes:
+        return self._published.get(topic)
+
+
+def memory(app: str, stack: contextlib.ExitStack) -> Host:
+    """Serve the app of this name in memory."""
+    return MemoryHost(getattr(apps, app), stack)
+
+
+def gateway(app: str, stack: contextlib.ExitStack) -> Host:
+    """Serve the app of this name on real sockets."""
+    return GatewayHost(getattr(apps, app), stack)
+
+
+HOSTS: dict[str, Callable[[str, contextlib.ExitStack], Host]] = {"memory": memory, "gateway": gateway}
+"""How to serve an app of `apps.py`, by the host's name; what it opens is closed by the stack."""

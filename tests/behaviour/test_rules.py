@@ -1,0 +1,455 @@
+"""What users can rely on, on every host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+from .hosts import PASSWORD, Host
+
+Serve: TypeAlias = Callable[..., Host]
+
+
+class TestTurns:
+    """Turns of one connection run one after another; connections never wait for each other."""
+
+    def test_frames_are_handled_in_order(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"slow 1\necho 2\nslow 3\necho 4\n")
+        device.expect(b"slow 1\n2\nslow 3\n4\n")
+
+    def test_connections_dont_wait_for_each_other(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        waiting, other = host.connect(), host.connect()
+        waiting.send(b"wait %s\necho behind\n" % unique.encode())
+        waiting.expect(b"waiting\n")
+        other.send(b"echo meanwhile\nopen %s\n" % unique.encode())
+        other.expect(b"meanwhile\nopened\n")
+        waiting.expect(b"open\nbehind\n")
+
+    def test_the_frame_after_a_login_sees_the_client(self, serve: Serve, unique: str) -> None:
+        device = serve("turns").connect()
+        device.send(b"who\nregister %s\nwho\nonline %s\n" % (unique.encode(), unique.encode()))
+        device.expect(b"nobody\n%s\nthis\n" % unique.encode())
+
+    def test_a_blocking_handler_is_a_turn_too(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"thread threads/%s\necho behind\n" % unique.encode())
+        device.expect(b"exproto-app\ndone\nbehind\n")
+        assert host.published(f"threads/{unique}") == b"from a thread"
+
+    def test_frames_may_come_in_pieces(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        for at in range(4):
+            device.send(b"echo"[at : at + 1])
+        device.send(b" whole\nec")
+        device.expect(b"whole\n")
+        device.send(b"ho next\n")
+        device.expect(b"next\n")
+
+
+class TestRequests:
+    """`await conn.request()` gives the turn up until the answer."""
+
+    def test_other_frames_are_handled_meanwhile(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"ask\n")
+        device.expect(b"question\n")
+        device.send(b"note a\nnote b\nanswer 42\necho behind\n")
+        device.expect(b"noted\nnoted\ngot answer 42 after a,b\nbehind\n")
+
+    def test_without_an_answer_it_times_out(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"impatient\n")
+        device.expect(b"hurry\nRequestTimeout\n")
+        device.send(b"echo still here\n")
+        device.expect(b"still here\n")
+
+    def test_requests_with_one_key_queue_up(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"queue\n")
+        device.expect(b"first?\n")
+        device.send(b"1\n")
+        device.expect(b"second?\n")
+        device.send(b"2\n")
+        device.expect(b"1 then 2\n")
+
+    def test_the_end_of_the_connection_ends_the_wait(self, serve: Serve, unique: str) -> None:
+        host = serve("failing")
+        device = host.connect()
+        device.send(b"name %s\nask\n" % unique.encode())
+        device.expect(b"ok\nquestion\n?\n")
+        device.hang_up()
+        assert host.published(f"asked/{unique}") == b"ClosedError"
+        assert host.published(f"end/{unique}") == b"device closed"
+
+
+class TestLanes:
+    """What goes to the device and what goes to the broker each keep their order."""
+
+    def test_sends_come_before_what_was_returned(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"three\nthree\n")
+        device.expect(b"one\ntwo\nthree\none\ntwo\nthree\n")
+
+    def test_commands_to_the_broker_keep_their_order(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        topic = f"lane/{unique}"
+        device.send(b"login %s\nbroker %s\n" % (unique.encode(), topic.encode()))
+        device.expect(b"done\ndone\n%s qos 0: between\n" % topic.encode())
+        assert [host.published(topic) for _ in range(3)] == [b"before", b"between", b"behind"]
+        device.send(b"echo nothing else\n")
+        device.expect(b"nothing else\n")
+
+    def test_terminate_acts_when_both_lanes_are_flushed(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"name %s\nlogin %s\n" % (unique.encode(), unique.encode()))
+        device.expect(b"ok\ndone\n")
+        device.send(b"last words lane/%s\necho never handled\n" % unique.encode())
+        device.expect(b"going\nsaid after terminate\ngone\n")
+        device.expect_end()
+        assert host.published(f"lane/{unique}") == b"last words"
+        assert host.published(f"end/{unique}") == b"terminated"
+
+
+class TestVerbs:
+    """Verbs never block, and may be awaited for what the host can prove."""
+
+    def test_publish_subscribe_deliver_unsubscribe(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        topic = f"verbs/{unique}".encode()
+        device.send(b"login %s\nsubscribe %s\n" % (unique.encode(), topic))
+        device.expect(b"done\n1\n")
+        host.publish(topic.decode(), b"\xff\x00 payload", qos=1)
+        device.expect(topic + b" qos 1: \xff\x00 payload\n")
+        device.send(b"publish %s hello\n" % topic)
+        # Its own message comes back, before or behind the outcome as the broker has it.
+        host.published(topic.decode())
+        device.expect_unordered(b"done\n", topic + b" qos 1: hello\n")
+        device.send(b"unsubscribe %s\npublish %s alone\necho end\n" % (topic, topic))
+        device.expect(b"done\ndone\nend\n")
+
+    def test_a_wrong_password_is_denied(self, serve: Serve, unique: str) -> None:
+        device = serve("turns").connect()
+        name = unique.encode()
+        device.send(b"login %s wrong\nwho\nlogin %s %s\nwho\n" % (name, name, PASSWORD.encode()))
+        device.expect(b"DeniedError\nnobody\ndone\n%s\n" % name)
+
+    def test_a_refused_register_that_nobody_awaits_ends_the_connection(
+        self, serve: Serve, unique: str
+    ) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"name %s\nregister %s wrong\necho never handled\n" % (unique.encode(), unique.encode()))
+        device.expect(b"ok\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"error"
+
+    def test_registering_again_changes_nothing_another_name_is_denied(
+        self, serve: Serve, unique: str
+    ) -> None:
+        device = serve("turns").connect()
+        name = unique.encode()
+        device.send(b"login %s\nlogin %s\nlogin other%s\nwho\n" % (name, name, name))
+        device.expect(b"done\ndone\nDeniedError\n%s\n" % name)
+
+    def test_tasks_have_verbs_too(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"login %s\nspawn tasks/%s\n" % (unique.encode(), unique.encode()))
+        device.expect(b"done\nspawned\nlater\npublished\n")
+        assert host.published(f"tasks/{unique}") == b"spawned"
+
+    def test_the_app_publishes_without_a_connection(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"announce app/%s\n" % unique.encode())
+        device.expect(b"done\n")
+        assert host.published(f"app/{unique}") == b"by the app"
+
+    def test_verbs_after_the_end_fail_and_harm_nobody(self, serve: Serve, unique: str) -> None:
+        host = serve("failing")
+        device, other = host.connect(), host.connect()
+        device.send(b"name %s\nlate late/%s\n" % (unique.encode(), unique.encode()))
+        device.expect(b"ok\n")
+        device.hang_up()
+        assert host.published(f"late/{unique}") == b"ClosedError ClosedError ClosedError"
+        other.send(b"echo fine\n")
+        other.expect(b"fine\n")
+
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            ("wildcard", b"ValueError: topic 'up/+'"),
+            ("surrogate", b"ValueError: topic "),
+            ("qos", b"ValueError: "),
+            ("clientid", b"ValueError: clientid is empty"),
+            ("share", b"ValueError: "),
+            ("text", b"TypeError: "),
+        ],
+    )
+    def test_wrong_arguments_are_refused_at_once(self, serve: Serve, kind: str, words: bytes) -> None:
+        device = serve("turns").connect()
+        device.send(b"bad %s\n" % kind.encode())
+        device.expect(words)
+
+
+class TestDelivery:
+    """Messages are turns, dispatched by topic filter, in order."""
+
+    def test_messages_are_dispatched_by_filter_and_in_order(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"login %s\nsubscribe jobs/%s\nsubscribe up/%s\n" % ((unique.encode(),) * 3))
+        device.expect(b"done\n1\n1\n")
+        for number in range(3):
+            host.publish(f"jobs/{unique}", b"%d" % number)
+        host.publish(f"up/{unique}", b"last")
+        device.expect(b"job 0\njob 1\njob 2\nup/%s qos 0: last\n" % unique.encode())
+
+    def test_wildcards(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"login %s\nsubscribe %s/+/a/#\n" % (unique.encode(), unique.encode()))
+        device.expect(b"done\n1\n")
+        for topic in ("x/b", "x/a/b/c", "x/a"):
+            host.publish(f"{unique}/{topic}", b"!")
+        device.expect(b"%s/x/a/b/c qos 0: !\n%s/x/a qos 0: !\n" % (unique.encode(), unique.encode()))
+
+
+class TestClients:
+    """A clientid belongs to the connection that registered it last."""
+
+    def test_a_newer_connection_takes_over(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        older, newer = host.connect(), host.connect()
+        name = unique.encode()
+        older.send(b"name %s\nlogin %s\n" % (name, name))
+        older.expect(b"ok\ndone\n")
+        newer.send(b"login %s\nonline %s\n" % (name, name))
+        newer.expect(b"done\nthis\n")
+        older.expect_end()
+        assert host.published(f"end/{unique}") == b"taken over"
+
+    def test_a_refused_login_takes_nothing_over(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        older, newer = host.connect(), host.connect()
+        name = unique.encode()
+        older.send(b"login %s\n" % name)
+        older.expect(b"done\n")
+        newer.send(b"login %s wrong\nonline %s\n" % (name, name))
+        newer.expect(b"DeniedError\nanother\n")
+        older.send(b"who\n")
+        older.expect(name + b"\n")
+
+    def test_a_client_that_has_gone_is_forgotten(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device, other = host.connect(), host.connect()
+        device.send(b"name %s\nlogin %s\n" % (unique.encode(), unique.encode()))
+        device.expect(b"ok\ndone\n")
+        device.hang_up()
+        assert host.published(f"end/{unique}") == b"device closed"
+        other.send(b"online %s\n" % unique.encode())
+        other.expect(b"nobody\n")
+
+
+class TestFailures:
+    """A failure costs one connection at most, after what was sent before is out."""
+
+    @pytest.mark.parametrize(
+        ("frame", "before"),
+        [(b"raise", b"sent before\n"), (b"text", b""), (b"hang", b""), (b"x" * 101, b"")],
+        ids=["raises", "returns a str", "never returns", "frame over the limit"],
+    )
+    def test_the_device_is_closed(self, serve: Serve, unique: str, frame: bytes, before: bytes) -> None:
+        host = serve("failing")
+        device, other = host.connect(), host.connect()
+        device.send(b"name %s\necho first\n" % unique.encode())
+        device.expect(b"ok\nfirst\n")
+        device.send(frame + b"\necho never handled\n")
+        device.expect(before)
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"error"
+        other.send(b"echo fine\n")
+        other.expect(b"fine\n")
+
+    def test_the_same_poisonous_frame_resent_for_ever(self, serve: Serve, unique: str) -> None:
+        host = serve("keeping")
+        other = host.connect()
+        for number in range(20):
+            device = host.connect()
+            device.send(b"name %s%d\npoison\n" % (unique.encode(), number))
+            device.expect(b"ok\nValueError\n")
+            device.expect_end()
+            assert host.published(f"end/{unique}{number}") == b"error"
+        other.send(b"echo fine\n")
+        other.expect(b"fine\n")
+
+    def test_on_error_may_keep_the_connection(self, serve: Serve) -> None:
+        device = serve("keeping").connect()
+        device.send(b"raise\necho behind\nhang\necho behind that\n")
+        device.expect(b"RefusedError\nbehind\nTimeoutError\nbehind that\n")
+
+    def test_on_error_may_keep_it_after_a_framing_error(self, serve: Serve) -> None:
+        device = serve("keeping").connect()
+        device.send(b"echo a\n" + b"x" * 150 + b"\necho b\n")
+        device.expect(b"a\nFramingError\nb\n")
+
+
+class TestTheEnd:
+    """`on_terminated` comes last and once, and says why."""
+
+    def test_frames_before_a_hang_up_are_handled(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"login %s\n" % unique.encode())
+        device.expect(b"done\n")
+        name = unique.encode()
+        device.send(b"name %s\n" % name + b"".join(b"publish up/%s %d\n" % (name, n) for n in range(5)))
+        device.hang_up()
+        assert [host.published(f"up/{unique}") for _ in range(5)] == [b"%d" % n for n in range(5)]
+        assert host.published(f"end/{unique}") == b"device closed"
+
+    def test_silence_from_the_start(self, serve: Serve) -> None:
+        serve("mute").connect().expect_end()
+
+    def test_half_a_frame_and_silence(self, serve: Serve) -> None:
+        device = serve("mute").connect()
+        device.send(b"echo never fini")
+        device.expect_end()
+
+
+class TestRestarts:
+    """A connection that this process never saw begin is closed, unless the protocol needs no beginning."""
+
+    def test_it_is_closed(self, serve: Serve) -> None:
+        host = serve("turns", "unknown")
+        host.connect()
+        device = host.connect(unknown=True)
+        device.send(b"echo hello\n")
+        device.expect_end()
+
+    def test_it_is_carried_on_if_the_router_says_so(self, serve: Serve) -> None:
+        host = serve("stateless", "unknown")
+        host.connect().expect(b"welcome\n")
+        device = host.connect(unknown=True)
+        device.send(b"hello\n")
+        device.expect(b"carried on with hello\n")
+
+
+class TestTimers:
+    """Timers run on our own clock."""
+
+    def test_silence_ends_the_connection(self, serve: Serve, unique: str) -> None:
+        host = serve("timers")
+        device = host.connect()
+        device.send(b"name %s\ntimer\n" % unique.encode())
+        device.expect(b"ok\nstarted\nsilent\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"timeout"
+
+    def test_on_timeout_may_start_it_again(self, serve: Serve) -> None:
+        device = serve("timers").connect()
+        device.send(b"again\n")
+        device.expect(b"started\nstill there?\nsilent\n")
+        device.expect_end()
+
+    def test_keepalive(self, serve: Serve, unique: str) -> None:
+        host = serve("timers")
+        device = host.connect()
+        device.send(b"name %s\nkeepalive %s\n" % (unique.encode(), unique.encode()))
+        device.expect(b"ok\nsilent\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"timeout"
+
+    def test_every(self, serve: Serve) -> None:
+        device = serve("ticking").connect()
+        device.expect(b"tick\ntick\n")
+
+
+class TestFraming:
+    """Framing works both ways."""
+
+    def test_frames_out_and_raw(self, serve: Serve) -> None:
+        device = serve("protocols").connect("counted")
+        device.expect(b"raw\x00\x05hello")
+        device.send(b"\x00\x02\x01a\x00\x01b")
+        device.expect(b"\x00\x08first \x01a\x00\x06rest b")
+
+    def test_reply_framing(self, serve: Serve) -> None:
+        device = serve("protocols").connect("mixed")
+        device.send(b"hello\nyou\n")
+        device.expect(b"\x05hello\x03you")
+
+    def test_raw_and_what_the_connection_is(self, serve: Serve) -> None:
+        device = serve("protocols").connect("raw")
+        device.send(b"anything")
+        device.expect(b"raw tcp 127.0.0.1 anything")
+
+
+class TestDatagrams:
+    """On UDP each datagram starts clean."""
+
+    def test_its_end_ends_a_line(self, serve: Serve) -> None:
+        device = serve("datagrams", "udp").connect(udp=True)
+        device.send(b"echo a\necho b")
+        device.expect(b"a\nb\n")
+
+    def test_a_bad_one_is_dropped_the_connection_stays(self, serve: Serve, unique: str) -> None:
+        device = serve("datagrams", "udp").connect(udp=True)
+        device.send(b"name %s" % unique.encode())
+        device.expect(b"ok\n")
+        device.send(b"x" * 200)
+        device.send(b"echo fine")
+        device.expect(b"fine\n")
+        device.send(b"count datagrams_dropped")
+        device.expect(b"1\n")
+
+    def test_silence_ends_it(self, serve: Serve, unique: str) -> None:
+        host = serve("datagrams", "udp")
+        device = host.connect(udp=True)
+        device.send(b"name %s" % unique.encode())
+        device.expect(b"ok\n")
+        assert host.published(f"end/{unique}") == b"timeout"
+
+
+class TestLimits:
+    """At a limit something is paused, refused or dropped; never the others."""
+
+    def test_messages_beyond_the_limit_are_dropped_and_counted(self, serve: Serve, unique: str) -> None:
+        host = serve("bounded")
+        busy, other = host.connect(), host.connect()
+        topic = f"flood/{unique}".encode()
+        busy.send(b"listen %s\nbusy %s\n" % (topic, unique.encode()))
+        busy.expect(b"listening\nwaiting\n")
+        other.send(b"count deliveries_dropped\n")
+        other.expect(b"0\n")
+        for number in range(20):
+            host.publish(topic.decode(), b"%d" % number)
+        other.send(b"listen end/%s\n" % unique.encode())
+        other.expect(b"listening\n")
+        other.send(b"open %s\n" % unique.encode())
+        other.expect(b"opened\n")
+        busy.expect(b"open\n" + b"".join(b"%d\n" % number for number in range(10)))
+        other.send(b"count deliveries_dropped\n")
+        other.expect(b"10\n")
+
+    def test_a_device_that_never_reads_is_given_up(self, serve: Serve, unique: str) -> None:
+        host = serve("bounded")
+        device, other = host.connect(), host.connect()
+        device.stop_reading()
+        device.send(b"name %s\n" % unique.encode() + b"pour 100\n" * 200)
+        assert host.published(f"end/{unique}") == b"lost"
+        other.send(b"echo fine\n")
+        other.expect(b"fine\n")
+
+    def test_a_burst_larger_than_every_buffer_arrives_whole(self, serve: Serve) -> None:
+        device = serve("bounded").connect()
+        device.send(b"".join(b"echo %d\n" % number for number in range(20_000)))
+        device.expect(b"".join(b"%d\n" % number for number in range(20_000)))
