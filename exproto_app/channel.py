@@ -402,10 +402,10 @@ class Channel:
         """Put *data* into the device's lane."""
         if not raw:
             data = self.encode(data)
-        if self.engine.runtime.elsewhere():
-            return self.engine.from_thread(partial(self.send, data, raw=True))
         if self.gone:
             return self._refused("send", self._closed())
+        if self.engine.runtime.elsewhere():
+            return self.engine.from_thread(partial(self.send, data, raw=True))
         self.outbox.append(data)
         self.outbox_bytes += len(data)
         if not self.running:
@@ -432,10 +432,10 @@ class Channel:
 
     def issue(self, command: Command) -> Outcome[Any]:
         """Put *command* into the broker's lane."""
-        if self.engine.runtime.elsewhere():
-            return self.engine.from_thread(partial(self.issue, command))
         if self.gone and (self.ended or type(command) is not Publish):
             return self._refused(command, self._closed())
+        if self.engine.runtime.elsewhere():
+            return self.engine.from_thread(partial(self.issue, command))
         return self._lane().issue(command)
 
     def request(
@@ -450,11 +450,11 @@ class Channel:
         """Send *frame* and wait for the frame that answers it."""
         if not raw:
             frame = self.encode(frame)
+        if self.gone:
+            return self._refused("request", self._closed())
         if self.engine.runtime.elsewhere():
             ask = partial(self.request, frame, match=match, timeout=timeout, key=key, raw=True)
             return self.engine.from_thread(ask)
-        if self.gone:
-            return self._refused("request", self._closed())
         if self.requests is None:
             self.requests = []
         limit = self.engine.limits.requests
@@ -471,12 +471,12 @@ class Channel:
 
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """Run *coroutine* until the connection ends."""
-        if self.engine.runtime.elsewhere():
-            self.engine.runtime.call_from_thread(self.spawn, coroutine)
-            return
         if self.gone:
             coroutine.close()
             self._refused("spawn", self._closed())
+            return
+        if self.engine.runtime.elsewhere():
+            self.engine.runtime.call_from_thread(self.spawn, coroutine)
             return
         if self.tasks is None:
             self.tasks = set()
@@ -496,10 +496,10 @@ class Channel:
     def start_timer(self, seconds: float) -> None:
         """Limit the device's silence to *seconds* from now on."""
         runtime = self.engine.runtime
+        if self.gone:
+            return
         if runtime.elsewhere():
             runtime.call_from_thread(self.start_timer, seconds)
-            return
-        if self.gone:
             return
         if self.timer is not None:
             self.timer.cancel()
@@ -511,7 +511,8 @@ class Channel:
     def terminate(self) -> None:
         """Close when the lanes are flushed."""
         if self.engine.runtime.elsewhere():
-            self.engine.runtime.call_from_thread(self.terminate)
+            if not self.gone:
+                self.engine.runtime.call_from_thread(self.terminate)
         else:
             self.end("terminated")
 
@@ -1130,7 +1131,10 @@ class Channel:
 
     def _refused(self, command: object, error: CommandError) -> Outcome[Any]:
         outcome = refused(error)
-        self._blame(command, outcome)
+        if isinstance(error, ClosedError):
+            log.debug("%s ! %s after the end", self.id, _name(command))
+        else:
+            self._blame(command, outcome)
         return outcome
 
     def _blame(self, command: object, outcome: Outcome[Any]) -> None:
@@ -1152,12 +1156,11 @@ class Channel:
         """Log and count a failure that nobody awaited; a refused register ends the connection."""
         if outcome.awaited:
             return
-        name = command if isinstance(command, str) else type(command).__name__.lower()
         if isinstance(outcome.error, ClosedError):
-            log.debug("%s ! %s after the end", self.id, name)
+            log.debug("%s ! %s after the end", self.id, _name(command))
             return
         self.engine.counters["commands_failed"] += 1
-        log.warning("%s ! %s failed: %s", self.id, name, outcome.error)
+        log.warning("%s ! %s failed: %s", self.id, _name(command), outcome.error)
         if isinstance(command, Register) and self.client is None:
             self.end("error", f"register failed: {outcome.error}")
 
@@ -1333,3 +1336,7 @@ class Channel:
         if self.gone or self.closing is not None:
             return "the connection ends"
         return f"{self.deliveries} wait, limit is {self.engine.limits.deliveries}"
+
+
+def _name(command: object) -> str:
+    return command if isinstance(command, str) else type(command).__name__.lower()

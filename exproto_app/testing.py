@@ -109,7 +109,11 @@ class _World:
         self.app_published: list[Message] = []
         self.published: dict[Channel, list[Message]] = {}
         self.ports = itertools.count(50_001)
-        self.runner = self.loop.complete(self._start())
+        try:
+            self.runner = self.loop.complete(self._start())
+        except BaseException:
+            self.loop.close()
+            raise
 
     async def _start(self) -> Runner:
         runner = Runner(self.app, self.hub)

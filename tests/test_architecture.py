@@ -64,7 +64,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
-    layer = LAYERS.index(name.split(".")[0])
+    layer = LAYERS.index(name.split(".", maxsplit=1)[0])
     for imported in imports(MODULES[name]):
         if not imported.startswith("exproto_app."):
             continue
@@ -74,7 +74,7 @@ def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_above_the_runner_does_io_or_reads_a_clock(name: str) -> None:
-    if name.split(".")[0] in SANS_IO:
+    if name.split(".", maxsplit=1)[0] in SANS_IO:
         assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & FORBIDDEN
 
 

@@ -933,7 +933,7 @@ def test_a_users_finish_may_fail() -> None:
         def encode(self, frame: bytes) -> bytes:
             return frame
 
-        def split(self, buffer: bytearray) -> list[bytes]:  # noqa: ARG002
+        def split(self, buffer: bytearray) -> list[bytes]:
             return []
 
         def finish(self, buffer: bytearray) -> list[bytes]:

@@ -1,0 +1,216 @@
+"""The command line, as its user calls it: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ECHO = ROOT / "examples" / "echo.py"
+FLEET = ROOT / "examples" / "fleet.py"
+COMMAND = (sys.executable, "-m", "exproto_app")
+
+
+def run(*arguments: object, stdin: str = "", cwd: Path | None = None) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def gateway(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Run the gateway; give the process, and the lines up to the one that says that it serves."""
+    process = subprocess.Popen(
+        [*COMMAND, "run", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C ends it" in line:
+                break
+        yield process, lines
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def port_of(lines: list[str], protocol: str = "default") -> int:
+    text = "".join(lines)
+    match = re.search(rf"{protocol} on \w+://127\.0\.0\.1:(\d+)", text)
+    assert match, text
+    return int(match[1])
+
+
+def test_run_serves_and_stops_gracefully() -> None:
+    with gateway(ECHO, "--listen", "tcp://127.0.0.1:0") as (process, lines):
+        assert f"nc 127.0.0.1 {port_of(lines)}" in "".join(lines)
+        with socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device:
+            device.sendall(b"hi\n")
+            stream = device.makefile("rb")
+            assert [stream.readline(), stream.readline()] == [b"hello\n", b"got hi\n"]
+            process.send_signal(signal.SIGTERM)
+            assert stream.readline() == b""
+        out, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert re.search(r"bye 127\.0\.0\.1:\d+ shutdown", out)
+        assert "any password is taken" in "".join(lines) + out
+
+
+def test_run_several_protocols_and_kinds() -> None:
+    listens = ("--listen", "tracker=tcp://127.0.0.1:0", "--listen", "meter=udp://127.0.0.1:0")
+    with gateway(FLEET, *listens, "--stats", "0.05") as (process, lines):
+        assert port_of(lines, "tracker") != port_of(lines, "meter")
+        assert process.stdout is not None
+        assert any("stats = " in line for line in iter(process.stdout.readline, ""))
+
+
+def test_run_with_users(tmp_path: Path) -> None:
+    code, line, _ = run("hash-password", "42", stdin="secret\n")
+    assert code == 0
+    users = tmp_path / "users"
+    users.write_text(line)
+    with (
+        gateway(FLEET, "--listen", "tracker=tcp://127.0.0.1:0", "--users", users) as (_, lines),
+        socket.create_connection(("127.0.0.1", port_of(lines, "tracker")), timeout=20) as device,
+    ):
+        stream = device.makefile("rb")
+        device.sendall(b"login 42 secret\n")
+        assert stream.readline() == b"welcome\n"
+        with socket.create_connection(("127.0.0.1", port_of(lines, "tracker")), timeout=20) as other:
+            other.sendall(b"login 42 guess\n")
+            assert other.makefile("rb").read() == b"error: denied\n"
+        device.sendall(b"pos 1 2\n")
+        assert stream.readline() == b"ok\n"
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        code, _, err = run("run", ECHO, "--listen", url)
+    assert code == 2
+    assert f"{url} can't be opened: another program has the port; stop it or choose another" in err
+    assert "Traceback" not in err
+
+
+BROKEN = """
+from exproto_app import App
+app = App()
+def helper():
+    raise RuntimeError("my own mistake")
+helper()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        (None, ("routes", "missing.py"), "there is no file missing.py"),
+        (None, ("routes", "missing"), "there is no module 'missing'"),
+        ("from exproto_app import App\nother = App()", ("routes", "t.py"), "did you mean t.py:other?"),
+        ("x = 1", ("run", "t.py"), "it needs a line such as: app = App()"),
+        ("app = 3", ("run", "t.py"), "'app' in t.py is int, not an App"),
+        ("from exproto_app import App\napp = App()", ("run", "t.py"), "has no handlers; register one"),
+        ("x = 1", ("routes", "t"), "it needs a line"),
+        (
+            "from exproto_app import App\napp = App()\napp.on_connect(3)",
+            ("run", "t.py"),
+            "t.py:3: on_connect takes a function, not 3",
+        ),
+    ],
+)
+def test_wrong_targets(tmp_path: Path, text: str | None, arguments: tuple[str, ...], words: str) -> None:
+    if text is not None:
+        (tmp_path / "t.py").write_text(text)
+    code, _, err = run(*arguments, cwd=tmp_path)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
+
+
+def test_an_exception_in_the_users_file_is_shown_as_its_own(tmp_path: Path) -> None:
+    (tmp_path / "t.py").write_text(BROKEN)
+    code, _, err = run("run", "t.py", cwd=tmp_path)
+    assert code == 1
+    assert "RuntimeError: my own mistake" in err
+    assert "in helper" in err
+    assert "exproto_app" not in err.replace("exproto_app import App", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((FLEET,), "the app serves several protocols (tracker, meter); name the one that is meant"),
+        ((ECHO, "--listen", "nope=tcp://:0"), "serves no protocol 'nope'; it serves default"),
+        ((ECHO, "--listen", "http://:1"), "none of tcp://, tls://, udp://"),
+        ((ECHO, "--listen", "tcp://:x"), "the port has to be a number"),
+        ((ECHO, "--listen", "tcp://127.0.0.1"), "has no port"),
+        ((ECHO, "--listen", "tcp://:1?colour=red"), "unknown option 'colour'"),
+        ((ECHO, "--listen", "tcp://no.such.host.invalid:1"), "there is no host 'no.such.host.invalid'"),
+        ((ECHO, "--listen", "tls://:0"), "needs a certificate: give --cert FILE and --key FILE"),
+        ((ECHO, "--listen", "tls://:0", "--cert", "gone.pem"), "there is no file gone.pem"),
+        ((ECHO, "--listen", "tls://:0", "--cert", ECHO), "can't be used"),
+        ((ECHO, "--users", "gone"), "gone can't be read: no such file"),
+        ((ECHO, "--inbox", "0"), "limit inbox is 0"),
+        ((ECHO, "--inbox", "many"), "'many' is not a valid int"),
+    ],
+)
+def test_wrong_usage_of_run(arguments: tuple[object, ...], words: str) -> None:
+    code, _, err = run("run", *arguments)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_missing_extra() -> None:
+    hide = "import sys; sys.modules['uvloop'] = None; from exproto_app.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", hide, "run", str(ECHO), "--loop", "uvloop"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install 'exproto-app[uvloop]'" in done.stderr
+
+
+def test_routes() -> None:
+    code, out, _ = run("routes", FLEET)
+    assert code == 0
+    assert re.search(r"^tracker  Line\(", out, re.MULTILINE)
+    assert re.search(r"on_received\(b'login '\) +async login  fleet\.py:\d+", out)
+    assert re.search(r"on_deliver\('fleet/\+/command'\) +async command", out)
+
+
+def test_hash_password_refuses_what_the_file_cant_hold() -> None:
+    assert run("hash-password", "a:b", stdin="x\n")[0] == 2
+    code, _, err = run("hash-password", "a", stdin="\n")
+    assert (code, "the password is empty" in err) == (2, True)
+
+
+def test_unknown_commands() -> None:
+    assert run("fly")[0] == 2
+    assert run()[0] in (0, 2)
+    assert run("--version")[0] == 0

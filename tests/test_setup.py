@@ -1,0 +1,97 @@
+"""Set-up mistakes: one sentence, at import, that names the culprit."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from exproto_app import App, Limits, Router
+from exproto_app.errors import SetupError
+from exproto_app.framing import Delimiter, FixedSize, LengthPrefix, Line, StartEnd
+
+
+def nothing(conn: Any) -> None: ...
+def needy(conn: Any) -> None: ...
+def greedy(conn: Any, reason: Any, state: Any, more: Any) -> None: ...
+def picky(conn: Any, frame: Any, *, must: Any) -> None: ...
+async def both(conn: Any, frame: Any) -> None: ...
+
+
+def two_for_one_thing(app: Any) -> None:
+    app.on_connect(nothing)
+    app.on_connect(lambda conn: None)
+
+
+def two_for_one_key(app: Any) -> None:
+    app.on_received(b"a")(lambda conn, frame: None)
+    app.on_received(b"a")(lambda conn, frame: None)
+
+
+def two_for_one_topic(app: Any) -> None:
+    app.on_deliver("a/+")(lambda conn, message: None)
+    app.on_deliver("a/+")(lambda conn, message: None)
+
+
+def same_name(app: Any) -> None:
+    app.protocol("a")
+    app.include(Router("a"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (two_for_one_thing, "already handles on_connect, by nothing"),
+        (two_for_one_key, r"already handles on_received\(b'a'\)"),
+        (two_for_one_topic, r"already handles on_deliver\('a/\+'\)"),
+        (lambda app: app.on_received(needy), r"needy takes .* but on_received calls it with \(conn, frame\)"),
+        (lambda app: app.on_terminated(greedy), "greedy takes "),
+        (
+            lambda app: app.on_received(picky),
+            "picky can't serve on_received: nobody passes its argument 'must'",
+        ),
+        (lambda app: app.on_received(blocking=True)(both), "both is async, so it can't be blocking=True"),
+        (same_name, "already includes a router named 'a'"),
+        (lambda app: app.on_received(b"")(lambda conn, frame: None), r"on_received\(b''\)"),
+        (lambda app: app.on_received("a")(lambda conn, frame: None), r"on_received\('a'\)"),
+        (lambda app: app.on_deliver("a/#/b"), r"on_deliver\('a/#/b'\)"),
+        (lambda app: app.on_connect(3), "on_connect takes a function, not 3"),
+        (lambda app: app.every(0), "every 0 seconds"),
+        (lambda app: app.include(App()), "takes a Router"),
+        (lambda app: app.include(Router("default")), "'default'"),
+        (lambda app: app.protocol("with space"), "can't name a protocol"),
+        (lambda app: app.protocol("a", framing=Line), r"Line is a class; give an instance, Line\(…\)"),
+        (lambda app: app.protocol("a", framing=3), "3 is no framing"),
+        (lambda app: app.protocol("a", state=3), "state=3 is no function"),
+        (lambda app: app.find_protocol(None), "has no handlers"),
+        (lambda app: app.publish("a", b""), "doesn't run"),
+        (lambda app: Limits(inbox=0), "limit inbox is 0"),
+        (lambda app: Line(limit=0), "limit is 0"),
+        (lambda app: Delimiter(b""), "at least one"),
+        (lambda app: LengthPrefix(5), "a length field has 1, 2, 3, 4 or 8 bytes"),
+        (lambda app: FixedSize(0), "size is 0"),
+        (lambda app: StartEnd(b"\x7e", b"\x7e", {b"\x7e": b"\x7d\x02"}), "escapes lack"),
+    ],
+)
+def test_a_mistake_is_told(mistake: Callable[[Any], object], words: str) -> None:
+    with pytest.raises(SetupError, match=words):
+        mistake(App())
+
+
+def test_handlers_may_be_methods_partials_and_callables_with_defaults() -> None:
+    app = App()
+
+    class Device:
+        def connect(self, conn: Any) -> bytes:
+            return b"a"
+
+        async def __call__(self, conn: Any, frame: Any, extra: int = 0) -> bytes:
+            await asyncio.sleep(0)
+            return b"b"
+
+    app.on_connect(Device().connect)
+    app.on_received(Device())
+    app.on_terminated(functools.partial(lambda log, conn, reason: None, []))
