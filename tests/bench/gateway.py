@@ -1,0 +1,97 @@
+"""The gateway's speed: 64-byte lines echoed over 100 TCP connections, beside asyncio protocols by hand.
+
+Run it as `python -m tests.bench gateway`. Rounds of ours and of the one by hand alternate, and a ratio is the
+median of those of neighbours, so that a busy machine does little harm. `adds` is the CPU time that the
+framework takes for a message above the server by hand, `cpu` the server's share of a core: near 100 % the
+load saturates it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import ExitStack
+
+import attrs
+
+from .figures import show
+from .load import Load, Round, load_generator
+from .servers import LOOPS, Server
+
+__all__ = ["main"]
+
+ROUNDS = {"asyncio": 7, "uvloop": 3}
+"""The standard loop decides."""
+
+SATURATED = 0.9
+"""Share of a core from which a server counts as the bottleneck; the rest is the machine's noise."""
+
+
+@attrs.frozen
+class Case:
+    name: str
+    kind: str
+    window: int
+    bar: float
+
+
+CASES = (
+    Case("line.1_outstanding", "line", 1, 0.75),
+    Case("line.16_outstanding", "line", 16, 0.3),
+    Case("raw.1_outstanding", "raw", 1, 0.85),
+)
+
+
+def rounds(load: Load, ours: Server, by_hand: Server, window: int, count: int) -> list[tuple[Round, Round]]:
+    """Return pairs of rounds; who begins alternates too."""
+    pairs: list[tuple[Round, Round]] = []
+    for number in range(count):
+        if number % 2:
+            first = load.run(ours, window)
+            pairs.append((first, load.run(by_hand, window)))
+        else:
+            first = load.run(by_hand, window)
+            pairs.append((load.run(ours, window), first))
+    return pairs
+
+
+def tell(case: Case, loop: str, pairs: list[tuple[Round, Round]]) -> None:
+    ours, by_hand = zip(*pairs, strict=True)
+    ratio = statistics.median(our.messages / hand.messages for our, hand in pairs)
+    adds = statistics.median(our.microseconds - hand.microseconds for our, hand in pairs)
+    cpu = statistics.median(our.cpu for our in ours)
+    hand_cpu = statistics.median(hand.cpu for hand in by_hand)
+    words = [
+        f"adds={adds:.2f}us",
+        f"cpu={cpu:.0%}",
+        f"by_hand={statistics.median(hand.messages for hand in by_hand):.0f}",
+        f"by_hand_cpu={hand_cpu:.0%}",
+        f"load_cpu={statistics.median(our.load_cpu for our in ours):.0%}",
+    ]
+    if min(cpu, hand_cpu) < SATURATED:
+        words.append("NOT-SATURATED")
+    show(
+        f"gateway.{case.name}.{loop}",
+        f"{statistics.median(our.messages for our in ours):.0f}",
+        "messages/s",
+        ratio=ratio,
+        bar=case.bar if loop == "asyncio" else None,
+        note=" ".join(words),
+    )
+
+
+def main() -> None:
+    with load_generator() as load:
+        if load is None:
+            print("gateway skipped: it needs a C compiler (cc) for its load generator")
+            return
+        for loop in LOOPS:
+            with ExitStack() as stack:
+                kinds = [kind for case in CASES for kind in (case.kind, f"{case.kind}_by_hand")]
+                servers = {kind: stack.enter_context(Server(kind, loop)) for kind in dict.fromkeys(kinds)}
+                for case in CASES:
+                    ours, by_hand = servers[case.kind], servers[f"{case.kind}_by_hand"]
+                    tell(case, loop, rounds(load, ours, by_hand, case.window, ROUNDS[loop]))
+
+
+if __name__ == "__main__":
+    main()

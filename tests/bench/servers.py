@@ -1,0 +1,192 @@
+"""Echo servers to be measured, ours and by hand, each in a process of its own.
+
+`python -m tests.bench.servers KIND LOOP` prints its port. To each line on its standard input it answers how
+many connections it has; at the end of the input it stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import importlib.util
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from exproto_app import App, Connection
+from exproto_app.drivers.gateway import Gateway
+from exproto_app.framing import RAW, Framing, Line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LOOPS", "Server", "allow_files"]
+
+LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
+
+BACKLOG = 4096
+"""As the gateway's, so that both take a storm of connections alike."""
+
+
+class ByHand(asyncio.Protocol):
+    """What both servers by hand share: nothing is in the way of a read."""
+
+    __slots__ = ("rest", "write")
+
+    open = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        ByHand.open += 1
+        self.write = cast("asyncio.Transport", transport).write
+        self.rest = b""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        ByHand.open -= 1
+
+
+class LineByHand(ByHand):
+    """Splits lines and echoes each: the fastest of the ways that were tried to write it."""
+
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        lines = (self.rest + data).split(b"\n")
+        self.rest = lines[-1]
+        lines[-1] = b""
+        self.write(b"\n".join(lines))
+
+
+class RawByHand(ByHand):
+    """Echoes each read."""
+
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        self.write(data)
+
+
+def echo(framing: Framing) -> App:
+    app = App(framing=framing)
+
+    @app.on_received
+    def answer(conn: Connection, frame: bytes) -> bytes:
+        return frame
+
+    return app
+
+
+FRAMINGS = {"line": Line(), "raw": RAW}
+BY_HAND: dict[str, Callable[[], ByHand]] = {"line_by_hand": LineByHand, "raw_by_hand": RawByHand}
+
+
+def allow_files() -> None:
+    """Have this process open as many files as the system lets it, and its children too."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def serve(kind: str) -> None:
+    if kind in BY_HAND:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(BY_HAND[kind], "127.0.0.1", 0, backlog=BACKLOG)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await answer_counts(lambda: ByHand.open)
+        server.close()
+        return
+    async with Gateway(echo(FRAMINGS[kind]), ["tcp://127.0.0.1:0"]) as gateway:
+        print(gateway.addresses[0][2].port, flush=True)
+        await answer_counts(lambda: gateway.open)
+
+
+async def answer_counts(count: Callable[[], int]) -> None:
+    ended = asyncio.Event()
+
+    def asked() -> None:
+        if not sys.stdin.readline():
+            asyncio.get_running_loop().remove_reader(sys.stdin)
+            ended.set()
+            return
+        gc.collect()  # garbage is no connection's memory
+        print(count(), flush=True)
+
+    asyncio.get_running_loop().add_reader(sys.stdin, asked)
+    await ended.wait()
+
+
+@attrs.define(eq=False)
+class Server:
+    """A server in a process of its own; use it in a `with` block."""
+
+    kind: str
+    loop: str
+    port: int = 0
+    process: subprocess.Popen[str] = attrs.field(init=False)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __name__, self.kind, self.loop],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.port = int(self._line() or 0)
+        if not self.port:
+            raise RuntimeError(f"the server {self.kind} on {self.loop} didn't start")
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def connections(self) -> int:
+        """Ask how many connections it has; what it no longer needs is collected first."""
+        if self.process.stdin is None:
+            return 0
+        self.process.stdin.write("?\n")
+        self.process.stdin.flush()
+        return int(self._line())
+
+    def memory(self) -> int:
+        """Return the bytes of memory that are its own alone."""
+        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
+        private: int = sum(int(sizes[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
+        return private * 1024
+
+    def _line(self) -> str:
+        return "" if self.process.stdout is None else self.process.stdout.readline()
+
+
+def main() -> None:
+    kind, name = sys.argv[1:]
+    make: Callable[[], Any] = getattr(importlib.import_module(name), "new_event_loop")
+    loop = make()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(serve(kind))
+    loop.close()
+
+
+if __name__ == "__main__":
+    main()

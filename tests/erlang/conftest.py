@@ -1,0 +1,76 @@
+"""One Erlang VM for all tests of a session: each test has listeners of its own in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exproto_app.drivers.erlport import generate
+
+from .broker import MISSING, Broker, Vm, running
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
+    """Run an Erlang VM with the harness."""
+    if MISSING:
+        pytest.skip(f"the Erlang VM isn't installed: no {MISSING}")
+    with running(tmp_path_factory.mktemp("harness")) as vm:
+        yield vm
+
+
+Start = Callable[..., Broker]
+
+
+@pytest.fixture
+def start(vm: Vm, tmp_path: Path) -> Iterator[Start]:
+    """Return a function that writes an app's file and its driver, and has the broker start that."""
+    with contextlib.ExitStack() as stack:
+
+        def started(text: str, *, acl: bool = False, **options: Any) -> Broker:
+            (tmp_path / "device.py").write_text(text)
+            return begin(vm, stack, tmp_path, str(tmp_path / "device.py"), acl=acl, **options)
+
+        yield started
+
+
+def begin(
+    vm: Vm,
+    stack: contextlib.ExitStack,
+    folder: Path,
+    target: str,
+    *,
+    protocol: str = "default",
+    module: str | None = None,
+    acl: bool = False,
+    paths: list[str] | None = None,
+    **options: Any,
+) -> Broker:
+    """Write the driver of *target* into *folder*, and have the broker start it."""
+    name = generate.module_name(protocol)
+    known = generate.search_paths(Path(target).parent) if paths is None else paths
+    texts = list(generate.files(target, [(name, protocol)], known, stock=False, acl=acl))
+    generate.write(folder / "driver", texts, force=False)
+    broker = Broker(vm, module or name, [decoy(folder), folder / "driver"], **options)
+    stack.callback(_finish, broker)
+    return broker
+
+
+def decoy(folder: Path) -> Path:
+    """Make an `erlport` that comes before the driver on the path, as the broker's own does, and fails."""
+    package = folder / "priv" / "erlport"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text("")
+    (package / "cli.py").write_text("raise SystemExit('the broker\\'s own loop was started')\n")
+    return package.parent
+
+
+def _finish(broker: Broker) -> None:
+    broker.stop()
+    assert broker.faults == []

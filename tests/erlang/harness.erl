@@ -1,0 +1,565 @@
+%% The broker's side of the port, as EMQX 4.2's exproto plays it, for tests that speak as devices.
+%%
+%% Python drives it over a socket of Erlang terms: {Ref, Command} is answered by {reply, Ref, Result}, and what
+%% happens comes as {event, Owner, What}. A listener is a process that owns the port to a driver and starts it
+%% again when it dies; a connection is a process of its own, with the rules measured on the real broker:
+%% one callback at a time, casts handled after it has returned, and nobody validates: a wrong type is a crash.
+-module(harness).
+
+-export([main/1]).
+
+-record(listener, {
+    id, port, options, control, subs,
+    module,               % the callback module
+    next = 1,             % the number of the next call
+    sent = #{},           % calls that wait for the driver's answer: number => {Pid, Ref}
+    calls = #{}           % calls by the driver: number => true
+}).
+
+-record(conn, {
+    dev, listener, subs, control, info, socktype, state = undefined,
+    client = #{clientid => undefined, username => undefined, mountpoint => undefined},
+    registered = false
+}).
+
+-define(RESTART, 100).        % milliseconds between two starts of a driver
+-define(ANSWER, 60000).       % milliseconds until a callback that never answers is given up
+-define(SEGMENT, 1460).       % bytes of a call of `received`
+-define(DRAIN, 100).          % messages that join the first of a `deliver`
+
+main([Port]) ->
+    process_flag(trap_exit, true),
+    {ok, Socket} = gen_tcp:connect("127.0.0.1", list_to_integer(Port), [binary, {packet, 4}, {nodelay, true}]),
+    control(Socket, #{}).
+
+%% --- the socket to Python
+
+control(Socket, Known) ->
+    receive
+        {tcp, Socket, Data} ->
+            {Ref, Command} = binary_to_term(Data),
+            {Reply, Now} =
+                try
+                    command(Command, Ref, Known)
+                catch
+                    Class:Reason:Trace -> {{failed, text({Class, Reason, Trace})}, Known}
+                end,
+            case Reply of
+                later -> ok;
+                _ -> tell(Socket, {reply, Ref, Reply})
+            end,
+            control(Socket, Now);
+        {tcp_closed, Socket} ->
+            halt(0, [{flush, false}]);
+        {out, Term} ->
+            tell(Socket, Term),
+            control(Socket, Known);
+        {'EXIT', _, normal} ->
+            control(Socket, Known);
+        {'EXIT', _, Reason} ->
+            tell(Socket, {event, vm, {crash, text(Reason)}}),
+            control(Socket, Known)
+    end.
+
+tell(Socket, Term) ->
+    case gen_tcp:send(Socket, term_to_binary(Term)) of
+        ok -> ok;
+        {error, _} -> halt(0, [{flush, false}])
+    end.
+
+command({listen, Id, Options}, _, Known) ->
+    Control = self(),
+    Subs = ets:new(subs, [bag, public]),
+    Turns = ets:new(turns, [set, public]),
+    ets:insert(Subs, {owner, Id, Control, Turns}),
+    Pid = spawn_link(fun() -> listener(Id, Options, Control, Subs) end),
+    {ok, Known#{Id => {Pid, Subs}}};
+command({unlisten, Id}, Ref, Known) ->
+    case Known of
+        #{Id := {Pid, _}} -> Pid ! {stop, self(), Ref};
+        _ -> self() ! {out, {reply, Ref, ok}}
+    end,
+    {later, maps:remove(Id, Known)};
+command({connect, Id, Dev, Info}, _, Known) ->
+    #{Id := {Listener, Subs}} = Known,
+    Control = self(),
+    Pid = spawn_link(fun() -> connection(Dev, Listener, Subs, Control, Info) end),
+    {ok, Known#{{dev, Dev} => Pid}};
+command({data, Dev, Data}, _, Known) ->
+    #{{dev, Dev} := Pid} = Known,
+    Pid ! {data, Data},
+    {ok, Known};
+command({mail, Dev, Mail}, _, Known) ->
+    #{{dev, Dev} := Pid} = Known,
+    Pid ! Mail,
+    {ok, Known};
+command({pid, Dev}, _, Known) ->
+    #{{dev, Dev} := Pid} = Known,
+    {Pid, Known};
+command({publish, Id, From, Topic, Payload, Qos}, _, Known) ->
+    #{Id := {_, Subs}} = Known,
+    route(Subs, message(From, Qos, Topic, Payload)),
+    {ok, Known};
+command({raw, Id, Data}, _, Known) ->
+    #{Id := {Listener, _}} = Known,
+    Listener ! {raw, Data},
+    {ok, Known};
+command({call, Id, Function, Arguments}, Ref, Known) ->
+    #{Id := {Listener, _}} = Known,
+    Control = self(),
+    spawn_link(fun() -> Control ! {out, {reply, Ref, call(Listener, Function, Arguments)}} end),
+    {later, Known};
+command({os_pid, Id}, Ref, Known) ->
+    #{Id := {Listener, _}} = Known,
+    Listener ! {os_pid, self(), Ref},
+    {later, Known};
+command({loops, Id, Count, Size, Milliseconds}, Ref, Known) ->
+    #{Id := {Listener, _}} = Known,
+    Control = self(),
+    spawn_link(fun() -> Control ! {out, {reply, Ref, loops(Listener, Count, Size, Milliseconds)}} end),
+    {later, Known};
+command({burst, Id, Count, Rounds}, Ref, Known) ->
+    #{Id := {Listener, _}} = Known,
+    Control = self(),
+    spawn_link(fun() -> Control ! {out, {reply, Ref, burst(Listener, Count, Rounds)}} end),
+    {later, Known};
+command({dead_pid}, _, Known) ->
+    {Pid, Monitor} = spawn_monitor(fun() -> ok end),
+    receive {'DOWN', Monitor, process, Pid, _} -> ok end,
+    {Pid, Known};
+command({equal, Pairs}, _, Known) ->
+    {[equal(One, Other) || {One, Other} <- Pairs], Known};
+command({terms, Datas}, _, Known) ->
+    {[{term_to_binary(Term), term_to_binary(Term, [compressed]), term_to_binary(Term, [{minor_version, 1}])}
+        || Data <- Datas, Term <- [binary_to_term(Data)]], Known};
+command({evaluate, Texts}, _, Known) ->
+    {[evaluate(Text) || Text <- Texts], Known};
+command({print, Datas}, _, Known) ->
+    {[text(binary_to_term(Data)) || Data <- Datas], Known}.
+
+equal(One, Other) ->
+    try binary_to_term(One) =:= binary_to_term(Other) catch error:badarg -> badarg end.
+
+evaluate(Text) ->
+    {ok, Tokens, _} = erl_scan:string(unicode:characters_to_list(Text)),
+    {ok, Expressions} = erl_parse:parse_exprs(Tokens),
+    {value, Value, _} = erl_eval:exprs(Expressions, []),
+    term_to_binary(Value).
+
+text(Term) -> unicode:characters_to_binary(io_lib:format("~0tp", [Term])).
+
+%% --- a listener: the port to its driver
+
+listener(Id, Options, Control, Subs) ->
+    process_flag(trap_exit, true),
+    #{module := Module} = Options,
+    started(#listener{id = Id, options = Options, control = Control, subs = Subs,
+                      module = binary_to_atom(Module, utf8)}).
+
+started(L = #listener{id = Id, options = Options, control = Control}) ->
+    #{executable := Executable, arguments := Arguments, env := Env, folder := Folder} = Options,
+    Port = open_port({spawn_executable, Executable},
+                     [{packet, 4}, binary, use_stdio, hide, exit_status, {args, Arguments}, {cd, Folder},
+                      {env, [{unicode:characters_to_list(Name), unicode:characters_to_list(Value)}
+                             || {Name, Value} <- Env]}]),
+    Control ! {out, {event, Id, {up, os_pid(Port)}}},
+    serve(L#listener{port = Port, next = 1, sent = #{}, calls = #{}}).
+
+os_pid(Port) ->
+    case erlang:port_info(Port, os_pid) of
+        {os_pid, Pid} -> Pid;
+        undefined -> undefined
+    end.
+
+serve(L = #listener{port = Port, sent = Sent}) ->
+    receive
+        {Port, {data, Data}} ->
+            try binary_to_term(Data) of
+                Term -> serve(heard(Term, L))
+            catch
+                error:badarg -> ended({invalid_protocol_data, Data}, L)
+            end;
+        {call, From, Ref, Function, Arguments} ->
+            Number = case map_size(Sent) of 0 -> 1; _ -> L#listener.next end,
+            Frame = term_to_binary({'C', Number, L#listener.module, Function, Arguments}),
+            port_command(Port, Frame),
+            serve(L#listener{next = Number + 1, sent = Sent#{Number => {From, Ref}}});
+        {raw, Data} ->
+            port_command(Port, Data),
+            serve(L);
+        {done, Number, Frame} ->
+            port_command(Port, Frame),
+            serve(L#listener{calls = maps:remove(Number, L#listener.calls)});
+        {os_pid, To, Ref} ->
+            To ! {out, {reply, Ref, os_pid(Port)}},
+            serve(L);
+        {stop, To, Ref} ->
+            case erlang:port_info(Port) of
+                undefined -> ok;
+                _ -> port_close(Port)
+            end,
+            To ! {out, {reply, Ref, ok}};
+        {Port, {exit_status, Status}} ->
+            ended({exit_status, Status}, L);
+        {'EXIT', Port, Reason} ->
+            ended({port_closed, Reason}, L);
+        _ ->
+            serve(L)
+    end.
+
+ended(Reason, L = #listener{id = Id, port = Port, sent = Sent, control = Control}) ->
+    catch port_close(Port),
+    Control ! {out, {event, Id, {down, text(Reason)}}},
+    maps:foreach(fun(_, {Pid, Ref}) -> Pid ! {answer, Ref, {error, Reason}} end, Sent),
+    receive
+        {stop, To, Ref} -> To ! {out, {reply, Ref, ok}}
+    after ?RESTART ->
+        started(L)
+    end.
+
+heard({r, Number, Result}, L) -> answered(Number, {ok, Result}, L);
+heard({e, Number, Error}, L) -> answered(Number, {error, Error}, L);
+heard({'M', To, Term}, L) when is_pid(To) -> To ! Term, L;
+heard({'C', Number, Module, Function, Arguments, Context}, L = #listener{calls = Calls})
+        when is_atom(Module), is_atom(Function), is_list(Arguments), is_atom(Context),
+             not is_map_key(Number, Calls) ->
+    #listener{subs = Subs, options = Options} = L,
+    Listener = self(),
+    spawn(fun() -> Listener ! {done, Number, function(Number, Module, Function, Arguments, Subs, Options)} end),
+    L#listener{calls = Calls#{Number => true}};
+heard({'P', Text}, L = #listener{id = Id, control = Control}) ->
+    case unicode:characters_to_binary(Text) of
+        Binary when is_binary(Binary) -> Control ! {out, {event, Id, {log, Binary}}}, L;
+        _ -> fault({unprintable, Text}, L)
+    end;
+heard(Message, L) ->
+    fault({invalid_protocol_message, Message}, L).
+
+%% What would end the real broker's process, and the driver with it.
+fault(Reason, L = #listener{id = Id, control = Control, port = Port}) ->
+    Control ! {out, {event, Id, {fault, text(Reason)}}},
+    self() ! {Port, {exit_status, fault}},
+    L.
+
+answered(Number, Result, L = #listener{sent = Sent}) ->
+    case maps:take(Number, Sent) of
+        {{Pid, Ref}, Left} ->
+            Pid ! {answer, Ref, Result},
+            L#listener{sent = Left};
+        error ->
+            fault({answer_to_no_call, Number, Result}, L)
+    end.
+
+call(Listener, Function, Arguments) ->
+    Ref = make_ref(),
+    Listener ! {call, self(), Ref, Function, Arguments},
+    receive
+        {answer, Ref, Result} -> Result
+    after ?ANSWER ->
+        {error, no_answer}
+    end.
+
+%% --- what the driver may call
+
+function(Number, Module, Function, Arguments, Subs, Options) ->
+    Answer =
+        try {r, Number, apply_in(Module, Function, Arguments, Subs, Options)}
+        catch Class:Reason:Trace -> {e, Number, {erlang, Class, Reason, Trace}}
+        end,
+    term_to_binary(Answer).
+
+apply_in(emqx_access_control, authenticate, [Client], _, Options) ->
+    #{zone := external, peerhost := Host, clientid := Id, username := Name, password := Password} = Client,
+    true = is_tuple(Host) andalso is_binary(Id) andalso is_binary(Name) andalso is_binary(Password),
+    case Options of
+        #{password := Password} -> {ok, #{auth_result => success, anonymous => false, is_superuser => false}};
+        _ -> {error, not_authorized}
+    end;
+apply_in(emqx_access_control, check_acl, [Client, What, Topic], _, _)
+        when is_map(Client), is_binary(Topic), What =:= publish orelse What =:= subscribe ->
+    case Topic of
+        <<"denied/", _/binary>> -> deny;
+        _ -> allow
+    end;
+apply_in(emqx_exproto_conn, info, [Pid], _, _) when is_pid(Pid) ->
+    Monitor = monitor(process, Pid),
+    Pid ! {'$gen_call', {self(), Monitor}, info},
+    receive
+        {Monitor, Info} -> demonitor(Monitor, [flush]), Info;
+        {'DOWN', Monitor, process, _, Reason} -> exit({Reason, {gen_server, call, [Pid, info, infinity]}})
+    end;
+apply_in(emqx_message, make, [From, Topic, Payload], _, _) when is_binary(Topic), is_binary(Payload) ->
+    message(From, 0, Topic, Payload);
+apply_in(emqx, publish, [Message], Subs, _) when element(1, Message) =:= message ->
+    route(Subs, Message),
+    [];
+apply_in(emqx_exproto, send, [Pid, Data], _, _) when is_pid(Pid), is_binary(Data) ->
+    cast(Pid, {send, Data});
+apply_in(emqx_exproto, close, [Pid], _, _) when is_pid(Pid) ->
+    cast(Pid, close);
+apply_in(emqx_exproto, register, [Pid, Client], _, _) when is_pid(Pid) ->
+    cast(Pid, {register, maps:merge(#{proto_name => undefined}, maps:from_list(Client))});
+apply_in(emqx_exproto, publish, [Pid, Facts], _, _) when is_pid(Pid) ->
+    #{qos := Qos, topic := Topic, payload := Payload} = maps:from_list(Facts),
+    cast(Pid, {publish, message(undefined, Qos, Topic, Payload)});
+apply_in(emqx_exproto, subscribe, [Pid, Topic, Qos], _, _) when is_binary(Topic), Qos >= 0, Qos =< 2 ->
+    cast(Pid, {subscribe, Topic, Qos});
+apply_in(emqx_exproto, unsubscribe, [Pid, Topic], _, _) when is_binary(Topic) ->
+    cast(Pid, {unsubscribe, Topic}).
+
+cast(Pid, Request) ->
+    Pid ! {'$gen_cast', Request},
+    ok.
+
+%% --- the connection process
+
+connection(Dev, Listener, Subs, Control, Facts) ->
+    C = #conn{dev = Dev, listener = Listener, subs = Subs, control = Control,
+              info = Facts, socktype = proplists:get_value(socktype, Facts)},
+    case callback(C, init, [self(), Facts]) of
+        {ok, State} -> running(C#conn{state = State});
+        Wrong -> told(C, {closed, text({init_channel_failed, Wrong})})
+    end.
+
+%% An `unknown` device's process is one from before the driver's start: it begins without init.
+callback(#conn{info = [unknown | _]}, init, _) -> {ok, undefined};
+callback(#conn{listener = Listener}, Function, Arguments) ->
+    case call(Listener, Function, Arguments) of
+        {ok, ok} -> ok;
+        {ok, undefined} -> ok;
+        {ok, {0, State}} -> {ok, State};
+        {ok, {1, Reason}} -> {error, Reason};
+        {ok, _} -> {error, unknown_return_format};
+        {error, _} -> {error, unknown_return_format}
+    end.
+
+running(C) ->
+    receive
+        Mail ->
+            case catch handle([Mail], C) of
+                Now = #conn{} -> running(Now);
+                {stop, Reason} -> terminate(Reason, C);
+                {'EXIT', Reason} -> terminate(Reason, C)
+            end
+    end.
+
+handle([], C) -> C;
+handle([Mail | More], C) ->
+    case mail(Mail, C) of
+        {stop, Reason} -> {stop, Reason};
+        {next, Also, Now} -> handle(More ++ Also, Now);
+        Now -> handle(More, Now)
+    end.
+
+mail({data, Data}, C = #conn{socktype = Type}) when Type =:= udp; byte_size(Data) =< ?SEGMENT ->
+    returned(callback(C, received, [self(), Data, C#conn.state]), C);
+mail({data, <<Segment:?SEGMENT/binary, Rest/binary>>}, C) ->
+    case returned(callback(C, received, [self(), Segment, C#conn.state]), C) of
+        Now = #conn{} ->
+            %% What the kernel has next is read when the casts so far are handled.
+            self() ! {more, Rest},
+            waiting_for_more(Now);
+        Stop -> Stop
+    end;
+mail(hang_up, _) -> {stop, {shutdown, {sock_closed, tcp_closed}}};
+mail({sock_error, Reason}, _) -> {stop, {shutdown, {sock_closed, Reason}}};
+mail({shutdown, Reason}, _) -> {stop, {shutdown, Reason}};
+mail({deliver, Message}, C) ->
+    Batch = [facts(Each) || Each <- [Message | drained(?DRAIN)]],
+    returned(callback(C, deliver, [self(), Batch, C#conn.state]), C);
+mail({'$gen_call', {From, Ref}, info}, C = #conn{client = Client, info = Facts, state = State}) ->
+    Conninfo = maps:from_list([Fact || Fact <- Facts, is_tuple(Fact)]),
+    From ! {Ref, #{conninfo => Conninfo#{conn_mod => emqx_exproto_conn, connected => true},
+                   clientinfo => Client, conn_state => connected, session => #{}, will_msg => State,
+                   sockinfo => #{active_n => 100}}},
+    C;
+mail({'$gen_cast', Request}, C) -> request(Request, C);
+mail({outgoing, Data}, C) ->
+    _ = iolist_size(Data),
+    told(C, {sent, Data}),
+    C;
+mail(_, C) -> C.
+
+%% Segments of one write come before what the device does next.
+waiting_for_more(C) ->
+    receive
+        {more, Rest} -> {next, [{data, Rest}], C};
+        {'$gen_cast', Request} ->
+            case handle([{'$gen_cast', Request}], C) of
+                Now = #conn{} -> waiting_for_more(Now);
+                Stop -> Stop
+            end
+    end.
+
+returned(ok, C) -> C;
+returned({ok, State}, C) -> C#conn{state = State};
+returned({error, Reason}, _) -> {stop, {shutdown, Reason}}.
+
+drained(0) -> [];
+drained(Left) ->
+    receive {deliver, Message} -> [Message | drained(Left - 1)]
+    after 0 -> []
+    end.
+
+request({send, Data}, C) -> {next, [{outgoing, Data}], C};
+request(close, _) -> {stop, {shutdown, {sock_closed, normal}}};
+request({register, Map}, C = #conn{registered = true}) when is_map(Map) -> C;
+request({register, Map}, C = #conn{client = Client}) ->
+    #{proto_name := Name} = Map,
+    _ = case Name of undefined -> ok; _ -> string:lowercase(Name) end,
+    true = lists:all(fun valid/1, maps:to_list(Map)),
+    told(C, {registered, Map}),
+    C#conn{registered = true, client = maps:merge(Client, maps:with([clientid, username, mountpoint], Map))};
+request({publish, Message}, C = #conn{client = #{clientid := Id}, subs = Subs}) ->
+    From = case Id of undefined -> element(4, Message); _ -> Id end,
+    route(Subs, setelement(4, Message, From)),
+    C;
+request({subscribe, Topic, Qos}, C = #conn{subs = Subs}) when is_integer(Qos), Qos >= 0, Qos =< 2 ->
+    {Group, Words} = parsed(Topic),
+    ets:match_delete(Subs, {self(), Topic, '_', '_', '_'}),
+    ets:insert(Subs, {self(), Topic, Group, Words, Qos}),
+    told(C, {subscribed, Topic, Qos}),
+    C;
+request({unsubscribe, Topic}, C = #conn{subs = Subs}) ->
+    _ = parsed(Topic),
+    ets:match_delete(Subs, {self(), Topic, '_', '_', '_'}),
+    told(C, {unsubscribed, Topic}),
+    C;
+request(_, C) -> C.
+
+valid({proto_name, undefined}) -> true;
+valid({proto_ver, Version}) -> is_binary(Version) orelse is_integer(Version);
+valid({keepalive, Seconds}) -> is_integer(Seconds);
+valid({Key, Value}) when Key =:= proto_name; Key =:= clientid; Key =:= username; Key =:= mountpoint ->
+    is_binary(Value).
+
+terminate(Reason, C = #conn{subs = Subs}) ->
+    ets:match_delete(Subs, {self(), '_', '_', '_', '_'}),
+    _ = callback(C, terminated, [self(), text(Reason), C#conn.state]),
+    told(C, {closed, text(Reason)}).
+
+told(#conn{dev = Dev, control = Control}, What) -> Control ! {out, {event, {dev, Dev}, What}}.
+
+%% --- messages
+
+message(From, Qos, Topic, Payload) ->
+    Now = erlang:system_time(microsecond),
+    Unique = erlang:unique_integer([positive]),
+    {message, <<Now:64, Unique:64>>, Qos, From, #{}, #{}, Topic, Payload, Now div 1000}.
+
+facts({message, Id, Qos, From, _, _, Topic, Payload, Timestamp}) ->
+    [{id, Id}, {qos, Qos}, {from, From}, {topic, Topic}, {payload, Payload}, {timestamp, Timestamp}].
+
+route(Subs, Message = {message, Id, Qos, From, Flags, Headers, Topic, Payload, Timestamp})
+        when byte_size(Id) =:= 16, is_integer(Qos), Qos >= 0, Qos =< 2, is_binary(From) orelse is_atom(From),
+             is_map(Flags), is_map(Headers), is_binary(Topic), is_binary(Payload), is_integer(Timestamp) ->
+    [{owner, Owner, Control, Turns}] = ets:lookup(Subs, owner),
+    Control ! {out, {event, Owner, {published, Topic, Payload, Qos, From}}},
+    Words = words(Topic),
+    Found = [{Group, {Pid, Group =/= none andalso Filter}} ||
+             {Pid, Filter, Group, Pattern, _} <- ets:match_object(Subs, {'_', '_', '_', '_', '_'}),
+             matches(Words, Pattern)],
+    [Pid ! {deliver, Message} || {none, {Pid, _}} <- Found],
+    Shared = [Sub || {Group, Sub} <- Found, Group =/= none],
+    [begin
+         Members = lists:sort([Pid || {Pid, Of} <- Shared, Of =:= Filter]),
+         Turn = ets:update_counter(Turns, Filter, 1, {Filter, 0}),
+         lists:nth(1 + Turn rem length(Members), Members) ! {deliver, Message}
+     end || Filter <- lists:usort([Of || {_, Of} <- Shared])],
+    ok.
+
+parsed(<<"$share/", Rest/binary>>) ->
+    [Group, Filter] = binary:split(Rest, <<"/">>),
+    {Group, words(Filter)};
+parsed(<<"$queue/", Filter/binary>>) -> {<<"$queue">>, words(Filter)};
+parsed(Filter) -> {none, words(Filter)}.
+
+words(Topic) -> binary:split(Topic, <<"/">>, [global]).
+
+matches([<<"$", _/binary>> | _], [<<"+">> | _]) -> false;
+matches([<<"$", _/binary>> | _], [<<"#">>]) -> false;
+matches(Words, Pattern) -> matches_rest(Words, Pattern).
+
+matches_rest(_, [<<"#">>]) -> true;
+matches_rest([], []) -> true;
+matches_rest([_ | Words], [<<"+">> | Pattern]) -> matches_rest(Words, Pattern);
+matches_rest([Word | Words], [Word | Pattern]) -> matches_rest(Words, Pattern);
+matches_rest(_, _) -> false.
+
+%% --- many at once
+
+%% Processes in a closed loop: call, wait for the answer and the echo, and again. Answers what they did and
+%% how long it took, in microseconds.
+loops(Listener, Count, Size, Milliseconds) ->
+    Self = self(),
+    Facts = about(1),
+    Pids = [spawn_link(fun() -> looping(Listener, Self, Size, Facts) end) || _ <- lists:seq(1, Count)],
+    [receive {ready, Pid} -> ok end || Pid <- Pids],
+    Begin = erlang:monotonic_time(microsecond),
+    [Pid ! go || Pid <- Pids],
+    timer:sleep(Milliseconds),
+    [Pid ! stop || Pid <- Pids],
+    Done = [receive {stopped, Pid, Number} -> Number end || Pid <- Pids],
+    Took = erlang:monotonic_time(microsecond) - Begin,
+    [Pid ! leave || Pid <- Pids],
+    [receive {left, Pid} -> ok end || Pid <- Pids],
+    {lists:sum(Done), lists:min(Done), Took}.
+
+looping(Listener, Parent, Size, Facts) ->
+    {ok, {0, State}} = call(Listener, init, [self(), Facts]),
+    Parent ! {ready, self()},
+    receive go -> ok end,
+    Padding = binary:copy(<<"x">>, Size - 9),
+    Number = looped(Listener, Padding, State, 0),
+    Parent ! {stopped, self(), Number},
+    receive leave -> ok end,
+    _ = call(Listener, terminated, [self(), <<"{shutdown,{sock_closed,tcp_closed}}">>, State]),
+    Parent ! {left, self()}.
+
+looped(Listener, Padding, State, Number) ->
+    receive
+        stop -> Number
+    after 0 ->
+        Data = <<Number:64, Padding/binary, "\n">>,
+        Ref = make_ref(),
+        Listener ! {call, self(), Ref, received, [self(), Data, State]},
+        receive {answer, Ref, {ok, _}} -> ok end,
+        receive {'$gen_cast', {send, Data}} -> ok end,
+        looped(Listener, Padding, State, Number + 1)
+    end.
+
+%% Calls for many connections at once, all sent before the first answer is looked at; answers whether answers
+%% and echoes came complete and in the order of the calls.
+burst(Listener, Count, Rounds) ->
+    Self = self(),
+    Pids = [spawn_link(fun() -> forward(Self, Number) end) || Number <- lists:seq(1, Count)],
+    Everybody = lists:zip(lists:seq(1, Count), Pids),
+    Inits = burst_calls(Listener, init, [{Number, [Pid, about(Number)]} || {Number, Pid} <- Everybody]),
+    true = lists:all(fun({ok, {0, _}}) -> true; (_) -> false end, Inits),
+    Outcomes =
+        [begin
+             Answers = burst_calls(Listener, received,
+                                   [{Number, [Pid, line(Round, Number), undefined]} || {Number, Pid} <- Everybody]),
+             %% Echoes pass through a process each, which says nothing about the order between them.
+             Echoes = [receive {echo, From, Data} -> {From, Data} end || _ <- Everybody],
+             {lists:all(fun({ok, _}) -> true; (_) -> false end, Answers),
+              lists:sort(Echoes) =:= [{Number, line(Round, Number)} || {Number, _} <- Everybody]}
+         end || Round <- lists:seq(1, Rounds)],
+    _ = burst_calls(Listener, terminated,
+                    [{Number, [Pid, <<"{shutdown,{sock_closed,tcp_closed}}">>, undefined]} || {Number, Pid} <- Everybody]),
+    [begin unlink(Pid), exit(Pid, kill) end || Pid <- Pids],
+    Outcomes.
+
+burst_calls(Listener, Function, Calls) ->
+    [Listener ! {call, self(), Number, Function, Arguments} || {Number, Arguments} <- Calls],
+    [receive {answer, Ref, Result} -> Number = Ref, Result end || {Number, _} <- Calls].
+
+forward(To, Number) ->
+    receive {'$gen_cast', {send, Data}} -> To ! {echo, Number, Data} end,
+    forward(To, Number).
+
+line(Round, Number) -> iolist_to_binary(io_lib:format("~b of round ~b~n", [Number, Round])).
+
+about(Number) ->
+    [{socktype, tcp}, {peername, {{127, 0, 0, 1}, 1024 + Number rem 60000}}, {sockname, {{127, 0, 0, 1}, 7993}},
+     {peercert, nossl}].
