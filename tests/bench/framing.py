@@ -293,7 +293,7 @@ def figures() -> Iterator[str]:
 def main() -> int:
     good = True
     for line, reached in checked_figures():
-        print(line, flush=True)  # noqa: T201 - a benchmark prints
+        print(line, flush=True)
         good = good and reached
     return 0 if good else 1
 

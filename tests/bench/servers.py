@@ -181,7 +181,7 @@ class Server:
 
 def main() -> None:
     kind, name = sys.argv[1:]
-    make: Callable[[], Any] = getattr(importlib.import_module(name), "new_event_loop")
+    make: Callable[[], Any] = importlib.import_module(name).new_event_loop
     loop = make()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(serve(kind))

@@ -39,6 +39,9 @@ OK: Final = Atom("ok")
 STATE: Final = Atom("undefined")
 """What travels to Erlang and back with every call; our state stays here."""
 
+SHORTEST: Final = 16
+"""Bytes that a call has at least: its number may be read without looking where the frame ends."""
+
 EARLY: Final = 1_000
 """Events that may wait while the broker is asked about a connection from before our start."""
 
@@ -81,8 +84,9 @@ class Process:
         self._starting: asyncio.Task[None] | None = None
         self._waiting: list[bytes] = []
         self._broken = False
-        # The bytes between a call's number and its pid, once a call of `received` has been seen.
-        self._mark = b""
+        # The bytes between a call's number and its pid, and those behind its data, once a call of `received`
+        # has been seen.
+        self._mark = self._tail = b""
         self._pid_size = 0
 
     async def run(self) -> None:
@@ -110,7 +114,7 @@ class Process:
 
     def _received(self, frame: bytes) -> None:
         """Take a frame: the hot path first, that of a device's bytes."""
-        if frame.startswith(_CALL_HEADS):
+        if frame.startswith(_CALL_HEADS) and len(frame) > SHORTEST:
             at = 7 if frame[3] == 100 else 6
             tag = frame[at]
             end = at + (2 if tag == 97 else 5 if tag == 98 else 3 + frame[at + 1])
@@ -119,10 +123,10 @@ class Process:
                 start = end + len(mark)
                 behind = start + self._pid_size
                 link = self._links.get(frame[start:behind])
-                if link is not None and frame[behind] == 109 and link.channel is not None:
+                first = behind + 5
+                if link is not None and first < len(frame) and frame[behind] == 109:
                     size = _u32(frame, behind + 1)[0]
-                    first = behind + 5
-                    if first + size < len(frame):
+                    if frame[first + size :] == self._tail and link.channel is not None:
                         channel = link.channel
                         channel.received(frame[first : first + size])
                         number = frame[at:end]
@@ -141,7 +145,7 @@ class Process:
             log.error("port ! a frame of %d bytes is no term: %s", len(frame), error)  # noqa: TRY400 - the broker's fault, not a bug's trace
             return
         match term:
-            case ("C", number, module, function, list() as arguments):
+            case ("C", int() as number, Atom() as module, function, list() as arguments):
                 if self._runner is None:
                     self._start(module, frame)
                 else:
@@ -178,7 +182,7 @@ class Process:
             runner = Runner(self._driver.app, self._hub)
             await runner.start()
             self._runner = runner
-        except Exception as error:  # noqa: BLE001 - whatever the user's file raises, the log has to tell
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's file raises, the log has to tell
             self._broken = True
             if isinstance(error, ExprotoError):
                 log.error("exproto-app ! %s can't be served: %s", module, error)  # noqa: TRY400 - the sentence says all
@@ -201,12 +205,12 @@ class Process:
             case (_, number, *_):
                 self._answer(number, OK)
 
-    def _called(self, frame: bytes, number: object, function: str, arguments: list[Any]) -> None:
+    def _called(self, frame: bytes, number: int, function: str, arguments: list[Any]) -> None:
         match function, arguments:
             case "init", [pid, about] if facts.is_pid(pid):
                 self._answer_later(number, self._init, pid.raw, about)
             case "received", [pid, bytes() as data, _] if facts.is_pid(pid):
-                self._learn(frame, number, pid.raw)
+                self._learn(frame, number, pid.raw, data)
                 self._event(number, pid.raw, lambda channel: channel.received(data))
             case "deliver", [pid, list() as batch, _] if facts.is_pid(pid):
                 try:
@@ -236,13 +240,14 @@ class Process:
         else:
             self._answer(number, (0, STATE))
 
-    def _learn(self, frame: bytes, number: object, pid: bytes) -> None:
+    def _learn(self, frame: bytes, number: int, pid: bytes, data: bytes) -> None:
         """Note what a call of `received` looks like here, for the hot path."""
         if not self._mark and frame.count(pid) == 1:
             head = next((head for head in _CALL_HEADS if frame.startswith(head)), None)
             if head is not None:
                 self._mark = frame[len(head) + len(body(number)) : frame.index(pid)]
                 self._pid_size = len(pid)
+                self._tail = frame[frame.index(pid) + len(pid) + 5 + len(data) :]
 
     def _init(self, pid: bytes, about: Any) -> None:
         info = facts.connection_info(about)

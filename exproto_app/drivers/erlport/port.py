@@ -156,7 +156,10 @@ class Port:
                     self._skip = end - size
                     return
                 break
-            self._received(data[start + 4 : end])
+            try:
+                self._received(data[start + 4 : end])
+            except Exception:
+                log.exception("port ! a frame of %d bytes is given up", end - start - 4)
             start = end
         if start < size:
             self._more.append(data[start:])
