@@ -96,8 +96,7 @@ class BrokerLane:
         holds = not result.done and (not self._ordered or type(command) is Register)
         outcome = target or (Outcome(self._waiter) if holds else result)
         self._held = holds
-        if not self._closed:
-            self._pending.add(outcome)
+        self._pending.add(outcome)
         result.when_done(partial(self._done, command, outcome, holds))
         return outcome
 

@@ -125,7 +125,10 @@ class BrokerHub:
         self.call_soon = self._loop.call_soon
         self._calls: dict[int, tuple[Callable[[Any, CommandError | None], None], asyncio.TimerHandle]] = {}
         self._last_call = 0
+        self._lost = False
+        self._settled: asyncio.Future[None] | None = None
         self._said_retain = False
+        self._lost = False
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Hand *command* to the connection's process."""
@@ -163,6 +166,12 @@ class BrokerHub:
         done: Callable[[Any, CommandError | None], None],
     ) -> None:
         """Call a function of the broker; *done* gets its result or an error, within 10 s."""
+        if self._lost:
+            done(None, UnavailableError(f"the broker has gone, {module}:{function} can't be asked"))
+            return
+        if self._lost:
+            done(None, UnavailableError("the broker has closed the port"))
+            return
         self._last_call += 1
         number = self._last_call
         timer = self._loop.call_later(DEADLINE, self._late, number, f"{module}:{function}")
@@ -178,10 +187,39 @@ class BrokerHub:
         done, timer = call
         timer.cancel()
         done(result, None if error is None else CommandError(facts.text(error)))
+        self._settle()
+
+    async def finish(self) -> None:
+        """Wait for the answers that are still to come, each within its deadline, and what they lead to."""
+        while self._calls:
+            self._settled = self._loop.create_future()
+            await self._settled
+
+    def lose(self) -> None:
+        """Fail what waits and what comes: the broker has closed the port."""
+        self._lost = True
+        while self._calls:
+            _, (done, timer) = self._calls.popitem()
+            timer.cancel()
+            done(None, UnavailableError("the broker has closed the port"))
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._settled is not None and not self._calls and not self._settled.done():
+            self._settled.set_result(None)
+
+    def lost(self) -> None:
+        """Let nobody wait for answers: the broker has closed the port."""
+        self._lost = True
+        calls, self._calls = self._calls, {}
+        for done, timer in calls.values():
+            timer.cancel()
+            done(None, UnavailableError("the broker has gone"))
 
     def _late(self, number: int, name: str) -> None:
         done, _ = self._calls.pop(number)
         done(None, UnavailableError(f"the broker's {name} gave no answer within {DEADLINE:g} s"))
+        self._settle()
 
     def _allowed(
         self, channel: Channel, link: ErlangLink, request: tuple[Any, ...], *, topic: str, value: object

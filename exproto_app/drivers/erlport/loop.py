@@ -97,6 +97,8 @@ class Process:
         await self.stopped
         if self._runner is not None:
             await self._runner.stop()
+        if self._hub is not None:
+            await self._hub.finish()
         self.port.stop()
 
     def _stop(self) -> None:
@@ -105,6 +107,10 @@ class Process:
 
     def _ended(self) -> None:
         """Take the end of the broker's stream: every connection of it is gone."""
+        if self._hub is not None:
+            self._hub.lost()
+        if self._hub is not None:
+            self._hub.lose()
         for link in tuple(self._links.values()):
             if link.channel is not None:
                 link.channel.terminated("lost", "the broker closed the port")
