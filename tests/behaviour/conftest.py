@@ -10,6 +10,9 @@ import pytest
 
 from .hosts import HOSTS, Host
 
+SYSTEM = {"erlport"}
+"""Hosts that need programs besides Python."""
+
 _numbers = itertools.count(1)
 
 
@@ -19,13 +22,15 @@ def unique() -> str:
     return f"device{next(_numbers)}"
 
 
-@pytest.fixture(params=[pytest.param(name, id=name) for name in HOSTS])
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.system] if name in SYSTEM else []) for name in HOSTS]
+)
 def serve(request: pytest.FixtureRequest) -> Iterator[Callable[..., Host]]:
     """Return a function that serves an app of `apps.py`, or skips the test where a host lacks a need."""
     with contextlib.ExitStack() as stack:
 
         def start(app: str, *needs: str) -> Host:
-            host = HOSTS[request.param](app, stack)
+            host = HOSTS[request.param](app, stack, request)
             missing = set(needs) - host.abilities
             if missing:
                 pytest.skip(f"this host has no {', '.join(missing)}")

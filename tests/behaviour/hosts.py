@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import pytest
+
 from exproto_app import App, ClientInfo, Message
 from exproto_app.channel import Channel
 from exproto_app.drivers.gateway import Gateway
@@ -73,7 +75,8 @@ class Host(Protocol):
     """One app, served; a test begins with a fresh one, or with names of its own (`unique`)."""
 
     abilities: frozenset[str]
-    """What not every host has: `udp`, `unknown` (connections that the process never saw begin)."""
+    """What not every host has: `udp`, `unknown` (connections that the process never saw begin), `pressure`
+    (it has the device's socket, so it sees a device that doesn't read)."""
 
     def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
         """Connect a device."""
@@ -130,7 +133,7 @@ class MemoryDevice(Device):
 class MemoryHost:
     """An app in memory."""
 
-    abilities = frozenset({"udp", "unknown"})
+    abilities = frozenset({"udp", "unknown", "pressure"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
         self._app = app
@@ -232,7 +235,7 @@ class SocketDevice(Device):
 class GatewayHost:
     """An app on its own gateway, in a thread of its own."""
 
-    abilities = frozenset({"udp"})
+    abilities = frozenset({"udp", "pressure"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
         self._app = app
@@ -278,15 +281,26 @@ class GatewayHost:
         return self._published.get(topic)
 
 
-def memory(app: str, stack: contextlib.ExitStack) -> Host:
+def memory(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
     """Serve the app of this name in memory."""
     return MemoryHost(getattr(apps, app), stack)
 
 
-def gateway(app: str, stack: contextlib.ExitStack) -> Host:
+def gateway(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
     """Serve the app of this name on real sockets."""
     return GatewayHost(getattr(apps, app), stack)
 
 
-HOSTS: dict[str, Callable[[str, contextlib.ExitStack], Host]] = {"memory": memory, "gateway": gateway}
+def erlport(app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Host:
+    """Serve the app of this name inside the broker, on a real Erlang VM."""
+    from tests.erlang.host import ErlangHost  # noqa: PLC0415 - it is made of what stands above
+
+    return ErlangHost(request.getfixturevalue("vm"), app, stack)
+
+
+HOSTS: dict[str, Callable[[str, contextlib.ExitStack, pytest.FixtureRequest], Host]] = {
+    "memory": memory,
+    "gateway": gateway,
+    "erlport": erlport,
+}
 """How to serve an app of `apps.py`, by the host's name; what it opens is closed by the stack."""

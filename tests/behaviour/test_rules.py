@@ -441,7 +441,7 @@ class TestLimits:
         other.expect(b"10\n")
 
     def test_a_device_that_never_reads_is_given_up(self, serve: Serve, unique: str) -> None:
-        host = serve("bounded")
+        host = serve("bounded", "pressure")
         device, other = host.connect(), host.connect()
         device.stop_reading()
         device.send(b"name %s\n" % unique.encode() + b"pour 100\n" * 200)

@@ -40,7 +40,7 @@ def packages(folder: Path) -> Path:
     import attrs  # noqa: PLC0415 - as above
 
     for package in (attr, attrs):
-        source = Path(package.__file__).parent
+        source = Path(str(package.__file__)).parent
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, folder / source.name, dirs_exist_ok=True, ignore=ignored)
     return folder
@@ -330,13 +330,18 @@ class Device:
         """Send *term* to the connection process."""
         self.vm.request(Atom("mail"), self.id, term)
 
+    def read(self, count: int) -> bytes:
+        """Return the next *count* bytes; fewer if the connection ends before, or if no more come."""
+        with contextlib.suppress(AssertionError):
+            self.vm.wait(lambda: len(self.received) >= count or self.closed is not None, "bytes")
+        got = self.received[:count]
+        self._seen += len(got)
+        return got
+
     def expect(self, data: bytes) -> None:
         """Wait for the next bytes, and assert that they are *data*."""
-        with contextlib.suppress(AssertionError):
-            self.vm.wait(lambda: len(self.received) >= len(data) or self.closed is not None, "bytes")
-        got = self.received[: len(data)]
+        got = self.read(len(data))
         assert got == data, f"{got[:200]!r}; closed: {self.closed}; the log:\n{self.broker.log[-4000:]}"
-        self._seen += len(data)
 
     def wait(self, ready: Callable[[Device], object]) -> None:
         """Wait until *ready*."""
@@ -346,9 +351,6 @@ class Device:
         """Wait until the connection is closed; assert that nothing more was sent."""
         self.vm.wait(lambda: self.closed is not None, "the end of the connection")
         assert self.received == b""
-
-    def stop_reading(self) -> None:
-        """Do nothing: the broker, not its driver, has the socket, and takes what the device doesn't."""
 
     def hang_up(self) -> None:
         """Close the connection."""

@@ -1,4 +1,4 @@
-"""One Erlang VM for all tests of a session: each test has listeners of its own in it."""
+"""Apps in the broker: their drivers are written as users have them written, and started by the VM."""
 
 from __future__ import annotations
 
@@ -11,18 +11,9 @@ import pytest
 
 from exproto_app.drivers.erlport import generate
 
-from .broker import MISSING, Broker, Vm, running
+from .broker import Broker, Vm
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
-    """Run an Erlang VM with the harness."""
-    if MISSING:
-        pytest.skip(f"the Erlang VM isn't installed: no {MISSING}")
-    with running(tmp_path_factory.mktemp("harness")) as vm:
-        yield vm
 
 
 Start = Callable[..., Broker]

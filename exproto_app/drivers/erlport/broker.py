@@ -40,7 +40,7 @@ def framed(term: object) -> bytes:
 class ErlangLink:
     """One connection process of the broker, which has the device's socket."""
 
-    __slots__ = ("_cast", "_hub", "_send", "_size", "channel", "info", "paused", "pid", "withheld")
+    __slots__ = ("_cast", "_hub", "_send", "_size", "channel", "info", "pid", "withheld")
 
     answers = False
 
@@ -49,7 +49,6 @@ class ErlangLink:
         self.pid = pid
         self.channel: Channel | None = None
         self.info: ConnectionInfo | None = None
-        self.paused = False
         self.withheld: bytes | None = None
         self._cast = _CAST_HEAD + pid + _CAST_WORD
         self._send = self._cast + _SEND
@@ -77,16 +76,16 @@ class ErlangLink:
 
     def close(self) -> None:
         self.cast(Atom("close"))
+        self.answer()
 
     def abort(self) -> None:
-        self.cast(Atom("close"))
+        self.close()
         self._hub.call_soon(self._give_up)
 
     def pause(self) -> None:
-        self.paused = True
+        """Do nothing: the next answer is withheld."""
 
     def resume(self) -> None:
-        self.paused = False
         self.answer()
 
     def answer(self) -> None:

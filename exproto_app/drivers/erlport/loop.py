@@ -137,10 +137,10 @@ class Process:
                         channel.received(frame[first : first + size])
                         number = frame[at:end]
                         answer = _length(len(number) + 12) + _ANSWER + number + _OK
-                        if channel.paused:
-                            link.withheld = answer
-                        else:
+                        if not channel.held:
                             self.port.write(answer)
+                        else:
+                            self._answer_behind(link, channel, answer)
                         return
         self._received_slowly(frame)
 
@@ -214,7 +214,7 @@ class Process:
     def _called(self, frame: bytes, number: int, function: str, arguments: list[Any]) -> None:
         match function, arguments:
             case "init", [pid, about] if facts.is_pid(pid):
-                self._answer_later(number, self._init, pid.raw, about)
+                self._init(number, pid.raw, about)
             case "received", [pid, bytes() as data, _] if facts.is_pid(pid):
                 self._learn(frame, number, pid.raw, data)
                 self._event(number, pid.raw, lambda channel: channel.received(data))
@@ -235,17 +235,6 @@ class Process:
                 log.error("port ! there is no callback %r", function)
                 self._fail(number, "AttributeError", f"exproto-app has no callback {function}")
 
-    def _answer_later(
-        self, number: object, begin: Callable[[bytes, Any], None], pid: bytes, about: Any
-    ) -> None:
-        """Answer behind what *begin* sends."""
-        try:
-            begin(pid, about)
-        except TermError as error:
-            self._fail(number, "ValueError", str(error))
-        else:
-            self._answer(number, (0, STATE))
-
     def _learn(self, frame: bytes, number: int, pid: bytes, data: bytes) -> None:
         """Note what a call of `received` looks like here, for the hot path."""
         if not self._mark and frame.count(pid) == 1:
@@ -255,16 +244,22 @@ class Process:
                 self._pid_size = len(pid)
                 self._tail = frame[frame.index(pid) + len(pid) + 5 + len(data) :]
 
-    def _init(self, pid: bytes, about: Any) -> None:
-        info = facts.connection_info(about)
-        self._connected(ErlangLink(self._the_hub, pid), info, resumed=False)
+    def _init(self, number: int, pid: bytes, about: Any) -> None:
+        try:
+            info = facts.connection_info(about)
+        except TermError as error:
+            self._fail(number, "ValueError", str(error))
+            return
+        link = ErlangLink(self._the_hub, pid)
+        channel = self._connected(link, info, resumed=False)
+        self._answer_behind(link, channel, framed((Atom("r"), number, (0, STATE))))
 
-    def _connected(self, link: ErlangLink, info: Any, *, resumed: bool) -> None:
+    def _connected(self, link: ErlangLink, info: Any, *, resumed: bool) -> Channel:
         if self._runner is None or self._driver is None:
             raise RuntimeError("a connection before the app has started")
         link.info = info
         self._links[link.pid] = link
-        self._runner.engine.connected(link, info, self._driver.router, resumed=resumed)
+        return self._runner.engine.connected(link, info, self._driver.router, resumed=resumed)
 
     def _event(self, number: object, pid: bytes, feed: Callable[[Channel], None]) -> None:
         link = self._links.get(pid)
@@ -273,12 +268,25 @@ class Process:
             self._answer(number, OK)
             return
         answer = framed((Atom("r"), number, OK))
-        if link.channel is not None:
-            feed(link.channel)
-        if link.channel is not None and link.channel.paused:
-            link.withheld = answer
-        else:
+        channel = link.channel
+        if channel is None:
             self.port.write(answer)
+        else:
+            feed(channel)
+            self._answer_behind(link, channel, answer)
+
+    def _answer_behind(self, link: ErlangLink, channel: Channel, answer: bytes) -> None:
+        """Answer behind what an async handler does before its first await; not while the queue is full.
+
+        The connection's process handles what was sent to it before it looks after the device again: what
+        comes later than a hang-up would be lost.
+        """
+        if channel.paused and channel.closing is None:
+            link.withheld = answer
+        elif channel.turn is None:
+            self.port.write(answer)
+        else:
+            self._loop.call_soon(self.port.write, answer)
 
     def _terminated(self, number: object, pid: bytes, why: object) -> None:
         link = self._links.pop(pid, None)

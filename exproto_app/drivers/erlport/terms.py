@@ -7,6 +7,7 @@ references, functions, bitstrings (`Opaque`). A string such as "abc" is a list o
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from typing import Any, Final
@@ -181,7 +182,7 @@ def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:  # noqa: C901, 
         value = int.from_bytes(_take(data, at + 1, size), "little")
         return (-value if data[at] else value), at + 1 + size
     if tag == NEW_FLOAT:
-        return _f64(data, at)[0], at + 8
+        return _finite(_f64(data, at)[0]), at + 8
     return _rare(data, at, tag, depth)
 
 
@@ -189,7 +190,7 @@ def _rare(data: bytes, at: int, tag: int, depth: int) -> tuple[Any, int]:
     first = at - 1
     if tag == FLOAT:
         try:
-            return float(_take(data, at, 31).split(b"\0")[0]), at + 31
+            return _finite(float(_take(data, at, 31).split(b"\0")[0])), at + 31
         except ValueError:
             raise TermError("an old float is no number") from None
     if tag in (NEW_REFERENCE, NEWER_REFERENCE):
@@ -306,13 +307,22 @@ def _encode(term: Any, out: list[bytes], depth: int) -> None:  # noqa: C901, PLR
         for item in (*term.items, term.tail):
             _encode(item, out, depth + 1)
     elif isinstance(term, float):
-        out.append(b"F" + struct.pack(">d", term))
+        out.append(b"F" + struct.pack(">d", _finite(term)))
     else:
         raise TermError(f"{type(term).__name__} is nothing that Erlang has; text has to be an Atom or bytes")
 
 
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise TermError(f"Erlang has no number {value}")
+    return value
+
+
 def _encode_atom(text: str) -> bytes:
-    data = text.encode()
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise TermError(f"{text!r} can't be an atom: half a character is in it") from None
     if len(text) > 255:
         raise TermError(f"an atom has {len(text)} characters, limit is 255")
     if text.isascii():
