@@ -32,6 +32,7 @@ from .errors import (
     FramingError,
     RequestTimeout,
     UnavailableError,
+    UnsupportedError,
 )
 from .framing import Decoder
 from .host import Runtime, Timer
@@ -498,6 +499,8 @@ class Channel:
         runtime = self.engine.runtime
         if self.gone:
             return
+        if not runtime.ticks:
+            raise UnsupportedError("this host has no timers")
         if runtime.elsewhere():
             runtime.call_from_thread(self.start_timer, seconds)
             return
@@ -1080,7 +1083,9 @@ class Channel:
         shared.app.clients[client.clientid] = self.conn
         self.protocol.router.live[client.clientid] = self.conn
         self._speaks()
-        if client.keepalive:
+        if client.keepalive and not shared.runtime.ticks:
+            shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self.id)
+        elif client.keepalive:
             self.start_timer(KEEPALIVE_FACTOR * client.keepalive)
         log.debug("%s = registered %r", self.id, client.clientid)
         if older is None or older.ended:

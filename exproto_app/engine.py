@@ -95,14 +95,17 @@ class Engine:
         channel.begin(resumed=resumed)
         return channel
 
-    def unknown(self, link: Link, router: Router[Any], *, conn_id: str | None = None) -> bool:
+    def unknown(
+        self, link: Link, router: Router[Any], *, conn_id: str | None = None, may_resume: bool = True
+    ) -> bool:
         """Meet a connection that this process never saw begin, as a broker has them after our restart.
 
         It is closed, so that the device comes back and logs in cleanly: return False. With
-        `Router(resume=True)` return True: it is to be carried on by `connected(…, resumed=True)`.
+        `Router(resume=True)` return True: it is to be carried on by `connected(…, resumed=True)`, which not
+        every host can do (*may_resume*).
         """
         self.counters["connections_restarted"] += 1
-        if router.resume:
+        if router.resume and may_resume:
             return True
         name = conn_id or str(next(self._ids))
         log.warning("%s ! restarted: this process never saw the connection begin; it is closed", name)

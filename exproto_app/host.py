@@ -19,7 +19,12 @@ class Timer(Protocol):
 
 
 class Runtime(Protocol):
-    """What the engine can't do itself; the `Runner` does it with asyncio."""
+    """What the engine can't do itself; the `Runner` does it with asyncio.
+
+    *ticks*: time passes here, so that `call_later` calls.
+    """
+
+    ticks: bool
 
     def time(self) -> float:
         """Return the time in seconds, on a clock that never goes back."""

@@ -36,6 +36,8 @@ SLOW = 1.0
 class Runner:
     """One app that runs on one host, in the running event loop; the engine's `Runtime`."""
 
+    ticks = True
+
     def __init__(self, app: App[Any], hub: Hub) -> None:
         self.app = app
         self.loop = asyncio.get_running_loop()

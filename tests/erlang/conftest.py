@@ -40,14 +40,17 @@ def begin(
     protocol: str = "default",
     module: str | None = None,
     acl: bool = False,
+    stock: bool = False,
     paths: list[str] | None = None,
     **options: Any,
 ) -> Broker:
     """Write the driver of *target* into *folder*, and have the broker start it."""
     name = generate.module_name(protocol)
     known = generate.search_paths(Path(target).parent) if paths is None else paths
-    texts = list(generate.files(target, [(name, protocol)], known, stock=False, acl=acl))
+    texts = list(generate.files(target, [(name, protocol)], known, stock=stock, acl=acl))
     generate.write(folder / "driver", texts, force=False)
+    if stock:
+        options["loop"] = "emqx.erlport.cli"
     broker = Broker(vm, module or name, [decoy(folder), folder / "driver"], **options)
     stack.callback(_finish, broker)
     return broker

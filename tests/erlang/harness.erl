@@ -509,7 +509,7 @@ looping(Listener, Parent, Size, Facts) ->
     {ok, {0, State}} = call(Listener, init, [self(), Facts]),
     Parent ! {ready, self()},
     receive go -> ok end,
-    Padding = binary:copy(<<"x">>, Size - 9),
+    Padding = binary:copy(<<"x">>, Size - 11),
     Number = looped(Listener, Padding, State, 0),
     Parent ! {stopped, self(), Number},
     receive leave -> ok end,
@@ -520,7 +520,8 @@ looped(Listener, Padding, State, Number) ->
     receive
         stop -> Number
     after 0 ->
-        Data = <<Number:64, Padding/binary, "\n">>,
+        %% A line, whatever the number: ten digits.
+        Data = <<(integer_to_binary(1000000000 + Number))/binary, Padding/binary, "\n">>,
         Ref = make_ref(),
         Listener ! {call, self(), Ref, received, [self(), Data, State]},
         receive {answer, Ref, {ok, _}} -> ok end,

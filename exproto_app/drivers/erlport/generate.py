@@ -54,14 +54,36 @@ _argv = getattr(sys, "orig_argv", [])
 
 if "erlport.cli" in _argv and _argv[_argv.index("erlport.cli") - 1] == "-m":
     sys.path.insert(0, os.path.join(_here, {loop!r}))
+'''
 
+_STOCK_SITE: Final = '''\
+"""Gives the broker's own message loop what Python 3.11 took away, and it needs to start.
+
+{mark}. Python imports it at its start, from the listener's driver_search_path; it acts only in a process
+that the broker starts, `python3 -m erlport.cli`, and leaves any other sitecustomize to do its work.
+"""
+
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import sys
+
+_here = os.path.dirname(os.path.abspath(__file__))
+_argv = getattr(sys, "orig_argv", [])
+
+if {{"erlport.cli", "emqx.erlport.cli"}} & {{*_argv}} and not hasattr(inspect, "getargspec"):
+    inspect.getargspec = lambda function: inspect.getfullargspec(function)[:4]
+'''
+
+_OTHERS: Final = """
 _others = [path for path in sys.path if os.path.abspath(path or os.curdir) != _here]
 _other = importlib.machinery.PathFinder.find_spec("sitecustomize", _others)
 if _other is not None and _other.loader is not None:
     _module = importlib.util.module_from_spec(_other)
     sys.modules["sitecustomize"] = _module
     _other.loader.exec_module(_module)
-'''
+"""
 
 _PACKAGE: Final = '''\
 """{mark}: stands in for the broker's erlport, see sitecustomize.py."""
@@ -122,8 +144,9 @@ def files(
             ),
         )
     if stock:
+        yield "sitecustomize.py", _STOCK_SITE.format(mark=MARK) + _OTHERS
         return
-    yield "sitecustomize.py", _SITE.format(mark=MARK, loop=LOOP)
+    yield "sitecustomize.py", _SITE.format(mark=MARK, loop=LOOP) + _OTHERS
     yield f"{LOOP}/erlport/__init__.py", _PACKAGE.format(mark=MARK)
     yield f"{LOOP}/erlport/cli.py", _CLI.format(mark=MARK, paths=list(paths))
 

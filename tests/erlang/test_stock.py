@@ -1,0 +1,158 @@
+"""The callback module on the loop that EMQX published: `gen-driver --stock`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .broker import Broker, Vm
+from .conftest import begin
+
+pytestmark = pytest.mark.system
+
+APP = """
+import threading
+from exproto_app import App, Connection, Message
+from exproto_app.errors import UnsupportedError
+from exproto_app.framing import Line
+
+app = App(framing=Line(limit=100))
+
+@app.on_connect
+def connect(conn: Connection) -> bytes:
+    return f"hello {conn.info.socktype}".encode()
+
+@app.on_received(b"register ")
+def register(conn: Connection, frame: bytes) -> None:
+    clientid, _, password = frame[9:].decode().partition(" ")
+    conn.register(clientid, password=password or None)
+
+@app.on_received(b"who")
+def who(conn: Connection, frame: bytes) -> bytes:
+    return conn.client.clientid.encode() if conn.client else b"nobody"
+
+@app.on_received(b"subscribe ")
+def subscribe(conn: Connection, frame: bytes) -> None:
+    conn.subscribe(frame[10:].decode(), qos=1)
+
+@app.on_received(b"publish ")
+def publish(conn: Connection, frame: bytes) -> None:
+    conn.publish(frame[8:].decode(), b"published")
+
+@app.on_received(b"raise")
+def fail(conn: Connection, frame: bytes) -> None:
+    conn.send(b"before")
+    raise LookupError("out of luck")
+
+@app.on_received(b"bye")
+def bye(conn: Connection, frame: bytes) -> bytes:
+    conn.terminate()
+    return b"so long"
+
+@app.on_received(b"timer")
+def timer(conn: Connection, frame: bytes) -> bytes:
+    try:
+        conn.start_timer(1)
+    except UnsupportedError as error:
+        return str(error).encode()
+
+@app.on_received(b"thread")
+def thread(conn: Connection, frame: bytes) -> None:
+    threading.Thread(target=conn.send, args=(b"from a thread",)).start()
+
+@app.on_received(b"spawn")
+def spawn(conn: Connection, frame: bytes) -> None:
+    async def never() -> None: ...
+    conn.spawn(never())
+
+@app.on_received
+def echo(conn: Connection, frame: bytes) -> bytes:
+    return frame
+
+@app.on_deliver
+def deliver(conn: Connection, message: Message) -> bytes:
+    return message.payload
+
+@app.on_terminated
+def gone(conn: Connection, reason: str) -> None:
+    print("gone", reason)
+    conn.publish("end", b"")
+"""
+
+
+@pytest.fixture
+def serve(vm: Vm, tmp_path: Path) -> Iterator[Callable[..., Broker]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(text: str = APP) -> Broker:
+            (tmp_path / "device.py").write_text(text)
+            return begin(vm, stack, tmp_path, str(tmp_path / "device.py"), stock=True, python=sys.executable)
+
+        yield start
+
+
+def test_verbs_and_messages(serve: Callable[..., Broker]) -> None:
+    broker = serve()
+    device = broker.connect()
+    device.expect(b"hello tcp\n")
+    device.send(b"who\nregister d1\nwho\nsubscribe up/+\npublish up/1\nhalf a")
+    device.expect(b"nobody\nd1\npublished\n")
+    device.send(b" line\n")
+    device.expect(b"half a line\n")
+    broker.publish("up/2", b"\xff")
+    device.expect(b"\xff\n")
+    assert device.registered is not None
+    device.send(b"bye\n")
+    device.expect(b"so long\n")
+    device.expect_end()
+    broker.expect_log("gone terminated", "with --stock a connection that has ended can't publish")
+
+
+def test_failures_cost_one_device(serve: Callable[..., Broker]) -> None:
+    broker = serve()
+    failing, refused, other = broker.connect(), broker.connect(), broker.connect()
+    for device in (failing, refused, other):
+        device.expect(b"hello tcp\n")
+    failing.send(b"raise\n")
+    failing.expect(b"before\n")
+    failing.expect_end()
+    broker.expect_log("LookupError", "out of luck")
+    refused.send(b"register d1 secret\n")
+    refused.expect_end()
+    broker.expect_log("a password proves nothing")
+    other.send(b"spawn\n")
+    other.expect_end()
+    broker.expect_log("runs no coroutines")
+
+
+def test_what_it_lacks_is_told(serve: Callable[..., Broker]) -> None:
+    device = serve().connect()
+    device.send(b"timer\nthread\n")
+    device.expect(b"hello tcp\nthis host has no timers\nfrom a thread\n")
+
+
+def test_three_hundred_at_once(serve: Callable[..., Broker]) -> None:
+    broker = serve()
+    devices = [broker.connect() for _ in range(300)]
+    for number, device in enumerate(devices):
+        device.send(b"%d\n" % number)
+    for number, device in enumerate(devices):
+        device.expect(b"hello tcp\n%d\n" % number)
+
+
+def test_a_restarted_process_closes_what_it_never_saw(serve: Callable[..., Broker]) -> None:
+    broker = serve()
+    broker.connect().expect(b"hello tcp\n")
+    device = broker.connect(unknown=True)
+    device.send(b"hello\n")
+    device.expect_end()
+    broker.expect_log("restarted")
+
+
+def test_an_app_that_cant_be_imported_is_in_the_log(serve: Callable[..., Broker]) -> None:
+    broker = serve("import no_such_thing\n")
+    broker.connect().expect_end()
