@@ -73,6 +73,11 @@ class Link(Protocol):
         """Asks whether everything that was handed over before has arrived; None where nobody can tell."""
         ...
 
+    @property
+    def write(self) -> Callable[[bytes], object] | None:
+        """Sends what is one chunk of a stream, where nothing more is ever to be known of it; else None."""
+        ...
+
     def send(self, chunks: list[bytes], /) -> Outcome[None] | None:
         """Send *chunks* in order, on a datagram socket each by itself; None where that is all to be known."""
         ...
@@ -158,6 +163,7 @@ class Channel:
         "close_called",
         "closing",
         "conn",
+        "counters",
         "datagram",
         "decoder",
         "deliveries",
@@ -181,12 +187,14 @@ class Channel:
         "lane",
         "link",
         "mount",
+        "only",
         "outbox",
         "outbox_bytes",
         "paused",
         "protocol",
         "queue",
         "queued",
+        "quick",
         "reason",
         "registers",
         "requests",
@@ -205,6 +213,7 @@ class Channel:
         "turn",
         "when_ended",
         "writable",
+        "write",
     )
 
     def __init__(  # noqa: PLR0915 - a connection's whole state, each in its group
@@ -212,8 +221,12 @@ class Channel:
     ) -> None:
         router = protocol.router
         self.engine = engine
+        self.counters = engine.counters
         self.link = link
         self.protocol = protocol
+        self.only = protocol.only
+        self.quick: Handler | None = None  # takes frames that come alone, once the device has spoken
+        self.write = link.write
         self.id = conn_id
         self.conn: Connection[Any] = Connection(
             self, conn_id=conn_id, protocol=router.name, info=info, state=None
@@ -303,13 +316,22 @@ class Channel:
 
     def received(self, data: bytes) -> None:
         """Take *data*, as it came from the device; on a datagram socket, one datagram."""
-        self.engine.counters["bytes_received"] += len(data)
+        self.counters["bytes_received"] += len(data)
         if self.silence or self.datagram:
             self.heard = self.engine.runtime.time()
         if self.held or self.running:
             self._enqueue_data(data)
             return
-        self._take(data)
+        handler = self.quick
+        if handler is None or self.requests:
+            self._take(data)
+        else:
+            decoder = self.decoder
+            frames = decoder.feed(data)
+            if len(frames) == 1 and decoder.error is None:
+                self._run_frame(frames[0], handler)
+            else:
+                self._take_frames(frames)
         if self.held:
             self.pump()
         elif self.outbox:
@@ -322,14 +344,14 @@ class Channel:
             room = 0
         if len(messages) > room:
             dropped = len(messages) - room
-            self.engine.counters["deliveries_dropped"] += dropped
+            self.counters["deliveries_dropped"] += dropped
             log.warning("%s ! %d messages dropped: %s", self.id, dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
             return
         if self.mount:
             messages = [self._unmounted(message) for message in messages]
-        self.engine.counters["messages_delivered"] += len(messages)
+        self.counters["messages_delivered"] += len(messages)
         self.deliveries += len(messages)
         if self.queue and self.queue[-1][0] == self._run_messages:
             self.queue[-1][1].extend(messages)
@@ -365,7 +387,7 @@ class Channel:
         self._cancel_timers()
         unsent = self.outbox_bytes
         if unsent:
-            self.engine.counters["bytes_dropped"] += unsent
+            self.counters["bytes_dropped"] += unsent
         self.outbox.clear()
         self.outbox_bytes, self.writable = 0, True
         left = self.decoder.buffered
@@ -587,7 +609,7 @@ class Channel:
     def _enqueue_data(self, data: bytes) -> None:
         limit = self.engine.limits.inbox
         if self.gone or (self.datagram and self.queued > limit):
-            self.engine.counters["bytes_dropped"] += len(data)
+            self.counters["bytes_dropped"] += len(data)
             log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self.id, len(data), self.queued, limit)
             return
         self._enqueue(self._take_queued, data)
@@ -603,16 +625,16 @@ class Channel:
         self._take(data)
 
     def _take(self, data: bytes) -> None:
-        if self.datagram:
-            frames = self._cut_datagram(data)
-        else:
-            frames = self.decoder.feed(data)
-            if self.decoder.error is not None:
-                self.held = True
+        frames = self._cut_datagram(data) if self.datagram else self.decoder.feed(data)
+        if frames and self.first is not None:
+            self._speaks()
+        self._take_frames(frames)
+
+    def _take_frames(self, frames: list[bytes]) -> None:
+        if self.decoder.error is not None:
+            self.held = True
         if frames:
-            if self.first is not None:
-                self._speaks()
-            self.engine.counters["frames_received"] += len(frames)
+            self.counters["frames_received"] += len(frames)
             self.frames = iter(frames)
             self._run_frames()
 
@@ -629,9 +651,34 @@ class Channel:
         self.decoder = Decoder(self.protocol.router.framing)
         return []
 
+    def _run_frame(self, frame: bytes, handler: Handler) -> None:
+        """Run the turn of a frame that came alone: the hot path of devices that wait for their answers."""
+        self.counters["frames_received"] += 1
+        outbox, data = self.outbox, None
+        self.running = True
+        try:
+            reply = handler.call(self.conn, frame)
+            if type(reply) is bytes:
+                data = self.encode(reply)
+            elif reply is not None:
+                self._reply(reply, handler, None, None)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
+            self._failed(handler, None, error)
+        self.running = False
+        if data is not None:
+            if self.write is not None and not outbox and not self.held:
+                self.counters["bytes_sent"] += len(data)
+                self.write(data)
+                return
+            outbox.append(data)
+        if outbox:
+            self.outbox_bytes = sum(map(len, outbox))
+
     def _run_frames(self) -> None:  # noqa: C901, PLR0912 - the hot path is flat
         """Run the turns of the frames at hand until something holds the connection: the hot path."""
-        conn, encode, only = self.conn, self.encode, self.protocol.only
+        conn, encode, only = self.conn, self.encode, self.only
         append = self.outbox.append
         handler = only
         if self.frames is None:
@@ -674,7 +721,7 @@ class Channel:
         if handler is not None:
             self._start_thread(handler, (self.conn, frame), None, None)
             return
-        self.engine.counters["frames_unhandled"] += 1
+        self.counters["frames_unhandled"] += 1
         name = self.protocol.router.name
         self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self.id, name, frame[:64])
 
@@ -813,7 +860,7 @@ class Channel:
         if messages and self.queue is not None:
             self.queue.appendleft((self._run_messages, messages))
         if handler is None:
-            self.engine.counters["messages_unhandled"] += 1
+            self.counters["messages_unhandled"] += 1
             name = self.protocol.router.name
             text = "%s ! no on_deliver of %r takes %r"
             self.engine.once(("deliver", name), text, self.id, name, first.topic)
@@ -830,7 +877,7 @@ class Channel:
             if after is not None:
                 after()
             return
-        self.engine.counters["handler_errors"] += 1
+        self.counters["handler_errors"] += 1
         if self.engine.when_failed is not None and where is not None:
             self.engine.when_failed(error)
         self._ask_on_error(self.protocol.errors, name, error, after)
@@ -871,7 +918,7 @@ class Channel:
 
         def after() -> None:
             dropped = self.decoder.recover()
-            self.engine.counters["bytes_dropped"] += dropped
+            self.counters["bytes_dropped"] += dropped
             if self.closing is None and not self.gone:
                 log.info("%s ! %d of %d bytes skipped after a framing error", self.id, dropped, left)
                 self._take(b"")  # what stands behind the error has come already
@@ -885,6 +932,8 @@ class Channel:
         if self.first is not None:
             self.first.cancel()
             self.first = None
+            if not self.datagram:
+                self.quick = self.only
 
     def _said_nothing(self) -> None:
         self.first = None
@@ -931,7 +980,7 @@ class Channel:
         seconds, _ = self.protocol.router.routes.ticks[index]
         self.ticks[index] = self.engine.runtime.call_later(seconds, self._tick, index)
         if index in self.ticking:
-            self.engine.counters["ticks_skipped"] += 1
+            self.counters["ticks_skipped"] += 1
             return
         self.ticking.add(index)
         self._enqueue(self._run_tick, index)
@@ -1007,7 +1056,7 @@ class Channel:
         return False
 
     def _unanswered(self, request: Request) -> None:
-        self.engine.counters["requests_timed_out"] += 1
+        self.counters["requests_timed_out"] += 1
         self._close_request(request)
         error = RequestTimeout(f"no answer within {request.timeout:g} s")
         if not request.awaited:
@@ -1054,7 +1103,7 @@ class Channel:
         if type(command) is Register:
             return self._register(command)
         if type(command) is Publish:
-            self.engine.counters["messages_published"] += 1
+            self.counters["messages_published"] += 1
         return self.engine.hub.execute(self, self._mounted(command) if self.mount else command)
 
     def _register(self, command: Register) -> Outcome[None]:
@@ -1164,7 +1213,7 @@ class Channel:
         if isinstance(outcome.error, ClosedError):
             log.debug("%s ! %s after the end", self.id, _name(command))
             return
-        self.engine.counters["commands_failed"] += 1
+        self.counters["commands_failed"] += 1
         log.warning("%s ! %s failed: %s", self.id, _name(command), outcome.error)
         if isinstance(command, Register) and self.client is None:
             self.end("error", f"register failed: {outcome.error}")
@@ -1188,7 +1237,7 @@ class Channel:
             return
         chunks = self.outbox[:]
         self.outbox.clear()
-        self.engine.counters["bytes_sent"] += self.outbox_bytes
+        self.counters["bytes_sent"] += self.outbox_bytes
         self.outbox_bytes = 0
         result = self.link.send(chunks)
         if result is None:
@@ -1208,7 +1257,7 @@ class Channel:
             else:
                 outcome.fail(result.error)
         if result.error is not None and not self.gone:
-            self.engine.counters["sends_failed"] += 1
+            self.counters["sends_failed"] += 1
             log.warning("%s ! send failed: %s", self.id, result.error)
         if not self.running:
             self._later()
@@ -1236,10 +1285,10 @@ class Channel:
         dropped = length_hint(self.frames or ())
         for run, argument in self.queue or ():
             if run == self._run_messages:
-                self.engine.counters["deliveries_dropped"] += len(argument)
+                self.counters["deliveries_dropped"] += len(argument)
             elif run == self._take_queued:
-                self.engine.counters["bytes_dropped"] += len(argument)
-        self.engine.counters["frames_dropped"] += dropped
+                self.counters["bytes_dropped"] += len(argument)
+        self.counters["frames_dropped"] += dropped
         self.frames = self.queue = None
         self.queued = self.deliveries = 0
 

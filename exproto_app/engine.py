@@ -17,7 +17,7 @@ from typing import Any
 from .app import App
 from .channel import Channel, Hub, Link, Served
 from .commands import Outcome, Publish
-from .framing import Decoder, Framing
+from .framing import RAW, Decoder, Framing
 from .host import Runtime
 from .models import ConnectionInfo
 from .router import Router
@@ -179,6 +179,8 @@ class Engine:
 
 def _checked(framing: Framing) -> Callable[[bytes], bytes]:
     """Return the encode of *framing*, checked for its result unless it is one of ours."""
+    if framing is RAW:
+        return bytes  # which gives back the bytes that it gets
     encode = framing.encode
     if type(framing).__module__ == Decoder.__module__:
         return encode

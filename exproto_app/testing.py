@@ -162,6 +162,7 @@ class _Link:
     """The wire between the device and the engine."""
 
     answers = False
+    write = None
     fence = None
 
     def __init__(self, world: _World) -> None:

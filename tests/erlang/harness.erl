@@ -288,6 +288,7 @@ apply_in(emqx_exproto_conn, info, [Pid], _, _) when is_pid(Pid) ->
         {Monitor, Info} -> demonitor(Monitor, [flush]), Info;
         {'DOWN', Monitor, process, _, Reason} -> exit({Reason, {gen_server, call, [Pid, info, infinity]}})
     end;
+apply_in(erlang, process_info, [Pid, messages], _, _) -> process_info(Pid, messages);
 apply_in(emqx_message, make, [From, Topic, Payload], _, _) when is_binary(Topic), is_binary(Payload) ->
     message(From, 0, Topic, Payload);
 apply_in(emqx, publish, [Message], Subs, _) when element(1, Message) =:= message ->

@@ -394,7 +394,7 @@ def test_the_pid_of_a_dead_connection(start: Start, vm: Vm) -> None:
         encode((Atom("C"), {}, 5, 6, [7])),
         encode({Atom("a"): 1}),
         b"\x83t\x00\x00\x00\x01jj",
-        os.urandom(100),
+        bytes(range(100)),
     ],
     ids=str,
 )
@@ -537,6 +537,19 @@ def test_a_signal_to_a_driver_at_work(start: Start) -> None:
     broker.kill_driver(signal.SIGTERM)
     assert broker.published("end/d1").startswith(b"shutdown")
     device.expect_end()
+
+
+def test_what_a_device_sent_before_it_hung_up_is_published(start: Start) -> None:
+    broker = start(VERBS)
+    for number in range(20):
+        device = broker.connect()
+        device.send(b"register d%d\n" % number)
+        device.expect(b"done\n")
+        device.send(b"".join(b"publish up/%d %d\n" % (number, each) for each in range(5)))
+        device.hang_up()
+    for number in range(20):
+        assert [broker.published(f"up/{number}") for _ in range(5)] == [b"%d" % each for each in range(5)]
+        assert broker.published(f"end/d{number}").startswith(b"device closed")
 
 
 def test_a_call_that_waits_when_the_driver_dies_ends_its_device_only(start: Start) -> None:

@@ -40,9 +40,22 @@ def framed(term: object) -> bytes:
 class ErlangLink:
     """One connection process of the broker, which has the device's socket."""
 
-    __slots__ = ("_cast", "_hub", "_send", "_size", "channel", "info", "pid", "withheld")
+    __slots__ = (
+        "_cast",
+        "_hub",
+        "_send",
+        "_size",
+        "channel",
+        "ending",
+        "info",
+        "last",
+        "pid",
+        "published",
+        "withheld",
+    )
 
     answers = False
+    write = None
 
     def __init__(self, hub: BrokerHub, pid: bytes) -> None:
         self._hub = hub
@@ -50,6 +63,9 @@ class ErlangLink:
         self.channel: Channel | None = None
         self.info: ConnectionInfo | None = None
         self.withheld: bytes | None = None
+        self.published = False
+        self.ending = False
+        self.last: Outcome[None] | None = None  # of what was published past the process
         self._cast = _CAST_HEAD + pid + _CAST_WORD
         self._send = self._cast + _SEND
         self._size = len(self._send) + 4
@@ -136,9 +152,10 @@ class BrokerHub:
             raise TypeError(f"{link!r} is no link of this hub")
         match command:
             case Publish():
-                if channel.gone:
+                if channel.gone or link.ending:
                     # What a process is cast while it ends is lost: publish past it.
-                    return self._publish(command, self._sender(channel))
+                    return self._publish_past(link, self._message(channel, command)[1])
+                link.published = True
                 request: tuple[Any, ...] = self._message(channel, command)
                 return self._allowed(channel, link, request, topic=command.topic, value=None)
             case Subscribe(topic, qos):
@@ -152,7 +169,43 @@ class BrokerHub:
 
     def publish(self, command: Publish) -> Outcome[None]:
         """Publish for the app itself."""
-        return self._publish(command, Atom("exproto_app"))
+        self._look_at_retain(command)
+        outcome: Outcome[None] = Outcome(self.waiter)
+
+        def made(message: object, error: CommandError | None) -> None:
+            if error is not None or not isinstance(message, tuple) or len(message) < 3:
+                outcome.fail(UnavailableError(f"the broker made no message: {error or message!r}"))
+            else:
+                self._publish((*message[:2], command.qos, *message[3:]), outcome)
+
+        arguments = [Atom("exproto_app"), command.topic.encode(), command.payload]
+        self.call(Atom("emqx_message"), Atom("make"), arguments, made)
+        return outcome
+
+    def rescue(self, link: ErlangLink, done: Callable[[], None]) -> None:
+        """Publish what the process of *link*, which ends and waits for us, was cast and will never look at.
+
+        A device that hangs up right behind its data has its process end before it has seen what the data's
+        handlers published: that is in its mailbox still, behind the news of the end.
+        """
+        link.ending = True
+
+        def found(answer: object, error: CommandError | None) -> None:
+            match answer:
+                case ("messages", list() as mails):
+                    outcomes = [
+                        self._publish_past(link, record)
+                        for mail in mails
+                        if (record := _published_record(mail)) is not None
+                    ]
+                    if outcomes:
+                        outcomes[-1].when_done(lambda _: done())
+                        return
+                case _:
+                    log.warning("broker ! what a device published last may be lost: %s", error or answer)
+            done()
+
+        self.call(Atom("erlang"), Atom("process_info"), [Opaque(link.pid), Atom("messages")], found)
 
     def gone(self, channel: Channel) -> None:
         """Do nothing: the broker's process is gone too."""
@@ -206,14 +259,6 @@ class BrokerHub:
     def _settle(self) -> None:
         if self._settled is not None and not self._calls and not self._settled.done():
             self._settled.set_result(None)
-
-    def lost(self) -> None:
-        """Let nobody wait for answers: the broker has closed the port."""
-        self._lost = True
-        calls, self._calls = self._calls, {}
-        for done, timer in calls.values():
-            timer.cancel()
-            done(None, UnavailableError("the broker has gone"))
 
     def _late(self, number: int, name: str) -> None:
         done, _ = self._calls.pop(number)
@@ -275,32 +320,36 @@ class BrokerHub:
         record = facts.message_record(command.topic, command.payload, command.qos, self._sender(channel))
         return (Atom("publish"), record)
 
-    def _publish(self, command: Publish, sender: bytes | Atom) -> Outcome[None]:
-        """Publish without a connection process: have the broker make a message, then publish that."""
-        self._look_at_retain(command)
+    def _publish_past(self, link: ErlangLink, record: object) -> Outcome[None]:
+        """Publish *record* without the process of *link*, behind what was published before in this way."""
         outcome: Outcome[None] = Outcome(self.waiter)
+        before, link.last = link.last, outcome
+        if before is None:
+            self._publish(record, outcome)
+        else:
+            before.when_done(lambda _: self._publish(record, outcome))
+        return outcome
 
-        def made(message: object, error: CommandError | None) -> None:
-            if error is not None or not isinstance(message, tuple) or len(message) < 3:
-                outcome.fail(UnavailableError(f"the broker made no message: {error or message!r}"))
-                return
-            record = (*message[:2], command.qos, *message[3:])
-            self.call(Atom("emqx"), Atom("publish"), [record], published)
-
+    def _publish(self, record: object, outcome: Outcome[None]) -> None:
         def published(_: object, error: CommandError | None) -> None:
             if error is None:
                 outcome.settle(None)
             else:
                 outcome.fail(UnavailableError(f"the broker didn't publish: {error}"))
 
-        arguments = [sender, command.topic.encode(), command.payload]
-        self.call(Atom("emqx_message"), Atom("make"), arguments, made)
-        return outcome
+        self.call(Atom("emqx"), Atom("publish"), [record], published)
 
     def _look_at_retain(self, command: Publish) -> None:
         if command.retain and not self._said_retain:
             self._said_retain = True
             log.warning("broker ! EMQX 4.2's exproto retains nothing; retain= is ignored")
+
+
+def _published_record(mail: object) -> object | None:
+    match mail:
+        case ("$gen_cast", ("publish", record)):
+            return record  # type: ignore[no-any-return] # a term is anything
+    return None
 
 
 def _ask(channel: Channel, link: ErlangLink) -> Outcome[None]:

@@ -108,8 +108,6 @@ class Process:
     def _ended(self) -> None:
         """Take the end of the broker's stream: every connection of it is gone."""
         if self._hub is not None:
-            self._hub.lost()
-        if self._hub is not None:
             self._hub.lose()
         for link in tuple(self._links.values()):
             if link.channel is not None:
@@ -291,10 +289,17 @@ class Process:
     def _terminated(self, number: object, pid: bytes, why: object) -> None:
         link = self._links.pop(pid, None)
         self._early.pop(pid, None)
-        if link is not None and link.channel is not None:
-            channel, link.channel = link.channel, None
-            channel.terminated(*facts.reason(why))
-        self._answer(number, OK)
+
+        def end() -> None:
+            if link is not None and link.channel is not None:
+                channel, link.channel = link.channel, None
+                channel.terminated(*facts.reason(why))
+            self._answer(number, OK)
+
+        if link is not None and link.published:
+            self._the_hub.rescue(link, end)
+        else:
+            end()
 
     def _unknown(self, pid: bytes, feed: Callable[[Channel], None]) -> None:
         """Take an event of a connection from before our start (rule 8)."""

@@ -109,6 +109,7 @@ class StockLink:
     """One connection process of the broker."""
 
     answers = False
+    write = None
     fence = None
 
     def __init__(self, hub: StockHub, pid: Any) -> None:

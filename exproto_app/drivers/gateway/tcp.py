@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from ...channel import Channel
@@ -22,7 +23,7 @@ LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.
 class TcpLink(asyncio.Protocol):
     """The asyncio end of one connection: feeds its channel and drains it."""
 
-    __slots__ = ("_door", "_secure", "_transport", "channel")
+    __slots__ = ("_door", "_secure", "_transport", "channel", "data_received")
 
     answers = False
     fence = None
@@ -32,6 +33,9 @@ class TcpLink(asyncio.Protocol):
         self.channel: Channel | None = None
         self._transport: asyncio.Transport
         self._secure = False
+        # An attribute, so that asyncio calls the channel without a call in between; uvloop has looked it up
+        # before the channel is there.
+        self.data_received = self._received  # type: ignore[method-assign] # as said
 
     # --- from asyncio
 
@@ -54,9 +58,10 @@ class TcpLink(asyncio.Protocol):
         info = ConnectionInfo("ssl" if self._secure else "tcp", peer, Address(*sockname[:2]), certificate)
         engine = self._door.engine
         self._transport.set_write_buffer_limits(high=engine.limits.outbox)
-        engine.connected(self, info, self._door.router)
+        channel = engine.connected(self, info, self._door.router)
+        self.data_received = channel.received  # type: ignore[method-assign] # as said above
 
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         if self.channel is not None:
             self.channel.received(data)
 
@@ -77,13 +82,19 @@ class TcpLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.channel is None:
+            del self.data_received
             return
         channel, self.channel = self.channel, None
+        del self.data_received  # it would keep the channel, or this, alive
         self._door.leave()
         lost = isinstance(exc, OSError) and exc.errno in LOST
         channel.terminated("lost" if lost else "device closed", str(exc or ""))
 
     # --- from the channel
+
+    @property
+    def write(self) -> Callable[[bytes], object]:
+        return self._transport.write
 
     def send(self, chunks: list[bytes]) -> None:
         self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))

@@ -82,6 +82,7 @@ class UdpLink:
     __slots__ = ("channel", "peer", "port")
 
     answers = False
+    write = None
     fence = None
 
     def __init__(self, port: UdpPort, peer: Peer) -> None:
