@@ -82,7 +82,7 @@ def echo(framing: Framing) -> App:
     return app
 
 
-FRAMINGS = {"line": Line(), "raw": RAW}
+FRAMINGS: dict[str, Framing] = {"line": Line(), "raw": RAW}
 BY_HAND: dict[str, Callable[[], ByHand]] = {"line_by_hand": LineByHand, "raw_by_hand": RawByHand}
 
 

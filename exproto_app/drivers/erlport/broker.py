@@ -348,7 +348,7 @@ class BrokerHub:
 def _published_record(mail: object) -> object | None:
     match mail:
         case ("$gen_cast", ("publish", record)):
-            return record  # type: ignore[no-any-return] # a term is anything
+            return record
     return None
 
 
