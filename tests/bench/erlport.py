@@ -20,7 +20,7 @@ from pathlib import Path
 
 from exproto_app.drivers.erlport import generate
 from exproto_app.drivers.erlport.terms import Atom
-from tests.erlang.broker import MISSING, Broker, Vm, packages, running
+from tests.erlang.broker import MISSING, Broker, Vm, running
 
 from .figures import show
 
@@ -80,8 +80,7 @@ def main() -> None:
         drivers = dict(_drivers(vm, stack, folder, gcc))
         for count, bar in BARS.items():
             _loops(vm, drivers, count, bar)
-        ours = "uvloop" if "uvloop" in drivers else "asyncio"
-        _burst(vm, drivers[ours])
+        _burst(vm, drivers["ours"])
 
 
 def _drivers(vm: Vm, stack: ExitStack, folder: Path, gcc: str) -> Iterator[tuple[str, Broker]]:
@@ -96,17 +95,12 @@ def _drivers(vm: Vm, stack: ExitStack, folder: Path, gcc: str) -> Iterator[tuple
     app = folder / "app" / "device.py"
     app.parent.mkdir()
     app.write_text(ECHO)
-    root = str(Path(__file__).parents[2])
-    plain = [str(app.parent), str(packages(folder / "packages")), root]
-    kinds = {"asyncio": plain}
-    if _has_uvloop():
-        kinds["uvloop"] = generate.search_paths(app.parent)
-    for name, paths in kinds.items():
-        out = folder / name
-        module = generate.module_name("default")
-        texts = list(generate.files(str(app), [(module, "default")], paths, stock=False, acl=False))
-        generate.write(out, texts, force=False)
-        yield name, stack.enter_context(_started(vm, module, [out]))
+    out = folder / "ours"
+    module = generate.module_name("default")
+    paths = generate.search_paths(app.parent)
+    texts = list(generate.files(str(app), [(module, "default")], paths, stock=False, acl=False))
+    generate.write(out, texts, force=False)
+    yield "ours", stack.enter_context(_started(vm, module, [out]))
     python = _python_310()
     if python is None:
         print("erlport the old SDK's way is left out: it needs Python 3.10 or older, found none", flush=True)
@@ -136,14 +130,6 @@ def _started(
         broker.stop()
     if broker.downs or broker.faults:
         raise RuntimeError(f"{module}: {broker.downs} {broker.faults}\n{broker.log}")
-
-
-def _has_uvloop() -> bool:
-    try:
-        import uvloop  # noqa: F401, PLC0415 - to know whether it is there
-    except ImportError:
-        return False
-    return True
 
 
 def _python_310() -> str | None:
@@ -176,17 +162,13 @@ def _loops(vm: Vm, drivers: dict[str, Broker], count: int, bar: float) -> None:
             show(f"erlport_{name}_{count}", rate, "msg/s", note=about)
             continue
         ratio = _ratio(rates[name], rates["null"])
-        # The bar is for what is installed by default in the broker's process: uvloop where there is one.
-        judged = bar if name == "uvloop" or "uvloop" not in drivers else None
-        show(f"erlport_{name}_{count}", rate, "msg/s", ratio=ratio, bar=judged, note=f"of=null {about}")
+        show(f"erlport_{name}_{count}", rate, "msg/s", ratio=ratio, bar=bar, note=f"of=null {about}")
         ratio = _ratio(rates[name], rates[limit])
         show(f"erlport_{name}_{count}_limit", rate, "msg/s", ratio=ratio, note=f"of=limit {about}")
         if "sdk" in names:
             ratio = _ratio(rates[name], rates["sdk"])
-            judged = SDK_BAR if judged else None
-            show(
-                f"erlport_{name}_{count}_sdk", rate, "msg/s", ratio=ratio, bar=judged, note=f"of=sdk {about}"
-            )
+            figure = f"erlport_{name}_{count}_sdk"
+            show(figure, rate, "msg/s", ratio=ratio, bar=SDK_BAR, note=f"of=sdk {about}")
 
 
 def _ratio(ours: list[float], other: list[float]) -> float:

@@ -55,7 +55,6 @@ class ErlangLink:
     )
 
     answers = False
-    write = None
 
     def __init__(self, hub: BrokerHub, pid: bytes) -> None:
         self._hub = hub
@@ -74,8 +73,11 @@ class ErlangLink:
         if len(chunks) > 1 and self.info is not None and self.info.socktype not in ("udp", "dtls"):
             chunks = [b"".join(chunks)]
         for data in chunks:
-            size = len(data)
-            self._hub.write(_length(self._size + size) + self._send + _length(size) + data)
+            self.write(data)
+
+    def write(self, data: bytes) -> None:
+        size = len(data)
+        self._hub.write(_length(self._size + size) + self._send + _length(size) + data)
 
     def cast(self, request: object) -> None:
         """Send `{'$gen_cast', Request}` to the process; it answers nothing."""

@@ -395,12 +395,8 @@ def main() -> None:
     # A stray byte on fd 1, of a child process or a C library, would wedge the broker's side for good.
     os.dup2(2 if _is_open(2) else null, 1)
     os.close(null)
-    try:
-        import uvloop  # noqa: PLC0415 - an extra, and only this process has a use for it
-    except ImportError:
-        asyncio.run(serve(read_fd, write_fd))
-    else:
-        uvloop.run(serve(read_fd, write_fd))
+    # Not on uvloop: pipes of few and large reads gain nothing by it.
+    asyncio.run(serve(read_fd, write_fd))
 
 
 def _is_open(fd: int) -> bool:
