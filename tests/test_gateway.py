@@ -9,6 +9,7 @@ import gc
 import ipaddress
 import socket
 import ssl
+import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -103,7 +104,15 @@ class Authority:
             .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
-        if not ca:
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(authority, critical=False)
+        if ca:
+            # Python 3.13 wants an authority to say that it is one.
+            usages = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
+            others = ("key_agreement", "encipher_only", "decipher_only")
+            usage = dict.fromkeys((*usages, *others), False) | {"key_cert_sign": True, "crl_sign": True}
+            builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
+        else:
             names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())
@@ -121,6 +130,13 @@ def trusting(authority: Authority, certificate: Path | None = None) -> ssl.SSLCo
     return context
 
 
+# A handshake that fails leaves its transport unclosed there.
+unclosed_by_old_asyncio = pytest.mark.filterwarnings(
+    *(["ignore::pytest.PytestUnraisableExceptionWarning"] if sys.version_info < (3, 11) else ["error"])
+)
+
+
+@unclosed_by_old_asyncio
 def test_tls(authority: Authority) -> None:
     server = str(authority.issue("server"))
     listen = Listen.parse("tls://127.0.0.1:0", cert=server)
@@ -141,6 +157,7 @@ def test_tls(authority: Authority) -> None:
     run(test)
 
 
+@unclosed_by_old_asyncio
 def test_certificates_of_devices(authority: Authority) -> None:
     server, device = authority.issue("server"), authority.issue("meter-7")
     listen = Listen.parse(f"tls://127.0.0.1:0?cert={server}&client-ca={authority.file}")
