@@ -66,14 +66,17 @@ def port_of(lines: list[str], protocol: str = "default") -> int:
 def test_run_serves_and_stops_gracefully() -> None:
     with gateway(ECHO, "--listen", "tcp://127.0.0.1:0") as (process, lines):
         assert f"nc 127.0.0.1 {port_of(lines)}" in "".join(lines)
-        with socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device:
+        with (
+            socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device,
+            device.makefile("rb") as stream,
+        ):
             device.sendall(b"hi\n")
-            stream = device.makefile("rb")
             assert [stream.readline(), stream.readline()] == [b"hello\n", b"got hi\n"]
             process.send_signal(signal.SIGTERM)
             assert stream.readline() == b""
-        out, _ = process.communicate(timeout=20)
-        assert process.returncode == 0
+        assert process.stdout is not None
+        out = process.stdout.read()
+        assert process.wait(20) == 0
         assert re.search(r"bye 127\.0\.0\.1:\d+ shutdown", out)
         assert "any password is taken" in "".join(lines) + out
 
@@ -94,13 +97,16 @@ def test_run_with_users(tmp_path: Path) -> None:
     with (
         gateway(FLEET, "--listen", "tracker=tcp://127.0.0.1:0", "--users", users) as (_, lines),
         socket.create_connection(("127.0.0.1", port_of(lines, "tracker")), timeout=20) as device,
+        device.makefile("rb") as stream,
     ):
-        stream = device.makefile("rb")
         device.sendall(b"login 42 secret\n")
         assert stream.readline() == b"welcome\n"
-        with socket.create_connection(("127.0.0.1", port_of(lines, "tracker")), timeout=20) as other:
+        with (
+            socket.create_connection(("127.0.0.1", port_of(lines, "tracker")), timeout=20) as other,
+            other.makefile("rb") as answers,
+        ):
             other.sendall(b"login 42 guess\n")
-            assert other.makefile("rb").read() == b"error: denied\n"
+            assert answers.read() == b"error: denied\n"
         device.sendall(b"pos 1 2\n")
         assert stream.readline() == b"ok\n"
 

@@ -106,6 +106,8 @@ class Authority:
         )
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         builder = builder.add_extension(authority, critical=False)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        builder = builder.add_extension(identifier, critical=False)
         if ca:
             # Python 3.13 wants an authority to say that it is one.
             usages = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
