@@ -350,7 +350,10 @@ def _driver_of(module: str) -> Driver:
 
 
 class LogText(io.TextIOBase):
-    """`sys.stdout` for the app: whole lines go to the broker's log, from any thread."""
+    """`sys.stdout` for the app: whole lines go to the broker's log, from any thread.
+
+    While the broker reads too slowly they are dropped and counted.
+    """
 
     def __init__(self, port: Port, loop: asyncio.AbstractEventLoop) -> None:
         self._port = port
@@ -358,6 +361,7 @@ class LogText(io.TextIOBase):
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._line = ""
+        self._dropped = 0
 
     def writable(self) -> bool:
         return True
@@ -367,7 +371,12 @@ class LogText(io.TextIOBase):
             *lines, self._line = (self._line + text).split("\n")
             if len(self._line) > 65_536:
                 lines, self._line = [*lines, self._line], ""
-        if lines:
+        if lines and self._port.full:
+            self._dropped += len(lines)
+        elif lines:
+            if self._dropped:
+                lines.insert(0, f"exproto-app ! {self._dropped} lines dropped: the broker reads too slowly")
+                self._dropped = 0
             # A lone surrogate would kill the broker's side.
             plain = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
             frame = framed((Atom("P"), [ord(char) for char in plain + "\n"]))

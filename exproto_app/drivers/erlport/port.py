@@ -75,6 +75,11 @@ class Port:
             self._scheduled = True
             self._loop.call_soon(self.flush)
 
+    @property
+    def full(self) -> bool:
+        """Whether more waits for the broker than is good."""
+        return len(self._backlog) > BACKLOG
+
     def flush(self) -> None:
         """Write what waits."""
         self._scheduled = False
@@ -96,14 +101,14 @@ class Port:
         if written < len(data):
             self._backlog = data[written:]
             self._loop.add_writer(self._write_fd, self._writable)
-            if self._reading and len(self._backlog) > BACKLOG:
+            if self._reading and self.full:
                 self._reading = False
                 self._loop.remove_reader(self._read_fd)
 
     def _writable(self) -> None:
         self._loop.remove_writer(self._write_fd)
         self.flush()
-        if not self._reading and len(self._backlog) <= BACKLOG:
+        if not self._reading and not self.full:
             self._reading = True
             self._loop.add_reader(self._read_fd, self._readable)
 

@@ -1,0 +1,54 @@
+"""The watch over handlers that hold everybody up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from exproto_app import App, Connection
+from exproto_app.drivers.gateway import Gateway
+from exproto_app.framing import Line
+
+
+class Told(logging.Handler):
+    """Sets an event when something is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.event = threading.Event()
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage()
+        self.event.set()
+
+
+def test_a_handler_that_blocks_the_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exproto_app.runner.SLOW", 0.05)
+    app, told = App(framing=Line()), Told()
+
+    @app.on_received
+    def calculate(conn: Connection, frame: bytes) -> bytes:
+        return b"told" if told.event.wait(30) else b"not told"
+
+    async def test() -> None:
+        async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway:
+            address = gateway.addresses[0][2]
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"hi\n")
+            assert await reader.readline() == b"told\n"
+            writer.close()
+            await writer.wait_closed()
+
+    logger = logging.getLogger("exproto_app")
+    logger.addHandler(told)
+    try:
+        asyncio.run(test())
+    finally:
+        logger.removeHandler(told)
+    assert "calculate has held everybody up" in told.text
+    assert "blocking=True" in told.text
+    assert "told.event.wait(30)" in told.text, "with its stack"
