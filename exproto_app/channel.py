@@ -34,7 +34,7 @@ from .errors import (
     UnavailableError,
     UnsupportedError,
 )
-from .framing import Decoder
+from .framing import FRAME_LIMIT, RAW, Decoder
 from .host import Runtime, Timer
 from .lane import BrokerLane
 from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
@@ -195,6 +195,7 @@ class Channel:
         "queue",
         "queued",
         "quick",
+        "raw",
         "reason",
         "registers",
         "requests",
@@ -237,6 +238,7 @@ class Channel:
         # Turns. *held*: something has to be looked at before the next frame may run; see `pump`.
         self.datagram = info.socktype in ("udp", "dtls")
         self.decoder = Decoder(router.framing)
+        self.raw = router.framing is RAW
         self.frames: Iterator[bytes] | None = None
         self.queue: deque[Event] | None = None
         self.queued = 0
@@ -316,7 +318,8 @@ class Channel:
 
     def received(self, data: bytes) -> None:
         """Take *data*, as it came from the device; on a datagram socket, one datagram."""
-        self.counters["bytes_received"] += len(data)
+        size = len(data)
+        self.counters["bytes_received"] += size
         if self.silence or self.datagram:
             self.heard = self.engine.runtime.time()
         if self.held or self.running:
@@ -325,6 +328,8 @@ class Channel:
         handler = self.quick
         if handler is None or self.requests:
             self._take(data)
+        elif self.raw and 0 < size <= FRAME_LIMIT:
+            self._run_frame(data, handler)
         else:
             decoder = self.decoder
             frames = decoder.feed(data)

@@ -55,7 +55,7 @@ __all__ = [
     "StreamFraming",
 ]
 
-_LIMIT: Final = 65_536  # bytes of one frame, where a framing says nothing else
+FRAME_LIMIT: Final = 65_536  # bytes of one frame, where a framing says nothing else
 _HEADER: Final = 64  # bytes around a frame that a reader may wait for above the limit
 _LONG: Final = 4_096  # bytes of an unfinished frame, beyond which it is no longer searched from its start
 _CR: Final = 0x0D
@@ -272,7 +272,7 @@ def _some_bytes(instance: object, attribute: attrs.Attribute[bytes], value: byte
 
 def _limit() -> int:
     """Declare the option that every framing has."""
-    limit: int = attrs.field(default=_LIMIT, kw_only=True, validator=_count)
+    limit: int = attrs.field(default=FRAME_LIMIT, kw_only=True, validator=_count)
     return limit
 
 
@@ -1040,7 +1040,7 @@ class Decoder:
         if isinstance(framing, _Stock) and type(framing) in _STOCK:
             self._fast = framing
             return
-        limit = getattr(framing, "limit", _LIMIT)
+        limit = getattr(framing, "limit", FRAME_LIMIT)
         if not _is_count(limit):
             raise SetupError(f"{framing!r}: limit is {limit!r}, it has to be a whole number above 0")
         if callable(getattr(framing, "split", None)):
@@ -1068,7 +1068,7 @@ class Decoder:
         After `recover`, `feed(b"")` gives the frames that had come behind the error.
         """
         framing = self._fast
-        if framing is RAW and 0 < len(data) <= _LIMIT:
+        if framing is RAW and 0 < len(data) <= FRAME_LIMIT:
             return [data]
         if framing is None:
             return self._feed_slowly(data)
