@@ -1,8 +1,9 @@
 # Every target sets up .venv by itself; PYTHON picks the interpreter that it is made from.
 PYTHON ?= python3
 BIN := .venv/bin
+PROTO := exproto_app/drivers/grpc
 
-.PHONY: run test check format lint types bench clean
+.PHONY: run test check format lint types bench proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
@@ -27,6 +28,10 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
+# protoc of protobuf 4.25, so that what it writes runs with that version and all newer ones.
+proto: .venv/proto
+	.venv/proto/bin/python -m grpc_tools.protoc -I $(PROTO) --python_out=$(PROTO) --pyi_out=$(PROTO) $(PROTO)/exproto.proto
+
 bench: .venv/dev
 	$(BIN)/python -m tests.bench
 
@@ -39,10 +44,14 @@ clean:
 	$(PYTHON) -m venv .venv
 	touch $@
 
+.venv/proto: .venv/python
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.62.3 'setuptools<81'
+
 .venv/run: .venv/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,uvloop]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,grpc,uvloop]'
 	touch $@ .venv/run

@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 COMMANDS: Final = {
     "run": "Serve an app on listeners of its own.",
+    "serve": "Serve an app to the ExProto gateway of EMQX 4.3 to 6.2.",
     "routes": "Show which handler of an app takes what.",
     "gen-driver": "Write the callback modules for EMQX 4.2.",
     "hash-password": "Make a line for the file of run --users.",

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import logging
-import os
-import signal
-import sys
-from collections.abc import Callable, Coroutine, Mapping
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -20,10 +15,10 @@ from ..app import App
 from ..drivers.gateway import Gateway, Listen, Options
 from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..drivers.gateway.users import Users
-from ..errors import ExprotoError
 from ..hub import Login, MemoryHub
 from ..models import Address, Limits
 from ..target import load
+from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
 
 __all__ = ["command"]
 
@@ -66,19 +61,9 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("stall", float, "Seconds that a device may leave unread what it is sent")
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
-@click.option(
-    "--stats", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Log the counters."
-)
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
-@click.option(
-    "--loop",
-    type=click.Choice(["auto", "asyncio", "uvloop"]),
-    default="auto",
-    show_default=True,
-    help="The event loop; auto takes uvloop where it is installed.",
-)
+@stats_option
+@verbosity_option
+@loop_option
 def command(
     target: str,
     *,
@@ -96,7 +81,7 @@ def command(
 ) -> None:
     """Serve TARGET, a file or a module with an app, on listeners of its own."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    uvloop = _uvloop(loop)
+    uvloop = find_uvloop(loop)
     app = load(target)
     given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
     app.limits = attrs.evolve(app.limits, **given)
@@ -105,29 +90,7 @@ def command(
     login = Users(users) if users else None
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
-    _run(_serve(app, parsed, login, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
-
-
-def _run(main: Coroutine[Any, Any, None], uvloop: ModuleType | None) -> None:
-    if sys.version_info >= (3, 11):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
-            runner.run(main)
-    elif uvloop is None:
-        asyncio.run(main)
-    else:
-        uvloop.install()
-        asyncio.run(main)
-
-
-def _uvloop(choice: str) -> ModuleType | None:
-    if choice == "asyncio":
-        return None
-    try:
-        return importlib.import_module("uvloop")
-    except ImportError:
-        if choice == "auto":
-            return None
-        raise ExprotoError("--loop uvloop needs: pip install 'exproto-app[uvloop]'") from None
+    run_loop(_serve(app, parsed, login, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
 
 
 async def _serve(
@@ -142,26 +105,15 @@ async def _serve(
     gateway = Gateway(app, listens, hub=MemoryHub(login), options=options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    _on_signals(loop, stop)
+    on_signals(loop, stop)
     async with gateway:
         _announce(gateway, with_login=login is not None, with_uvloop=with_uvloop)
-        reporter = asyncio.ensure_future(_report(app.stats, stats)) if stats else None
+        reporter = asyncio.ensure_future(report(app.stats, stats)) if stats else None
         await stop.wait()
         log.info("gateway = stopping: %d connections", gateway.open)
         if reporter is not None:
             reporter.cancel()
     log.info("gateway = stopped")
-
-
-def _on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    def asked() -> None:
-        if stop.is_set():
-            os._exit(1)  # asked twice: at once
-        stop.set()
-
-    for name in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows has Ctrl-C as an exception only
-            loop.add_signal_handler(name, asked)
 
 
 def _announce(gateway: Gateway, *, with_login: bool, with_uvloop: bool) -> None:
@@ -181,19 +133,6 @@ def _try(listen: Listen, address: Address) -> str:
     if listen.scheme == "tls":
         return f"openssl s_client -quiet -connect {Address(host, address.port)}"
     return f"nc {'-u ' if listen.scheme == 'udp' else ''}{host} {address.port}"
-
-
-async def _report(stats: Mapping[str, int], seconds: float) -> None:
-    """Log what was counted, with what has been added since the last time."""
-    before: dict[str, int] = {}
-    while True:
-        await asyncio.sleep(seconds)
-        now = dict(stats)
-        words = [
-            f"{name}={value}(+{value - before.get(name, 0)})" for name, value in sorted(now.items()) if value
-        ]
-        log.info("stats = %s", " ".join(words) or "nothing yet")
-        before = now
 
 
 def _allow_files(connections: int) -> None:

@@ -298,9 +298,25 @@ def erlport(app: str, stack: contextlib.ExitStack, request: pytest.FixtureReques
     return ErlangHost(request.getfixturevalue("vm"), app, stack)
 
 
+def unary(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
+    """Serve the app of this name behind a stand-in for EMQX 5."""
+    from tests.grpc.host import GrpcHost  # noqa: PLC0415 - it is made of what stands above
+
+    return GrpcHost(getattr(apps, app), stack, streaming=False)
+
+
+def streams(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
+    """Serve the app of this name behind a stand-in for EMQX 4.3, which has the streaming service only."""
+    from tests.grpc.host import GrpcHost  # noqa: PLC0415 - as above
+
+    return GrpcHost(getattr(apps, app), stack, streaming=True)
+
+
 HOSTS: dict[str, Callable[[str, contextlib.ExitStack, pytest.FixtureRequest], Host]] = {
     "memory": memory,
     "gateway": gateway,
     "erlport": erlport,
+    "grpc": unary,
+    "grpc-streams": streams,
 }
 """How to serve an app of `apps.py`, by the host's name; what it opens is closed by the stack."""

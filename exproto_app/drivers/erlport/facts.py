@@ -8,6 +8,7 @@ import time
 from typing import Any, Final, cast
 
 from ...models import Address, Certificate, ClientInfo, ConnectionInfo, Message, Reason, SockType
+from .. import reasons
 from .terms import Atom, Opaque, TermError
 
 __all__ = ["client_map", "connection_info", "message_record", "messages", "reason", "text"]
@@ -85,15 +86,7 @@ def messages(terms: Any) -> list[Message]:
 def reason(term: object) -> tuple[Reason, str]:
     """Return our reason for the broker's words about the end, and the words."""
     words = text(term)
-    if "kicked" in words:
-        return "kicked", words
-    if "discarded" in words or "takeovered" in words:
-        return "taken over", words
-    if "keepalive_timeout" in words or "idle_timeout" in words:
-        return "timeout", words
-    if "etimedout" in words or "ehostunreach" in words:
-        return "lost", words
-    return "device closed", words
+    return reasons.reason(words), words
 
 
 def client_map(client: ClientInfo) -> dict[Atom, Any]:

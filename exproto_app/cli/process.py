@@ -1,0 +1,94 @@
+"""What commands that serve have in common: the loop, the signals, the counters in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from types import ModuleType
+from typing import Any
+
+import click
+
+from ..errors import ExprotoError
+
+__all__ = [
+    "find_uvloop",
+    "loop_option",
+    "on_signals",
+    "report",
+    "run_loop",
+    "stats_option",
+    "verbosity_option",
+]
+
+log = logging.getLogger("exproto_app")
+
+stats_option: Callable[[Any], Any] = click.option(
+    "--stats", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Log the counters."
+)
+verbosity_option: Callable[[Any], Any] = click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+loop_option: Callable[[Any], Any] = click.option(
+    "--loop",
+    type=click.Choice(["auto", "asyncio", "uvloop"]),
+    default="auto",
+    show_default=True,
+    help="The event loop; auto takes uvloop where it is installed.",
+)
+
+
+def run_loop(main: Coroutine[Any, Any, None], uvloop: ModuleType | None) -> None:
+    """Run *main* in a loop of its own."""
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
+            runner.run(main)
+    elif uvloop is None:
+        asyncio.run(main)
+    else:
+        uvloop.install()
+        asyncio.run(main)
+
+
+def find_uvloop(choice: str) -> ModuleType | None:
+    """Return uvloop if *choice* asks for it and it is there. Raises `ExprotoError` if it has to be."""
+    if choice == "asyncio":
+        return None
+    try:
+        return importlib.import_module("uvloop")
+    except ImportError:
+        if choice == "auto":
+            return None
+        raise ExprotoError("--loop uvloop needs: pip install 'exproto-app[uvloop]'") from None
+
+
+def on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Set *stop* at Ctrl-C or SIGTERM; the second time, end at once."""
+
+    def asked() -> None:
+        if stop.is_set():
+            os._exit(1)  # asked twice: at once
+        stop.set()
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows has Ctrl-C as an exception only
+            loop.add_signal_handler(name, asked)
+
+
+async def report(stats: Mapping[str, int], seconds: float) -> None:
+    """Log what was counted, with what has been added since the last time."""
+    before: dict[str, int] = {}
+    while True:
+        await asyncio.sleep(seconds)
+        now = dict(stats)
+        words = [
+            f"{name}={value}(+{value - before.get(name, 0)})" for name, value in sorted(now.items()) if value
+        ]
+        log.info("stats = %s", " ".join(words) or "nothing yet")
+        before = now

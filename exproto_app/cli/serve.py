@@ -1,0 +1,172 @@
+"""`exproto-app serve`: the gRPC service behind the ExProto gateway of EMQX 4.3 to 6.2."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..app import App
+from ..errors import ExprotoError, SetupError
+from ..models import Address
+from ..target import load
+from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+
+if TYPE_CHECKING:
+    from ..drivers.grpc import Service
+
+__all__ = ["command"]
+
+log = logging.getLogger("exproto_app")
+
+LISTENER_PORT = 7993
+"""Of the first listener that `--print-config` writes, where no --protocol tells a port."""
+
+
+@click.command()
+@click.argument("target")
+@click.option(
+    "--bind", default="127.0.0.1:9001", show_default=True, metavar="HOST:PORT", help="Where EMQX calls."
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="WHERE",
+    help="Where EMQX is called: http://HOST:PORT; or auto:PORT, at the address that called; or "
+    "ADDRESS=http://HOST:PORT for the one that calls from ADDRESS, repeatable. "
+    "Default: http://127.0.0.1:9100. It has no TLS, so keep it on a private net.",
+)
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    metavar="NAME=:PORT",
+    help="Which protocol the devices of EMQX's listener on PORT speak; for several protocols.",
+)
+@click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
+@click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
+@click.option("--client-ca", metavar="FILE", help="Demand a certificate of EMQX, signed by this CA.")
+@click.option("--print-config", is_flag=True, help="Print what belongs into EMQX's configuration, and end.")
+@click.option(
+    "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
+)
+@stats_option
+@verbosity_option
+@loop_option
+def command(
+    target: str,
+    *,
+    bind: str,
+    adapters: tuple[str, ...],
+    protocols: tuple[str, ...],
+    cert: str | None,
+    key: str | None,
+    client_ca: str | None,
+    print_config: bool,
+    emqx: str,
+    stats: float | None,
+    log_level: str,
+    loop: str,
+) -> None:
+    """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        from ..drivers.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
+    except ImportError as error:
+        raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
+    app = load(target)
+    address = _address(bind)
+    ports = dict(_protocol(app, text) for text in protocols)
+    if len(ports) != len(protocols):
+        raise SetupError("two --protocol name the same port; EMQX can have only one listener there")
+    if cert is None and (key or client_ca):
+        raise SetupError("--key and --client-ca need --cert")
+    if not ports and len(app.protocols) > 1:
+        example = " ".join(f"--protocol {name}=:{LISTENER_PORT + n}" for n, name in enumerate(app.protocols))
+        raise SetupError(
+            f"the app serves several protocols ({', '.join(app.protocols)}); say which is on which of EMQX's "
+            f"listeners, such as {example}"
+        )
+    if print_config:
+        click.echo(_config(app, address, adapters, ports, emqx=emqx, tls=cert is not None))
+        return
+    adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
+    tls = Tls(cert, key, client_ca) if cert is not None else None
+    service = Service(app, address, adapter_map, ports=ports, tls=tls)
+    run_loop(_serve(service, stats), find_uvloop(loop))
+
+
+async def _serve(service: Service, stats: float | None) -> None:
+    stop = asyncio.Event()
+    on_signals(asyncio.get_running_loop(), stop)
+    async with service:
+        click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
+        reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
+        await stop.wait()
+        log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
+        if reporter is not None:
+            reporter.cancel()
+    log.info("grpc = stopped")
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.removeprefix("http://").rpartition(":")
+    if not port.isdigit() or int(port) > 65_535:
+        raise SetupError(f"--bind {text} is no address; write HOST:PORT, such as 127.0.0.1:9001")
+    return Address(host.strip("[]"), int(port))
+
+
+def _protocol(app: App[Any], text: str) -> tuple[int, str]:
+    name, _, port = text.rpartition("=")
+    if not name or not port.startswith(":") or not port[1:].isdigit() or not 0 < int(port[1:]) < 65_536:
+        raise SetupError(f"--protocol {text} should be NAME=:PORT, such as {next(iter(app.protocols))}=:7993")
+    return int(port[1:]), app.find_protocol(name).name
+
+
+def _config(
+    app: App[Any],
+    bind: Address,
+    adapters: tuple[str, ...],
+    ports: dict[int, str],
+    *,
+    emqx: str,
+    tls: bool,
+) -> str:
+    """Return what EMQX has to know: where we are, where its adapter is, and its listeners."""
+    first = adapters[0] if adapters else "http://127.0.0.1:9100"
+    adapter = first.rpartition(":")[2].strip("/")
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)  # noqa: S104 - compared, not bound
+    url = f"{'https' if tls else 'http'}://{Address(host, bind.port)}"
+    listeners = ports or {LISTENER_PORT: next(iter(app.protocols))}
+    names = _listener_names(listeners)
+    if emqx == "4":
+        lines = [
+            "# etc/plugins/emqx_exproto.conf of EMQX 4.3 and 4.4",
+            f"exproto.server.http.port = {adapter}",
+        ]
+        for port, name in names.items():
+            lines += [
+                f"exproto.listener.{name} = tcp://0.0.0.0:{port}",
+                f"exproto.listener.{name}.connection_handler_url = {url}",
+            ]
+        return "\n".join(lines)
+    lines = [
+        f"# EMQX {emqx}, in emqx.conf or etc/base.hocon",
+        "gateway.exproto {",
+        f"  server {{ bind = {adapter} }}",
+        f'  handler {{ address = "{url}", service_name = "ConnectionUnaryHandler" }}',
+    ]
+    lines += [f'  listeners.tcp.{name} {{ bind = "0.0.0.0:{port}" }}' for port, name in names.items()]
+    return "\n".join([*lines, "}"])
+
+
+def _listener_names(listeners: dict[int, str]) -> dict[int, str]:
+    """Return a name for each listener that both forms of the configuration take."""
+    names: dict[int, str] = {}
+    for port, protocol in listeners.items():
+        plain = "".join(char if char.isascii() and char.isalnum() else "_" for char in protocol) or "listener"
+        names[port] = f"{plain}_{port}" if plain in names.values() or plain[0].isdigit() else plain
+    return names

@@ -1,0 +1,1 @@
+"""Drivers: the hosts that an app runs on."""

@@ -1,0 +1,6 @@
+"""The gRPC service that the ExProto gateway of EMQX 4.3 to 6.2 calls."""
+
+from .adapter import AdapterMap
+from .service import Service, Tls
+
+__all__ = ["AdapterMap", "Service", "Tls"]

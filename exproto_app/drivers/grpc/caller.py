@@ -1,0 +1,233 @@
+"""Caller: the server's half of a connection on which a broker calls us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final, Protocol, TypeAlias
+
+from .adapter import AdapterMap, Broker, GrpcLink
+from .hpack import Fields
+from .http2 import END_HEADERS, END_STREAM, HEADERS, Wire, framed
+
+__all__ = ["MAX_MESSAGE", "Caller", "Host", "Inbound", "Take"]
+
+log = logging.getLogger("exproto_app")
+
+MAX_MESSAGE: Final = 16_777_216
+"""Bytes of one event that are taken; the device that sent more in one go is closed."""
+
+PREFACE_WAIT: Final = 10.0
+"""Seconds until somebody who connects has to speak HTTP/2."""
+
+RESPONSE: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+TRAILERS: Final = ((b"grpc-status", b"0"),)
+EMPTY: Final = b"\0\0\0\0\0"
+"""A message of no bytes: EmptySuccess."""
+
+
+class Inbound:
+    """A call that is not answered yet."""
+
+    __slots__ = ("buffer", "stream", "streaming", "take")
+
+    def __init__(self, stream: int, take: Take, *, streaming: bool) -> None:
+        self.stream = stream
+        self.take = take
+        self.streaming = streaming
+        self.buffer: bytearray | None = None
+
+
+class Host(Protocol):
+    """What a caller needs of the service."""
+
+    adapters: AdapterMap
+    methods: Mapping[bytes, tuple[Take, bool]]
+    callers: set[Caller]
+
+    def say(self, what: object, text: str, /, *arguments: object) -> None:
+        """Log a warning the first time that *what* happens."""
+        ...
+
+    def count(self, name: str, /) -> None:
+        """Count what isn't the engine's."""
+        ...
+
+
+class Caller:
+    """The server's half of one HTTP/2 connection; a `Wire`'s owner."""
+
+    def __init__(self, service: Host) -> None:
+        self.service = service
+        self.wire = Wire(self, client=False)
+        self.host = "?"
+        self.broker: Broker | None = None
+        self.calls: dict[int, Inbound] = {}
+        self.last = 0
+        self._mute: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a call waits for its answer; streams never get one while the broker lives."""
+        return any(not call.streaming for call in self.calls.values())
+
+    # --- from the wire
+
+    def connected(self) -> None:
+        self.service.callers.add(self)
+        self.host = self.wire.peer
+        self._mute = asyncio.get_running_loop().call_later(PREFACE_WAIT, self._said_nothing)
+
+    def ready(self) -> None:
+        self._speaks()
+        self.broker = self.service.adapters.find(self.host)
+
+    def headers(self, stream: int, fields: Fields, *, ended: bool) -> None:
+        if stream in self.calls:  # trailers, which nobody sends
+            if ended:
+                self.data(stream, b"", ended=True)
+            return
+        self.last = max(self.last, stream)
+        path = fields.get(b":path", b"")
+        method = self.service.methods.get(path)
+        if method is None:
+            self._refuse(stream, path)
+            return
+        take, streaming = method
+        self.calls[stream] = Inbound(stream, take, streaming=streaming)
+        if ended:
+            self.data(stream, b"", ended=True)
+
+    def data(self, stream: int, data: bytes, *, ended: bool) -> None:
+        call = self.calls.get(stream)
+        if call is None:
+            return
+        if ended and call.buffer is None and not call.streaming:
+            # Nearly always a call is one frame.
+            if len(data) < 5 or call.take(self, call, data[5:]):
+                self.answer(stream)
+            return
+        self._collect(call, data, ended=ended)
+
+    def reset(self, stream: int, code: int) -> None:
+        log.debug("grpc < %s reset stream %d, code %d", self.host, stream, code)
+        self.calls.pop(stream, None)
+
+    def going(self, last: int) -> None:
+        """Do nothing: the peer closes when it has its answers."""
+
+    def strange(self, data: bytes) -> None:
+        self._speaks()
+        if data[:2] == b"\x16\x03":
+            words = (
+                "speaks TLS, but the service has none; write http:// in the handler's address, or give --cert"
+            )
+        elif data[:4] in (b"GET ", b"POST", b"HEAD", b"PUT "):
+            words = "speaks HTTP/1; this port is for EMQX, which speaks gRPC"
+        else:
+            words = "doesn't speak gRPC; devices belong on a listener of EMQX's gateway, not on this port"
+        self.service.say(("strange", self.host), "grpc ! %s %s: %r", self.host, words, data[:40])
+        self.service.count("callers_refused")
+
+    def closed(self, detail: str) -> None:
+        self._speaks()
+        self.calls.clear()
+        self.service.callers.discard(self)
+        log.debug("grpc = %s went: %s", self.host, detail)
+
+    # --- answers
+
+    def answer(self, stream: int, message: bytes = EMPTY) -> None:
+        """Answer with success."""
+        if self.calls.pop(stream, None) is None:
+            return
+        wire = self.wire
+        number = stream.to_bytes(4, "big")
+        block = wire.encoder.encode(RESPONSE)
+        end = wire.encoder.encode(TRAILERS)
+        wire.write(bytes((0, 0, len(block), HEADERS, END_HEADERS)) + number + block)
+        tail = bytes((0, 0, len(end), HEADERS, END_HEADERS | END_STREAM)) + number + end
+        wire.send(stream, message, ended=False, tail=tail)
+
+    def begin(self, stream: int, message: bytes) -> None:
+        """Answer with *message*, and leave the stream open."""
+        self.wire.write(framed(HEADERS, END_HEADERS, stream, self.wire.encoder.encode(RESPONSE)))
+        self.wire.send(stream, message, ended=False)
+
+    def withhold(self, call: Inbound, link: GrpcLink) -> None:
+        """Answer when *link* says so; on a stream, take no more until then."""
+        if call.streaming:
+            self.wire.hold(call.stream)
+            answer = partial(self.wire.unhold, call.stream)
+        else:
+            answer = partial(self.answer, call.stream)
+        if link.withheld is None:
+            link.withheld = []
+        link.withheld.append(answer)
+
+    def end_streams(self) -> None:
+        """Answer the streams, which the broker never ends."""
+        for stream in [call.stream for call in self.calls.values() if call.streaming]:
+            self.answer(stream)
+
+    # --- inside
+
+    def _refuse(self, stream: int, path: bytes) -> None:
+        text = "grpc ! %s calls %s, which is no method of the handler's services"
+        self.service.say(("method", path[:80]), text, self.host, path[:80].decode(errors="replace"))
+        fields = (*RESPONSE, (b"grpc-status", b"12"), (b"grpc-message", b"there is no such method"))
+        block = self.wire.encoder.encode(fields)
+        self.wire.write(framed(HEADERS, END_HEADERS | END_STREAM, stream, block))
+
+    def _collect(self, call: Inbound, data: bytes, *, ended: bool) -> None:
+        """Take messages that come in pieces, or many on one stream."""
+        buffer = call.buffer
+        if buffer is None:
+            buffer = call.buffer = bytearray()
+        buffer += data
+        at = 0
+        answered = True
+        while len(buffer) - at >= 5:
+            size = int.from_bytes(buffer[at + 1 : at + 5], "big")
+            if size > MAX_MESSAGE:
+                self._too_long(call, bytes(buffer[at + 5 : at + 200]), size)
+                return
+            behind = at + 5 + size
+            if len(buffer) < behind:
+                break
+            message = bytes(buffer[at + 5 : behind])
+            at = behind
+            answered = call.take(self, call, message)
+        del buffer[:at]
+        # On a stream, what is withheld is the window, not the answer at the end.
+        if ended and (call.streaming or answered):
+            self.answer(call.stream)
+
+    def _too_long(self, call: Inbound, beginning: bytes, size: int) -> None:
+        conn = beginning[2 : 2 + beginning[1]] if len(beginning) > 1 else b""
+        link = self.broker.links.get(conn) if self.broker is not None else None
+        words = f"{size} bytes in one call, limit is {MAX_MESSAGE}"
+        self.service.count("events_ignored")
+        log.warning("grpc ! %s sent %s; it is closed", conn.decode(errors="replace"), words)
+        if link is not None and link.channel is not None:
+            link.channel.end("error", words)
+        # What still comes is of no use; the answer says that nobody wants it.
+        self.answer(call.stream)
+        self.wire.cancel(call.stream, 0)
+
+    def _speaks(self) -> None:
+        if self._mute is not None:
+            self._mute.cancel()
+            self._mute = None
+
+    def _said_nothing(self) -> None:
+        self._mute = None
+        text = "grpc ! %s connects but says nothing; devices belong on a listener of EMQX's gateway"
+        self.service.say(("mute", self.host), text, self.host)
+        self.wire.abort()
+
+
+Take: TypeAlias = Callable[[Caller, Inbound, bytes], bool]
+"""Takes a message of a call; False withholds the answer, until `GrpcLink.answer`."""

@@ -1,0 +1,479 @@
+"""Service: the gRPC services that brokers call, and what becomes of their events.
+
+An event goes into its connection's queue and is answered at once, with success whatever becomes of it: any
+other answer would close the device. Only while the queue is full the answer is withheld.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import attrs
+
+from ...app import App
+from ...errors import SetupError
+from ...models import Address, Certificate, ConnectionInfo, Message, SockType
+from ...router import Router
+from ...runner import Runner
+from ..reasons import reason
+from . import exproto_pb2 as pb
+from .adapter import AdapterHub, AdapterMap, Broker, GrpcLink
+from .caller import Caller, Inbound, Take
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Service", "Tls"]
+
+log = logging.getLogger("exproto_app")
+
+EARLY: Final = 100
+"""Events of one connection that may come before the one that begins it: streams have no order."""
+
+EARLY_ALL: Final = 10_000
+"""Connections with such events."""
+
+EARLY_WAIT: Final = 5.0
+"""Seconds that they wait."""
+
+LINGER: Final = 0.1
+"""Seconds in which bytes may follow the end of a connection: the broker batches for up to 20 ms."""
+
+SILENCE: Final = 600.0
+"""Seconds without any event after which the broker is asked whether the connection still lives."""
+
+SWEEP: Final = 30.0
+"""Seconds between two looks for such connections: one timer for all of them."""
+
+GOODBYE: Final = 2.0
+"""Seconds that calls in flight may take when the service stops."""
+
+SAID: Final = 1_000
+"""Different things that are said once."""
+
+UNARY: Final = "ConnectionUnaryHandler"
+STREAMS: Final = "ConnectionHandler"
+SOCKTYPES: Final[Mapping[int, SockType]] = {0: "tcp", 1: "ssl", 2: "udp", 3: "dtls"}
+
+SERVING: Final = b"\0\0\0\0\2\x08\1"
+NOT_SERVING: Final = b"\0\0\0\0\2\x08\2"
+
+Feed: TypeAlias = Callable[[GrpcLink], object]
+
+
+@attrs.frozen
+class Tls:
+    """Files of the service's own TLS: certificate chain, key, and the CA that brokers are signed by."""
+
+    cert: str
+    key: str | None = None
+    client_ca: str | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Return what the listener needs. Raises `SetupError`."""
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
+            context.load_cert_chain(self.cert, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise SetupError(f"--cert, --key or --client-ca can't be used: {error}") from None
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        context.set_alpn_protocols(["h2"])
+        return context
+
+
+class Service:
+    """*app* as the service of brokers whose adapters *adapters* tells.
+
+    *ports* says which protocol a listener of the broker's speaks, by its port; without it the app has to have
+    one protocol only. Use it as an async context manager, or `start` and `stop` it. Raises `SetupError` for
+    what doesn't fit the app and for an address that can't be bound.
+    """
+
+    def __init__(
+        self,
+        app: App[Any],
+        bind: Address,
+        adapters: AdapterMap,
+        *,
+        ports: Mapping[int, str] | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        self.app = app
+        self.adapters = adapters
+        self.address = bind
+        self.callers: set[Caller] = set()
+        self.stopping = False
+        self.runner: Runner
+        self.methods: Mapping[bytes, tuple[Take, bool]] = self._methods()
+        self._ports = {port: app.find_protocol(name) for port, name in (ports or {}).items()}
+        self._only = None if self._ports else app.find_protocol(None)
+        # The protocol of a connection that we never saw begin, where that is certain.
+        routers = {router.name: router for router in self._ports.values()}
+        self._unseen = next(iter(routers.values())) if len(routers) == 1 else self._only
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._said: set[object] = set()
+        self._loop: asyncio.AbstractEventLoop
+        self._time: Callable[[], float]
+
+    async def start(self) -> None:
+        """Start the app, then listen."""
+        context = self._tls.context() if self._tls is not None else None
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self.runner = Runner(self.app, AdapterHub(self.adapters))
+        await self.runner.start()
+        try:
+            self._server = await self._loop.create_server(
+                lambda: Caller(self).wire,
+                self.address.host or None,
+                self.address.port,
+                ssl=context,
+                reuse_address=True,
+                backlog=1024,
+            )
+        except OSError as error:
+            await self.runner.stop()
+            raise SetupError(_why(self.address, error)) from None
+        except BaseException:
+            await self.runner.stop()
+            raise
+        self.address = Address(*self._server.sockets[0].getsockname()[:2])
+        self._sweeping = self._loop.call_later(SWEEP, self._sweep)
+
+    async def stop(self) -> None:
+        """Close every device, answer what is in flight, and let go of the brokers; bounded in time."""
+        self.stopping = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        # Brokers may still connect meanwhile: they have to tell which connections have ended.
+        await self.runner.stop()
+        if self._server is not None:
+            self._server.close()
+        for caller in self.callers:
+            caller.wire.goaway(caller.last)
+        await self._until(lambda: not any(caller.waits for caller in self.callers))
+        for caller in self.callers:
+            caller.end_streams()
+            caller.wire.close()
+        for broker in self.adapters:
+            await broker.client.close()
+        await self._until(lambda: not self.callers and all(broker.client.closed for broker in self.adapters))
+        for caller in self.callers:
+            caller.wire.abort()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        deadline = self._time() + GOODBYE
+        while not reached() and self._time() < deadline:  # noqa: ASYNC110 - a few times, at the end
+            await asyncio.sleep(0.01)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    # --- for callers
+
+    def say(self, what: object, text: str, *arguments: object) -> None:
+        """Log a warning the first time that *what* happens."""
+        if what not in self._said and len(self._said) < SAID:
+            self._said.add(what)
+            log.warning(text, *arguments)
+
+    def count(self, name: str) -> None:
+        """Count what isn't the engine's."""
+        counters = self.runner.engine.counters
+        counters[name] = counters.get(name, 0) + 1
+
+    # --- events
+
+    def _methods(self) -> dict[bytes, tuple[Take, bool]]:
+        takes: dict[str, Take] = {
+            "OnSocketCreated": self._created,
+            "OnSocketClosed": self._closed,
+            "OnReceivedBytes": self._received,
+            "OnTimerTimeout": self._timed_out,
+            "OnReceivedMessages": self._messages,
+        }
+        methods: dict[bytes, tuple[Take, bool]] = {
+            f"/emqx.exproto.v1.{service}/{name}".encode(): (take, streaming)
+            for service, streaming in ((UNARY, False), (STREAMS, True))
+            for name, take in takes.items()
+        }
+        methods[b"/grpc.health.v1.Health/Check"] = self._check, False
+        methods[b"/grpc.health.v1.Health/Watch"] = self._watch, False
+        return methods
+
+    def _received(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+        """Take a device's bytes: the hot path. A ReceivedBytesRequest is two fields, read by hand."""
+        broker = caller.broker
+        if broker is not None and len(message) > 2 and message[0] == 10:
+            at = message[1] + 2
+            link = broker.links.get(message[2:at])
+            if link is not None and (start := _start(message, at)):
+                channel = link.channel
+                link.heard = self._time()
+                if channel is None:
+                    return True
+                channel.received(message[start:])
+                if channel.paused and not link.closing:
+                    caller.withhold(call, link)
+                    return False
+                return True
+        request = self._parse(pb.ReceivedBytesRequest, caller, message)
+        if request is None:
+            return True
+        return self._event(caller, call, request.conn, partial(_feed_bytes, request.bytes))
+
+    def _messages(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+        request = self._parse(pb.ReceivedMessagesRequest, caller, message)
+        if request is None:
+            return True
+        messages = [
+            Message(
+                item.topic,
+                item.payload,
+                min(item.qos, 2),
+                id=item.id,
+                sender=getattr(item, "from"),
+                timestamp=item.timestamp,
+            )
+            for item in request.messages
+        ]
+        return self._event(caller, call, request.conn, partial(_feed_messages, messages))
+
+    def _timed_out(self, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
+        request = self._parse(pb.TimerTimeoutRequest, caller, message)
+        if request is not None:
+            log.debug("%s ! the broker's own timer ends it", request.conn)
+        return True
+
+    def _created(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+        request = self._parse(pb.SocketCreatedRequest, caller, message)
+        broker = caller.broker
+        if request is None or broker is None:
+            return True
+        self._greet(caller, call)
+        conn = request.conn.encode()
+        if conn in broker.links or conn in broker.closed:
+            log.debug("%s ! began twice; the second time is ignored", request.conn)
+            return True
+        about = request.conninfo
+        info = ConnectionInfo(
+            SOCKTYPES.get(about.socktype, "tcp"),
+            Address(about.peername.host, about.peername.port),
+            Address(about.sockname.host, about.sockname.port),
+            Certificate(dn=about.peercert.dn, cn=about.peercert.cn) if about.HasField("peercert") else None,
+        )
+        link = GrpcLink(broker, conn, datagram=info.socktype in ("udp", "dtls"))
+        router = self._router(info)
+        if router is None or self.stopping:
+            broker.ignore(conn)
+            link.close()
+            return True
+        if link.datagram:
+            link.lift_idle_limit()
+        self._connect(link, info, router, resumed=False)
+        for feed in broker.early.pop(conn, ()):
+            feed(link)
+        return True
+
+    def _closed(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+        request = self._parse(pb.SocketClosedRequest, caller, message)
+        broker = caller.broker
+        if request is None or broker is None:
+            return True
+        conn = request.conn.encode()
+        link = broker.links.get(conn)
+        end = partial(self._end, request.reason, late=call.streaming)
+        if link is not None:
+            end(link)
+        elif call.streaming and conn not in broker.closed:
+            self._hold(caller, conn, end)
+        return True
+
+    def _end(self, words: str, link: GrpcLink, *, late: bool) -> None:
+        if late:
+            link.ended()
+            self._loop.call_later(LINGER, partial(self._end, words, link, late=False))
+            return
+        link.broker.forget(link)
+        if link.channel is not None:
+            channel, link.channel = link.channel, None
+            channel.terminated(reason(words), words)
+
+    def _event(self, caller: Caller, call: Inbound, conn: str, feed: Feed) -> bool:
+        """Feed an event; return False where its answer has to wait."""
+        broker = caller.broker
+        if broker is None:
+            return True
+        key = conn.encode()
+        link = broker.links.get(key)
+        if link is None:
+            if key in broker.closed:
+                self.count("events_ignored")
+                return True
+            if call.streaming:
+                self._hold(caller, key, feed)
+                return True
+            link = self._meet(broker, key)
+            if link is None:
+                return True
+        link.heard = self._time()
+        feed(link)
+        channel = link.channel
+        if channel is not None and channel.paused and not link.closing:
+            caller.withhold(call, link)
+            return False
+        return True
+
+    def _hold(self, caller: Caller, conn: bytes, feed: Feed) -> None:
+        """Keep an event until its connection begins: streams have no order among each other."""
+        broker = caller.broker
+        if broker is None:
+            return
+        held = broker.early.get(conn)
+        if held is None:
+            if len(broker.early) >= EARLY_ALL:
+                self.say("early", "grpc ! events of %d connections wait for their beginning", EARLY_ALL)
+                self.count("events_ignored")
+                return
+            held = broker.early[conn] = []
+            self._loop.call_later(EARLY_WAIT, self._held_too_long, broker, conn, held)
+        if len(held) < EARLY:
+            held.append(feed)
+        else:
+            self.count("events_ignored")
+
+    def _held_too_long(self, broker: Broker, conn: bytes, held: list[Feed]) -> None:
+        if broker.early.get(conn) is not held:
+            return
+        del broker.early[conn]
+        link = None if self.stopping else self._meet(broker, conn)
+        if link is not None:
+            for feed in held:
+                feed(link)
+
+    def _meet(self, broker: Broker, conn: bytes) -> GrpcLink | None:
+        """Meet a connection that this process never saw begin (rule 8)."""
+        link = GrpcLink(broker, conn, datagram=False)
+        router = self._unseen or next(iter(self._ports.values()))
+        known = self._unseen is not None and not self.stopping
+        if not self.runner.engine.unknown(link, router, conn_id=conn.decode(), may_resume=known):
+            broker.ignore(conn)
+            return None
+        nowhere = Address("", 0)
+        self._connect(link, ConnectionInfo("tcp", nowhere, nowhere), router, resumed=True)
+        return link
+
+    def _connect(self, link: GrpcLink, info: ConnectionInfo, router: Router[Any], *, resumed: bool) -> None:
+        link.broker.links[link.conn] = link
+        link.heard = self._time()
+        self.runner.engine.connected(link, info, router, conn_id=link.conn.decode(), resumed=resumed)
+
+    def _router(self, info: ConnectionInfo) -> Router[Any] | None:
+        port = info.sockname.port
+        router = self._only or self._ports.get(port)
+        if router is None:
+            known = ", ".join(f"{router.name}=:{port}" for port, router in self._ports.items())
+            text = "grpc ! devices of the listener on port %d are closed: no --protocol names it, only %s"
+            self.say(("port", port), text, port, known)
+        return router
+
+    def _greet(self, caller: Caller, call: Inbound) -> None:
+        """Tell who calls, the first time."""
+        what = ("caller", caller.host, call.streaming)
+        if what in self._said or len(self._said) >= SAID:
+            return
+        self._said.add(what)
+        where = caller.broker.client.name if caller.broker is not None else "nowhere"
+        name = STREAMS if call.streaming else UNARY
+        log.info("grpc = EMQX at %s calls %s; its adapter is %s", caller.host, name, where)
+        if call.streaming:
+            text = "grpc ! %s adds up to 20 ms; prefer service_name = %s where the broker has it"
+            log.warning(text, STREAMS, UNARY)
+
+    def _parse(self, kind: Any, caller: Caller, message: bytes) -> Any:
+        if caller.broker is None:
+            text = "grpc ! %s calls, but no --adapter is for it; its devices get no answers"
+            self.say(("nobody", caller.host), text, caller.host)
+            return None
+        try:
+            request = kind.FromString(message)
+        except Exception as error:  # noqa: BLE001 - protobuf's own error, whose place differs between versions
+            self.count("events_ignored")
+            log.warning("grpc ! %s sent what is no %s: %s", caller.host, kind.DESCRIPTOR.name, error)
+            return None
+        if not request.conn:
+            self.count("events_ignored")
+            log.warning("grpc ! %s sent a %s without conn", caller.host, kind.DESCRIPTOR.name)
+            return None
+        return request
+
+    # --- health
+
+    def _check(self, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
+        caller.answer(call.stream, NOT_SERVING if self.stopping else SERVING)
+        return False
+
+    def _watch(self, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
+        call.streaming = True
+        caller.begin(call.stream, SERVING)
+        return False
+
+    # --- silence
+
+    def _sweep(self) -> None:
+        """Ask the brokers about connections that have been silent for long: their end may have been lost."""
+        now = self._time()
+        for broker in self.adapters:
+            for link in broker.links.values():
+                if link.heard < now - SILENCE and not link.closing:
+                    link.heard = now
+                    broker.paced(link.probe)
+        self._sweeping = self._loop.call_later(SWEEP, self._sweep)
+
+
+def _start(message: bytes, at: int) -> int:
+    """Return where the bytes of the second field, which begins *at*, start if they are the rest, else 0."""
+    if message[at : at + 1] != b"\x12":
+        return 0
+    size = shift = 0
+    for index in range(at + 1, min(at + 6, len(message))):
+        byte = message[index]
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return index + 1 if index + 1 + size == len(message) else 0
+    return 0
+
+
+def _feed_bytes(data: bytes, link: GrpcLink) -> None:
+    if link.channel is not None:
+        link.channel.received(data)
+
+
+def _feed_messages(messages: list[Message], link: GrpcLink) -> None:
+    if link.channel is not None:
+        link.channel.delivered(messages)
+
+
+def _why(bind: Address, error: OSError) -> str:
+    if "address already in use" in str(error).lower():
+        return f"{bind} can't be opened: another program has the port; stop it or choose another with --bind"
+    return f"{bind} can't be opened: {(error.strerror or str(error)).lower()}"

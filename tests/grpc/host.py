@@ -1,0 +1,179 @@
+"""A broker's stand-in and our service, each on a loop of its own; the behaviour suite's host made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from exproto_app import Address, App
+from exproto_app.drivers.grpc import AdapterMap, Service
+from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice
+
+from .standin import Node
+
+__all__ = ["Behind", "GrpcHost", "LoopThread", "broker_loop"]
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(PATIENCE)
+        self.loop.close()
+
+
+_broker_loop: list[LoopThread] = []
+
+
+def broker_loop() -> LoopThread:
+    """Return the one loop on which grpcio runs: it can't change loops in one process."""
+    if not _broker_loop:
+        _broker_loop.append(LoopThread())
+    return _broker_loop[0]
+
+
+class Behind:
+    """An app behind stand-ins for EMQX."""
+
+    def __init__(
+        self,
+        app: App[Any],
+        stack: contextlib.ExitStack,
+        *,
+        nodes: int = 1,
+        streaming: bool = False,
+        ports: bool = False,
+        **options: Any,
+    ) -> None:
+        self.app = app
+        self.stack = stack
+        self.messages = Published()
+        self.broker = broker_loop()
+        self.ours = LoopThread()
+        stack.callback(self.ours.stop)
+        protocols = list(app.protocols)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.bind = Address("127.0.0.1", free.getsockname()[1])
+        self.nodes = [
+            self.broker.run(self._node(streaming, len(protocols), options, f"127.0.0.{number}"))
+            for number in range(1, nodes + 1)
+        ]
+        self.node = self.nodes[0]
+        self.ports: dict[int, str] = {}
+        if ports or len(protocols) > 1:
+            self.ports = {
+                port: name for node in self.nodes for port, name in zip(node.ports, protocols, strict=True)
+            }
+        self.service = self.ours.run(self.serve())
+        for node in self.nodes:
+            stack.callback(self._stop_node, node)
+        stack.callback(self.stop)
+
+    async def _node(self, streaming: bool, protocols: int, options: dict[str, Any], host: str) -> Node:
+        node = Node(
+            str(self.bind) if host == self.bind.host else await self._proxy(host),
+            streaming=streaming,
+            passwords=lambda _, password: password in ("", PASSWORD),
+            published=self.messages.put,
+            host=host,
+            **options,
+        )
+        await node.start(tcp=protocols, udp=protocols)
+        return node
+
+    def _stop_node(self, node: Node) -> None:
+        self.broker.run(node.stop())
+
+    async def _proxy(self, host: str) -> str:
+        """Return where a node can call us so that it seems to call from *host*."""
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            to = await asyncio.open_connection(self.bind.host, self.bind.port, local_addr=(host, 0))
+            await asyncio.gather(_pipe(reader, to[1]), _pipe(to[0], writer))
+            ended.release()
+
+        server = await asyncio.start_server(accept, host, 0)
+        ended = threading.Semaphore(0)
+        self.stack.callback(ended.acquire, timeout=PATIENCE)
+        self.stack.callback(lambda: self.broker.loop.call_soon_threadsafe(server.close))
+        return f"{host}:{server.sockets[0].getsockname()[1]}"
+
+    async def serve(self) -> Service:
+        """Start a service."""
+        adapters = [f"{node.host}=http://{node.host}:{node.adapter_port}" for node in self.nodes]
+        if len(adapters) == 1:
+            adapters = [adapters[0].partition("=")[2]]
+        service = Service(self.app, self.bind, AdapterMap(adapters), ports=self.ports)
+        await service.start()
+        return service
+
+    def stop(self) -> None:
+        """Stop the service."""
+        if self.service is not None:
+            service, self.service = self.service, None  # type: ignore[assignment] # it is over
+            self.ours.run(service.stop())
+
+    def connect(self, number: int = 0, *, udp: bool = False, node: int = 0) -> SocketDevice:
+        """Connect a device to a listener of a node."""
+        it = self.nodes[node]
+        device = SocketDevice((it.host, it.ports[number]), udp=udp)
+        self.stack.callback(device.hang_up)
+        return device
+
+    def route(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        """Publish as another client of the broker."""
+
+        async def publish() -> None:
+            self.node.route(topic, payload, qos)
+
+        self.broker.run(publish())
+
+    def calls(self, name: str) -> list[Any]:
+        """Return the adapter calls of this method so far."""
+        return [request for method, request in self.node.calls if method == name]
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+class GrpcHost:
+    """An app behind EMQX, for the behaviour suite."""
+
+    abilities = frozenset({"udp"})
+
+    def __init__(self, app: App[Any], stack: contextlib.ExitStack, *, streaming: bool) -> None:
+        self._behind = Behind(app, stack, streaming=streaming)
+        self._protocols = list(app.protocols)
+
+    def connect(
+        self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
+    ) -> SocketDevice:
+        number = 0 if protocol is None else self._protocols.index(protocol)
+        return self._behind.connect(number, udp=udp)
+
+    def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
+        self._behind.route(topic, payload, qos)
+
+    def published(self, topic: str) -> bytes:
+        return self._behind.messages.get(topic)

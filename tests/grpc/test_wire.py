@@ -1,0 +1,287 @@
+"""HTTP/2 and HPACK, byte by byte; and what a real EMQX sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exproto_app.drivers.grpc import exproto_pb2 as pb
+from exproto_app.drivers.grpc.hpack import Decoder, Encoder, HpackError
+from exproto_app.drivers.grpc.http2 import PREFACE, Wire, framed
+from exproto_app.drivers.grpc.service import _start
+from exproto_app.drivers.reasons import reason
+
+RECORDED = sorted((Path(__file__).parent.parent / "data" / "exproto-grpc").glob("*.jsonl"))
+
+# RFC 7541, C.4 and C.3: the same three requests, with and without the Huffman code.
+HUFFMAN = (
+    "828684418cf1e3c2e5f23a6ba0ab90f4ff",
+    "828684be5886a8eb10649cbf",
+    "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+)
+PLAIN = (
+    "828684410f7777772e6578616d706c652e636f6d",
+    "828684be58086e6f2d6361636865",
+    "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
+)
+
+
+@pytest.mark.parametrize("blocks", [HUFFMAN, PLAIN])
+def test_the_examples_of_the_rfc(blocks: tuple[str, ...]) -> None:
+    decoder = Decoder()
+    first, second, third = (decoder.decode(bytes.fromhex(block)) for block in blocks)
+    assert first == {
+        b":method": b"GET",
+        b":scheme": b"http",
+        b":path": b"/",
+        b":authority": b"www.example.com",
+    }
+    assert second == {**first, b"cache-control": b"no-cache"}
+    assert third == {
+        **first,
+        b":scheme": b"https",
+        b":path": b"/index.html",
+        b"custom-key": b"custom-value",
+    }
+
+
+def test_a_block_means_something_else_when_the_table_has_changed() -> None:
+    decoder = Decoder()
+    decoder.decode(b"\x40\x01a\x011")
+    assert decoder.decode(b"\xbe") == {b"a": b"1"}
+    assert decoder.decode(b"\xbe") == {b"a": b"1"}
+    decoder.decode(b"\x40\x01b\x012")
+    assert decoder.decode(b"\xbe") == {b"b": b"2"}
+    assert decoder.decode(b"\xbf") == {b"a": b"1"}
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_harm_the_decoder(data: bytes) -> None:
+    with contextlib.suppress(HpackError):
+        Decoder().decode(data)
+
+
+fields = st.lists(
+    st.tuples(st.binary(min_size=1, max_size=20), st.binary(max_size=20)),
+    max_size=5,
+    unique_by=lambda field: field[0],
+).map(tuple)
+
+
+@given(st.lists(fields, max_size=40), st.sampled_from([None, 0, 100, 4096, 65_536]))
+def test_what_is_encoded_is_decoded(lists: list[Any], size: int | None) -> None:
+    encoder, decoder = Encoder(), Decoder()
+    if size is not None:
+        encoder.allow(size)
+    for some in lists:
+        assert decoder.decode(encoder.encode(some)) == dict(some)
+
+
+class Heard:
+    """An owner that takes note."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def connected(self) -> None:
+        self.events.append("connected")
+
+    def ready(self) -> None:
+        self.events.append("ready")
+
+    def headers(self, stream: int, fields: Any, *, ended: bool) -> None:
+        self.events.append(("headers", stream, fields, ended))
+
+    def data(self, stream: int, data: bytes, *, ended: bool) -> None:
+        self.events.append(("data", stream, data, ended))
+
+    def reset(self, stream: int, code: int) -> None:
+        self.events.append(("reset", stream, code))
+
+    def going(self, last: int) -> None:
+        self.events.append(("going", last))
+
+    def strange(self, data: bytes) -> None:
+        self.events.append(("strange", data))
+
+    def closed(self, detail: str) -> None:
+        self.events.append("closed")
+
+
+class Sink:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("::ffff:10.1.2.3", 5, 0, 0)
+
+
+def served(*pieces: bytes, chunk: int = 0) -> tuple[Wire, Heard, Sink]:
+    """Feed a server's wire with *pieces*; return what came of it."""
+
+    async def feed() -> tuple[Wire, Heard, Sink]:
+        owner, sink = Heard(), Sink()
+        wire = Wire(owner, client=False)
+        wire.connection_made(sink)  # type: ignore[arg-type] # as much of a transport as is used
+        data = b"".join(pieces)
+        for at in range(0, len(data), chunk or len(data)):
+            wire.data_received(data[at : at + (chunk or len(data))])
+        await asyncio.sleep(0)
+        return wire, owner, sink
+
+    return asyncio.run(feed())
+
+
+SETTINGS = framed(4, 0, 0)
+REQUEST = (
+    framed(1, 0x4, 1, b"\x83\x86\x44\x02/x"),
+    framed(0, 0, 1, b"\0\0\0\0\3ab"),
+    framed(0, 1, 1, b"c"),
+)
+SEEN = [
+    "connected",
+    "ready",
+    ("headers", 1, {b":method": b"POST", b":scheme": b"http", b":path": b"/x"}, False),
+    ("data", 1, b"\0\0\0\0\3ab", False),
+    ("data", 1, b"c", True),
+]
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 7])
+def test_frames_in_pieces(chunk: int) -> None:
+    wire, owner, sink = served(PREFACE, SETTINGS, *REQUEST, chunk=chunk)
+    assert owner.events == SEEN
+    assert framed(4, 1, 0) in sink.data
+    assert wire.peer == "10.1.2.3"
+
+
+def test_padding_priorities_continuations_and_unknown_frames() -> None:
+    block = b"\x83\x86\x44\x02/x"
+    _, owner, _ = served(
+        PREFACE,
+        SETTINGS,
+        framed(99, 0, 0, b"?"),
+        framed(1, 0x28, 1, b"\2" + b"\0\0\0\0\x10" + block[:3] + b"\0\0"),
+        framed(9, 0, 1, block[3:4]),
+        framed(9, 0x4, 1, block[4:]),
+        framed(0, 0x8, 1, b"\3" + b"\0\0\0\0\3ab" + b"\0\0\0"),
+        framed(0, 0x9, 1, b"\0c"),
+    )
+    assert owner.events == SEEN
+
+
+def test_a_ping_is_answered_and_a_window_given_back() -> None:
+    _, _, sink = served(PREFACE, SETTINGS, framed(6, 0, 0, b"12345678"), REQUEST[0])
+    assert framed(6, 1, 0, b"12345678") in sink.data
+    many = [framed(0, 0, 1, b"x" * 16_384)] * 9
+    _, _, sink = served(PREFACE, SETTINGS, REQUEST[0], *many)
+    assert framed(8, 0, 1, (131_072).to_bytes(4, "big")) in sink.data
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x00\x40\x01" + bytes(16_500),
+        framed(1, 0x4, 1, b"\xff\xff\xff\xff\xff\xff"),
+        framed(9, 0x4, 1, b"\x83"),
+        framed(1, 0, 1, b"\x83") + framed(6, 0, 0, b"12345678"),
+        framed(0, 0x8, 1, b"\x05abc"),
+        framed(0, 0, 0, b"abc"),
+        framed(6, 0, 0, b"1"),
+        framed(8, 0, 1, b"1"),
+        framed(8, 0, 0, b"\x7f\xff\xff\xff"),
+        framed(7, 0, 0, b"1"),
+        framed(3, 0, 1, b"1"),
+        framed(4, 0, 0, b"1"),
+        framed(5, 0, 1, b"1234"),
+        framed(1, 0, 1, b"x" * 16_000) + framed(9, 0, 1, b"x" * 16_000) * 4,
+    ],
+)
+def test_broken_rules_end_the_connection(frame: bytes) -> None:
+    _, owner, sink = served(PREFACE, SETTINGS, frame, REQUEST[0])
+    assert sink.closed
+    assert owner.events == ["connected", "ready"]
+
+
+def test_sending_waits_for_the_peers_window() -> None:
+    async def send() -> None:
+        owner, sink = Heard(), Sink()
+        wire = Wire(owner, client=False)
+        wire.connection_made(sink)  # type: ignore[arg-type] # as above
+        wire.data_received(PREFACE + framed(4, 0, 0, b"\0\4\0\0\0\x0a"))
+        await asyncio.sleep(0)
+        sink.data = b""
+        wire.send(1, b"x" * 25, ended=False, tail=b"TAIL")
+        await asyncio.sleep(0)
+        assert sink.data == framed(0, 0, 1, b"x" * 10)
+        assert wire.waits(1)
+        wire.data_received(framed(8, 0, 1, b"\0\0\0\x0b"))
+        await asyncio.sleep(0)
+        assert sink.data == framed(0, 0, 1, b"x" * 10) + framed(0, 0, 1, b"x" * 11)
+        wire.data_received(framed(4, 0, 0, b"\0\4\0\0\0\x20"))
+        await asyncio.sleep(0)
+        assert sink.data.endswith(framed(0, 0, 1, b"x" * 4) + b"TAIL")
+        assert not wire.waits(1)
+
+    asyncio.run(send())
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_harm_the_wire(data: bytes) -> None:
+    served(PREFACE, SETTINGS, data)
+    served(data, b"?")
+
+
+def recorded(method: str) -> Iterator[bytes]:
+    for path in RECORDED:
+        for line in path.read_text().splitlines():
+            it = json.loads(line)
+            if it["method"] == method and "hex" in it:
+                yield bytes.fromhex(it["hex"])
+
+
+def test_what_emqx_sent_is_read_by_hand_as_by_protobuf() -> None:
+    seen = 0
+    for message in recorded("OnReceivedBytes"):
+        request = pb.ReceivedBytesRequest.FromString(message)
+        start = _start(message, 2 + message[1])
+        assert message[2 : 2 + message[1]] == request.conn.encode()
+        assert message[start:] == request.bytes
+        seen += 1
+    assert seen > 50
+
+
+@given(st.binary(max_size=300), st.text("abc=", min_size=1, max_size=100))
+def test_reading_by_hand(data: bytes, conn: str) -> None:
+    message = pb.ReceivedBytesRequest(conn=conn, bytes=data).SerializeToString()
+    start = _start(message, 2 + len(conn))
+    assert message[start:] == data if data else start == 0
+
+
+def test_the_reasons_that_emqx_gave() -> None:
+    found = {pb.SocketClosedRequest.FromString(it).reason for it in recorded("OnSocketClosed")}
+    assert {words: reason(words) for words in sorted(found)} == {
+        "{shutdown,discarded}": "taken over",
+        "{shutdown,keepalive_timeout}": "timeout",
+        "{shutdown,normal}": "device closed",
+        "{shutdown,tcp_closed}": "device closed",
+    }
