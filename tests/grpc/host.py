@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -160,7 +161,7 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class GrpcHost:
     """An app behind EMQX, for the behaviour suite."""
 
-    abilities = frozenset({"udp"})
+    abilities = frozenset({"udp", "unknown"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack, *, streaming: bool) -> None:
         self._behind = Behind(app, stack, streaming=streaming)
@@ -170,7 +171,18 @@ class GrpcHost:
         self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
     ) -> SocketDevice:
         number = 0 if protocol is None else self._protocols.index(protocol)
-        return self._behind.connect(number, udp=udp)
+        if not unknown:
+            return self._behind.connect(number, udp=udp)
+        node = self._behind.node
+        known = set(node.conns)
+        node.unseen = True
+        device = self._behind.connect(number)
+        deadline = time.monotonic() + PATIENCE
+        while not node.conns.keys() - known:
+            assert time.monotonic() < deadline, "the broker never saw it"
+            time.sleep(0.005)
+        node.unseen = False
+        return device
 
     def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
         self._behind.route(topic, payload, qos)

@@ -91,7 +91,8 @@ class Conn:
         )
         if socktype == pb.UDP:
             self.timer = node.loop.call_later(node.idle_timeout, self.end, "{shutdown,idle_timeout}")
-        self.event("OnSocketCreated", pb.SocketCreatedRequest(conn=self.name, conninfo=about))
+        if not node.unseen:
+            self.event("OnSocketCreated", pb.SocketCreatedRequest(conn=self.name, conninfo=about))
 
     def event(self, name: str, request: Any) -> None:
         if self.node.streaming:
@@ -243,6 +244,7 @@ class Node:
         self.adapter_port = 0
         self.ports: list[int] = []
         self.denied = "denied/"
+        self.unseen = False  # as if those who connect now had done so before the handler started
         self._pending: dict[tuple[str, str], list[Any]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._servers: list[Any] = []
