@@ -104,14 +104,22 @@ class Behind:
         """Return where a node can call us so that it seems to call from *host*."""
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            to = await asyncio.open_connection(self.bind.host, self.bind.port, local_addr=(host, 0))
+            try:
+                to = await asyncio.open_connection(self.bind.host, self.bind.port, local_addr=(host, 0))
+            except OSError:  # the service has stopped
+                writer.close()
+                return
             await asyncio.gather(_pipe(reader, to[1]), _pipe(to[0], writer))
-            ended.release()
 
-        server = await asyncio.start_server(accept, host, 0)
-        ended = threading.Semaphore(0)
-        self.stack.callback(ended.acquire, timeout=PATIENCE)
-        self.stack.callback(lambda: self.broker.loop.call_soon_threadsafe(server.close))
+        async def stop() -> None:
+            server.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        tasks: set[asyncio.Future[None]] = set()
+        server = await asyncio.start_server(
+            lambda reader, writer: tasks.add(asyncio.ensure_future(accept(reader, writer))), host, 0
+        )
+        self.stack.callback(lambda: self.broker.run(stop()))
         return f"{host}:{server.sockets[0].getsockname()[1]}"
 
     async def serve(self) -> Service:

@@ -22,7 +22,7 @@ from ...errors import (
     UnsupportedError,
 )
 from . import exproto_pb2 as pb
-from .client import OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
+from .client import CANCELLED, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
 
 __all__ = ["AdapterHub", "AdapterMap", "Broker", "GrpcLink"]
 
@@ -208,7 +208,7 @@ class GrpcLink:
 
         def answered(status: int, answer: bytes) -> None:
             error = self.judge("Close", status, answer)
-            if error is not None and not isinstance(error, ClosedError):
+            if error is not None and not isinstance(error, ClosedError) and status != CANCELLED:
                 log.warning("%s ! the broker didn't close it: %s", self.conn.decode(), error)
             if self._timer is None and self.channel is not None:
                 words = "the broker didn't tell of its end"

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from .hpack import Fields
 from .http2 import Wire
 
-__all__ = ["OK", "UNAVAILABLE", "UNIMPLEMENTED", "Client", "Done", "Method"]
+__all__ = ["CANCELLED", "OK", "UNAVAILABLE", "UNIMPLEMENTED", "Client", "Done", "Method"]
 
 log = logging.getLogger("exproto_app")
 

@@ -51,6 +51,9 @@ SILENCE: Final = 600.0
 SWEEP: Final = 30.0
 """Seconds between two looks for such connections: one timer for all of them."""
 
+ACCEPTED: Final = 4
+"""Rounds of the loop in which a connection that the kernel has accepted becomes one of ours."""
+
 GOODBYE: Final = 2.0
 """Seconds that calls in flight may take when the service stops."""
 
@@ -158,17 +161,20 @@ class Service:
         await self.runner.stop()
         if self._server is not None:
             self._server.close()
+        for _ in range(ACCEPTED):
+            await asyncio.sleep(0)
         for caller in self.callers:
             caller.wire.goaway(caller.last)
         await self._until(lambda: not any(caller.waits for caller in self.callers))
-        for caller in self.callers:
+        for caller in tuple(self.callers):
             caller.end_streams()
             caller.wire.close()
         for broker in self.adapters:
             await broker.client.close()
         await self._until(lambda: not self.callers and all(broker.client.closed for broker in self.adapters))
-        for caller in self.callers:
+        for caller in tuple(self.callers):
             caller.wire.abort()
+        await self._until(lambda: not self.callers)
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         deadline = self._time() + GOODBYE

@@ -1,0 +1,127 @@
+"""The command `serve`, and TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from exproto_app import Address
+from exproto_app.drivers.grpc import AdapterMap, Service, Tls
+from tests.behaviour.hosts import PATIENCE
+from tests.test_cli import ECHO, FLEET, run
+
+from .host import LoopThread
+from .test_service import echo_app
+
+
+def test_serve_prints_what_emqx_has_to_know() -> None:
+    code, out, _ = run("serve", ECHO, "--print-config", "--bind", "0.0.0.0:9002")
+    assert code == 0
+    assert 'address = "http://127.0.0.1:9002", service_name = "ConnectionUnaryHandler"' in out
+    assert 'listeners.tcp.default { bind = "0.0.0.0:7993" }' in out
+    options = ("--protocol", "tracker=:8001", "--protocol", "meter=:8002", "--adapter", "auto:9105")
+    code, out, _ = run("serve", FLEET, "--print-config", "--emqx", "4", *options)
+    assert code == 0
+    assert "exproto.server.http.port = 9105" in out
+    assert "exproto.listener.meter = tcp://0.0.0.0:8002" in out
+    assert "exproto.listener.meter.connection_handler_url = http://127.0.0.1:9001" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((FLEET,), "such as --protocol tracker=:7993 --protocol meter=:7994"),
+        ((FLEET, "--protocol", "tracker=8001"), "should be NAME=:PORT, such as tracker=:7993"),
+        ((FLEET, "--protocol", "boat=:8001"), "serves no protocol 'boat'"),
+        ((FLEET, "--protocol", "tracker=:1", "--protocol", "meter=:1"), "the same port"),
+        ((ECHO, "--adapter", "https://h:1"), "has no TLS"),
+        ((ECHO, "--bind", "here"), "write HOST:PORT"),
+        ((ECHO, "--key", "k"), "need --cert"),
+        ((ECHO, "--cert", "nowhere.pem"), "can't be used"),
+    ],
+)
+def test_serve_called_wrongly(options: tuple[str, ...], words: str) -> None:
+    code, _, err = run("serve", *options)
+    assert code == 2
+    assert words in err
+
+
+def test_serve_starts_and_stops() -> None:
+    command = [sys.executable, "-m", "exproto_app", "serve", str(ECHO), "--bind", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert "serving EMQX's ExProto gateway on 127.0.0.1:" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "grpc = stopped" in out
+
+
+def own_certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate that is its own CA, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
+    now = dt.datetime.now(dt.timezone.utc)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_tls_with_certificates_on_both_sides(tmp_path: Path, shows: bool) -> None:
+    cert, key = own_certificate(tmp_path)
+    ours = LoopThread()
+
+    async def begin() -> Service:
+        tls = Tls(str(cert), str(key), str(cert))
+        service = Service(echo_app(), Address("127.0.0.1", 0), AdapterMap(["auto:9100"]), tls=tls)
+        await service.start()
+        return service
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(ours.stop)
+        service = ours.run(begin())
+        stack.callback(lambda: ours.run(service.stop()))
+        mine = (key.read_bytes(), cert.read_bytes()) if shows else (None, None)
+        credentials = grpc.ssl_channel_credentials(cert.read_bytes(), *mine)
+        channel = grpc.secure_channel(str(service.address), credentials)
+        stack.callback(channel.close)
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        if shows:
+            assert check(b"", timeout=PATIENCE) == b"\x08\x01"
+        else:
+            with pytest.raises(grpc.RpcError) as caught:
+                check(b"", timeout=PATIENCE)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
