@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,52 @@ def test_the_vm_reads_ours_and_we_read_its(vm: Vm, batch: list[Any]) -> None:
     assert vm.request(Atom("equal"), pairs) == ["true"] * len(pairs)
 
 
+def random_term(chance: random.Random, depth: int = 0) -> Any:  # noqa: C901, PLR0911 - a case for each type
+    """Return a term of any kind; sizes lie around those where the format changes."""
+
+    def several() -> list[Any]:
+        return [random_term(chance, depth + 1) for _ in range(chance.randrange(5))]
+
+    match chance.choice(
+        ["int", "big", "float", "atom", "bytes", "text"] + ["nest"] * (5 if depth < 5 else 0)
+    ):
+        case "int":
+            return chance.choice([0, 255, 256, -1, 1 << 31, -(1 << 31), 1 << 63]) + chance.randrange(-2, 3)
+        case "big":
+            return chance.choice([1, -1]) * chance.getrandbits(chance.choice([40, 64, 65, 2040, 2048, 5000]))
+        case "float":
+            return chance.uniform(-1, 1) * 10.0 ** chance.randrange(-300, 300)
+        case "atom":
+            letters = chance.choice(["ab c'", "\xe4\xff\x80", "\u0416\u6f22\U0001f600"])
+            return Atom("".join(chance.choices(letters, k=chance.choice([0, 1, 5, 127, 128, 255]))))
+        case "bytes":
+            return chance.randbytes(chance.choice([0, 1, 63, 64, 65, 300]))
+        case "text":
+            return list(chance.randbytes(chance.randrange(20)))
+    match chance.randrange(5):
+        case 0:
+            return several()
+        case 1:
+            return tuple(several())
+        case 2:
+            return ImproperList((1, *several()), Atom("tail"))
+        case 3:
+            return {
+                (number, chance.choice([b"k", 1.5, Atom("k")])): item for number, item in enumerate(several())
+            }
+        case _:
+            return (random_term(chance, depth + 1),) * chance.choice([1, 255, 256] if depth > 3 else [1, 2])
+
+
+@pytest.mark.system
+def test_a_batch_of_random_terms_through_the_vm(vm: Vm) -> None:
+    chance = random.Random(42)
+    batch = [random_term(chance) for _ in range(400)]
+    for term, forms in zip(batch, vm.request(Atom("terms"), list(map(encode, batch))), strict=True):
+        for form in forms:
+            assert same(decode(form), term)
+
+
 ODD = """
 self(). make_ref(). fun(X) -> X + 1 end. fun lists:map/2. <<1, 2:3>>. #{1 => a, 1.0 => b}. #{[] => 1}.
 #{#{a => 1} => 2, {1, []} => 3, [x] => 4}. [1, 2 | 3]. [a | b]. "abc". [255, 256]. 'with space'. 'ümlaut'.
@@ -205,6 +253,79 @@ def test_terms_that_only_erlang_makes(vm: Vm) -> None:
     theirs = [form for forms in vm.request(Atom("terms"), made) for form in forms]
     pairs = [(data, encode(decode(data))) for data in (*made, *theirs)]
     assert vm.request(Atom("equal"), pairs) == ["true"] * len(pairs)
+
+
+@pytest.mark.system
+def test_what_terms_of_erlang_alone_become(vm: Vm) -> None:
+    texts = [
+        b"self().",
+        b"make_ref().",
+        b"fun(X) -> X end.",
+        b"fun lists:map/2.",
+        b"hd(erlang:ports()).",
+        b"<<5:3>>.",
+    ]
+    made = [decode(data) for data in vm.request(Atom("evaluate"), texts)]
+    assert all(isinstance(term, Opaque) for term in made)
+    assert [term.is_pid for term in made] == [True] + [False] * 5
+    texts = [
+        b'"abc".',
+        b"[1 | 2].",
+        b"#{[] => 1}.",
+        "'\xfc'.".encode(),
+        b"list_to_tuple(lists:seq(1, 300)).",
+    ]
+    made = [decode(data) for data in vm.request(Atom("evaluate"), texts)]
+    assert made == [
+        [97, 98, 99],
+        ImproperList((1,), 2),
+        Pairs((([], 1),)),
+        Atom("\xfc"),
+        tuple(range(1, 301)),
+    ]
+
+
+# No VM writes these lists, but each one reads them.
+TAILS = [
+    (b"l\0\0\0\1a\1l\0\0\0\1a\2j", [1, 2]),
+    (b"l\0\0\0\1a\1k\0\1\2", [1, 2]),
+    (b"l\0\0\0\1a\1l\0\0\0\1a\2a\3", ImproperList((1, 2), 3)),
+    (b"l\0\0\0\0j", []),
+    (b"l\0\0\0\0a\5", 5),
+]
+
+
+@pytest.mark.parametrize(("data", "term"), TAILS, ids=repr)
+def test_a_list_with_a_list_as_tail_is_one_list(data: bytes, term: Any) -> None:
+    assert same(decode(b"\x83" + data), term)
+
+
+REFUSED = [
+    b"M\0\0\0\1\x09\xff",
+    b"M\0\0\0\1\0\xff",
+    b"M\0\0\0\0\1",
+    b"p\0\0\0\0",
+    b"p\0\0\0\4",
+    b"qa\1a\1a\1",
+    b"qd\0\1md\0\1fd\0\1a",
+    b"d\1\0" + b"a" * 256,
+    b"v\2\0" + "\xfc".encode() * 256,
+    b"w\1\xff",
+]
+
+
+@pytest.mark.parametrize("data", REFUSED, ids=range(len(REFUSED)))
+def test_what_erlang_refuses_is_refused(data: bytes) -> None:
+    with pytest.raises(TermError):
+        decode(b"\x83" + data)
+
+
+@pytest.mark.system
+def test_erlang_agrees_on_odd_tails_and_on_what_is_refused(vm: Vm) -> None:
+    pairs = [(b"\x83" + data, encode(term)) for data, term in TAILS]
+    assert vm.request(Atom("equal"), pairs) == ["true"] * len(TAILS)
+    pairs = [(b"\x83" + data, b"\x83j") for data in REFUSED]
+    assert vm.request(Atom("equal"), pairs) == ["badarg"] * len(REFUSED)
 
 
 def test_the_two_forms_of_atoms_and_pids() -> None:
@@ -258,7 +379,90 @@ def test_a_term_that_never_ends_in_depth() -> None:
         decode(packed)
 
 
+@pytest.mark.parametrize("leaf", [1, 1.5, 1 << 80, b"x", Atom("a"), (), [], {}], ids=repr)
+def test_what_is_encoded_at_the_deepest_place_is_decoded_there(leaf: Any) -> None:
+    term = leaf
+    for _ in range(256):
+        term = (term,)
+    data = encode(term)
+    assert encode(decode(data)) == data
+    assert encode(decode(b"\x83" + packed(data[1:]))) == data
+    with pytest.raises(TermError, match="256 deep"):
+        decode(b"\x83h\1" + data[1:])
+
+
+def test_lists_without_items_are_deep_too() -> None:
+    with pytest.raises(TermError, match="256 deep"):
+        decode(b"\x83" + b"l\0\0\0\0" * 5_000 + b"j")
+
+
+# --- terms that are far smaller than what they would become
+
+
+def packed(plain: bytes, size: int | None = None) -> bytes:
+    """Return *plain* as a compressed term, which says that it has *size* bytes."""
+    return b"P" + struct.pack(">I", len(plain) if size is None else size) + zlib.compress(plain)
+
+
+def filled(tag: bytes, count: int, item: bytes) -> bytes:
+    """Return *count* times *item*, in a term of *tag*."""
+    return tag + struct.pack(">I", count) + item * count
+
+
+MANY = 1_100_000
+BOMBS = {
+    "a list that isn't there": b"l\xff\xff\xff\xffj",
+    "a tuple that isn't there": b"i\xff\xff\xff\xff",
+    "a map that isn't there": b"t\xff\xff\xff\xff",
+    "a binary that isn't there": b"m\xff\xff\xff\xff",
+    "a number that isn't there": b"o\xff\xff\xff\xff\0",
+    "bits that aren't there": b"M\xff\xff\xff\xff\1",
+    "a function that isn't there": b"p\xff\xff\xff\xff",
+    "a function of everything": b"u\xff\xff\xff\xff",
+    "a reference that isn't there": b"Z\xff\xffd\0\1n\0\0\0\0",
+    "lists in lists that aren't there": b"l\0\0\1\0" * 300,
+    "more than fits, packed": packed(b"j", 0xFFFFFFFF),
+    "more than it says, packed": packed(filled(b"m", 1, bytes(8_000_000)), 10),
+    "less than it says, packed": packed(b"j", 60_000_000),
+    "empty lists": filled(b"l", MANY, b"j") + b"j",
+    "empty lists, packed": packed(filled(b"l", MANY, b"j") + b"j"),
+    "empty maps, packed": packed(filled(b"i", MANY, b"t\0\0\0\0")),
+    "texts, packed": packed(filled(b"i", MANY // 60_000 + 1, b"k\xea\x60" + bytes(60_000))),
+    "packed in a function": b"q" + packed(b"m\0\0\0\1m") + b"d\0\1fa\1",
+    "packed in packed": packed(packed(b"j")),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_take_little_memory(name: str) -> None:
+    data = b"\x83" + BOMBS[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(TermError):
+            decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30_000_000
+
+
+def test_items_are_counted_over_the_whole_term() -> None:
+    many = filled(b"i", 400_000, b"a\1")
+    with pytest.raises(TermError, match="more than 1000000 items"):
+        decode(b"\x83h\3" + many * 3)
+
+
 # --- bytes that are no terms
+
+
+def test_compressed_terms_cut_anywhere() -> None:
+    data = b"\x83" + packed(encode([b"hello" * 50, Atom("ok")])[1:])
+    assert decode(data) == [b"hello" * 50, Atom("ok")]
+    for size in range(len(data)):
+        with pytest.raises(TermError):
+            decode(data[:size])
+    with pytest.raises(TermError):
+        decode(data + b"\0")
 
 
 @pytest.mark.parametrize("data", [frame for _, frame, _ in recorded()[:12]], ids=range(12))

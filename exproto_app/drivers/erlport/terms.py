@@ -22,7 +22,11 @@ DEEPEST: Final = 256
 LARGEST: Final = 67_108_864
 """Bytes of a compressed term, unpacked."""
 
+MOST: Final = 1_000_000
+"""Items in all lists, tuples and maps of a term: of one byte in the format, 64 and more become in Python."""
+
 VERSION: Final = b"\x83"
+PACKED: Final = b"P"
 
 
 class TermError(ValueError):
@@ -67,7 +71,6 @@ class Pairs:
 
 NEW_FLOAT: Final = 70
 BIT_BINARY: Final = 77
-COMPRESSED: Final = 80
 NEW_PID: Final = 88
 NEW_PORT: Final = 89
 NEWER_REFERENCE: Final = 90
@@ -112,16 +115,19 @@ def decode(data: bytes) -> Any:
     """Return the term that *data* holds, with its version byte. Raises `TermError`."""
     if data[:1] != VERSION:
         raise TermError(f"a term starts with 131, not with {data[:1]!r}")
-    term, end = parse(data, 1)
+    start = 1
+    if data[1:2] == PACKED:
+        data, start = _unpacked(data), 0
+    term, end = parse(data, start)
     if end != len(data):
         raise TermError(f"{len(data) - end} bytes behind the term")
     return term
 
 
-def parse(data: bytes, start: int, depth: int = 0) -> tuple[Any, int]:
-    """Return the term at *start* and where it ends. Raises `TermError`."""
+def parse(data: bytes, start: int) -> tuple[Any, int]:
+    """Return the term at *start*, which isn't compressed, and where it ends. Raises `TermError`."""
     try:
-        return _parse(data, start, depth)
+        return _parse(data, start, 0, [MOST])
     except (IndexError, struct.error):
         raise TermError(f"the term ends after {len(data)} bytes, within something") from None
 
@@ -133,7 +139,9 @@ def _take(data: bytes, start: int, size: int) -> bytes:
     return data[start:end]
 
 
-def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:  # noqa: C901, PLR0911, PLR0912 - a case for each tag
+def _parse(  # noqa: C901, PLR0911, PLR0912 - a case for each tag
+    data: bytes, at: int, depth: int, left: list[int]
+) -> tuple[Any, int]:
     tag = data[at]
     at += 1
     if tag == BINARY:
@@ -153,20 +161,23 @@ def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:  # noqa: C901, 
         _, end = _parse_atom(data, at)
         end += _IDENTIFIERS[tag]
         return Opaque(_take(data, at - 1, end - at + 1)), end
-    if depth >= DEEPEST:
-        raise TermError(f"the term is more than {DEEPEST} deep")
     if tag == SMALL_TUPLE:
-        items, at = _items(data, at + 1, data[at], depth)
+        items, at = _items(data, at + 1, data[at], depth, left)
         return tuple(items), at
     if tag == LIST:
-        items, at = _items(data, at + 4, _u32(data, at)[0], depth)
-        tail, at = _parse(data, at, depth + 1)
-        return (items if tail == [] else ImproperList(tuple(items), tail)), at
+        if depth >= DEEPEST:  # without items there would still be the tail
+            raise TermError(f"the term is more than {DEEPEST} deep")
+        items, at = _items(data, at + 4, _u32(data, at)[0], depth, left)
+        tail, at = _parse(data, at, depth + 1, left)
+        return (items if tail == [] else _joined(items, tail)), at
     if tag == STRING:
         size = _u16(data, at)[0]
+        left[0] -= size
+        if left[0] < 0:
+            raise TermError(f"the term has more than {MOST} items")
         return list(_take(data, at + 2, size)), at + 2 + size
     if tag == MAP:
-        items, at = _items(data, at + 4, 2 * _u32(data, at)[0], depth)
+        items, at = _items(data, at + 4, 2 * _u32(data, at)[0], depth, left)
         pairs = tuple(zip(items[::2], items[1::2], strict=True))
         try:
             # Erlang tells 1 from 1.0, Python doesn't.
@@ -175,7 +186,7 @@ def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:  # noqa: C901, 
         except TypeError:
             return Pairs(pairs), at
     if tag == LARGE_TUPLE:
-        items, at = _items(data, at + 4, _u32(data, at)[0], depth)
+        items, at = _items(data, at + 4, _u32(data, at)[0], depth, left)
         return tuple(items), at
     if tag in (SMALL_BIG, LARGE_BIG):
         size, at = (data[at], at + 1) if tag == SMALL_BIG else (_u32(data, at)[0], at + 4)
@@ -183,10 +194,12 @@ def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:  # noqa: C901, 
         return (-value if data[at] else value), at + 1 + size
     if tag == NEW_FLOAT:
         return _finite(_f64(data, at)[0]), at + 8
-    return _rare(data, at, tag, depth)
+    return _rare(data, at, tag, depth, left)
 
 
-def _rare(data: bytes, at: int, tag: int, depth: int) -> tuple[Any, int]:
+def _rare(  # noqa: C901 - a case for each tag
+    data: bytes, at: int, tag: int, depth: int, left: list[int]
+) -> tuple[Any, int]:
     first = at - 1
     if tag == FLOAT:
         try:
@@ -198,53 +211,77 @@ def _rare(data: bytes, at: int, tag: int, depth: int) -> tuple[Any, int]:
         _, at = _parse_atom(data, at + 2)
         at += (1 if tag == NEW_REFERENCE else 4) + 4 * words
     elif tag == BIT_BINARY:
-        at += 5 + _u32(data, at)[0]
+        size, bits = _u32(data, at)[0], data[at + 4]
+        if bits > 8 or (bits == 0) != (size == 0):
+            raise TermError(f"a bitstring of {size} bytes can't have {bits} bits in the last one")
+        at += 5 + size
     elif tag == NEW_FUN:
-        at += _u32(data, at)[0]
+        size = _u32(data, at)[0]
+        if size < 29:  # what stands in front of the module's name
+            raise TermError(f"a function can't have {size} bytes")
+        at += size
     elif tag == EXPORT:
-        for _ in range(3):
-            _, at = _parse(data, at, depth + 1)
+        for _ in range(2):
+            _, at = _parse_atom(data, at)
+        if data[at] != SMALL_INTEGER:
+            raise TermError(f"an arity is a small number, not a term with the tag {data[at]}")
+        at += 2
     elif tag == FUN:
         count = _u32(data, at)[0]
-        _, at = _items(data, at + 4, count + 4, depth)
-    elif tag == COMPRESSED and first == 1:
-        return _compressed(data, at, depth)
+        _, at = _items(data, at + 4, count + 4, depth, left)
     else:
         raise TermError(f"there is no term with the tag {tag}")
     return Opaque(_take(data, first, at - first)), at
 
 
-def _compressed(data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    size = _u32(data, at)[0]
+def _unpacked(data: bytes) -> bytes:
+    size = int.from_bytes(_take(data, 2, 4), "big")
     if size > LARGEST:
         raise TermError(f"a compressed term has {size} bytes, limit is {LARGEST}")
     unpacker = zlib.decompressobj()
     try:
-        plain = unpacker.decompress(data[at + 4 :], size + 1)
+        plain = unpacker.decompress(data[6:], size + 1)
     except zlib.error as error:
         raise TermError(f"a compressed term can't be unpacked: {error}") from None
     if len(plain) != size:
         raise TermError(f"a compressed term says {size} bytes and has other")
-    term, end = parse(plain, 0, depth + 1)
-    if end != size:
-        raise TermError(f"{size - end} bytes behind the compressed term")
-    return term, len(data) - len(unpacker.unused_data)
+    if not unpacker.eof:
+        raise TermError("a compressed term ends before its checksum")
+    if unpacker.unused_data:
+        raise TermError(f"{len(unpacker.unused_data)} bytes behind the compressed term")
+    return plain
 
 
-def _items(data: bytes, at: int, count: int, depth: int) -> tuple[list[Any], int]:
+def _joined(items: list[Any], tail: Any) -> Any:
+    """Return the list of *items* and *tail*; to Erlang, `[1 | [2]]` is `[1, 2]`."""
+    if not items:
+        return tail
+    if isinstance(tail, list):
+        return items + tail
+    if isinstance(tail, ImproperList):
+        return ImproperList((*items, *tail.items), tail.tail)
+    return ImproperList(tuple(items), tail)
+
+
+def _items(data: bytes, at: int, count: int, depth: int, left: list[int]) -> tuple[list[Any], int]:
     if count > len(data) - at:  # each item has a byte at least
         raise TermError(f"{count} items can't be in {len(data) - at} bytes")
+    if count and depth >= DEEPEST:
+        raise TermError(f"the term is more than {DEEPEST} deep")
+    left[0] -= count
+    if left[0] < 0:
+        raise TermError(f"the term has more than {MOST} items")
     items = []
     for _ in range(count):
-        item, at = _parse(data, at, depth + 1)
+        item, at = _parse(data, at, depth + 1, left)
         items.append(item)
     return items, at
 
 
 def _parse_atom(data: bytes, at: int) -> tuple[Any, int]:
     if data[at] not in (ATOM, SMALL_ATOM, ATOM_UTF8, SMALL_ATOM_UTF8):
-        raise TermError(f"a node's name is an atom, not a term with the tag {data[at]}")
-    return _parse(data, at, DEEPEST)
+        raise TermError(f"a name is an atom, not a term with the tag {data[at]}")
+    return _parse(data, at, DEEPEST, [0])
 
 
 def _atom(data: bytes, at: int, size: int, *, utf8: bool) -> tuple[Atom, int]:
@@ -255,6 +292,8 @@ def _atom(data: bytes, at: int, size: int, *, utf8: bool) -> tuple[Atom, int]:
             atom = Atom(text.decode("utf-8" if utf8 else "latin-1"))
         except UnicodeDecodeError:
             raise TermError(f"an atom is no UTF-8 text: {text!r}") from None
+        if len(atom) > 255:
+            raise TermError(f"an atom has {len(atom)} characters, limit is 255")
         if len(_atoms) < 4096 and (utf8 or text.isascii()):
             _atoms[text] = atom
     return atom, at + size
