@@ -52,6 +52,9 @@ KEEPALIVE_FACTOR = 1.5
 ROUNDING = 1e-6
 """Seconds that sums of times may be off."""
 
+LONGEST_NAME = 64
+"""Characters of a clientid in the log."""
+
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
 
@@ -290,6 +293,11 @@ class Channel:
         self.silence = 0.0
         self.heard = 0.0
 
+    def __str__(self) -> str:
+        """Name the connection as the log does: `ID/PROTOCOL`, then `/CLIENTID` once it is registered."""
+        name = f"{self.id}/{self.protocol.router.name}"
+        return name if self.client is None else f"{name}/{_one_word(self.client.clientid)}"
+
     # --- events, from the driver
 
     def begin(self, *, resumed: bool) -> None:
@@ -350,7 +358,7 @@ class Channel:
         if len(messages) > room:
             dropped = len(messages) - room
             self.counters["deliveries_dropped"] += dropped
-            log.warning("%s ! %d messages dropped: %s", self.id, dropped, self._why_no_room())
+            log.warning("%s ! %d messages dropped: %s", self, dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
             return
@@ -398,7 +406,7 @@ class Channel:
         left = self.decoder.buffered
         log.debug(
             "%s = closed: %s %s (%d bytes unsent, %d in no frame)",
-            self.id,
+            self,
             self.reason,
             self.detail,
             unsent,
@@ -615,7 +623,7 @@ class Channel:
         limit = self.engine.limits.inbox
         if self.gone or (self.datagram and self.queued > limit):
             self.counters["bytes_dropped"] += len(data)
-            log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self.id, len(data), self.queued, limit)
+            log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self, len(data), self.queued, limit)
             return
         self._enqueue(self._take_queued, data)
         self.queued += len(data)
@@ -652,7 +660,7 @@ class Channel:
         if decoder.error is None:
             return frames
         self.engine.counters["datagrams_dropped"] += 1
-        log.warning("%s ! datagram of %d bytes dropped: %s", self.id, len(data), decoder.error)
+        log.warning("%s ! datagram of %d bytes dropped: %s", self, len(data), decoder.error)
         self.decoder = Decoder(self.protocol.router.framing)
         return []
 
@@ -728,7 +736,7 @@ class Channel:
             return
         self.counters["frames_unhandled"] += 1
         name = self.protocol.router.name
-        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self.id, name, frame[:64])
+        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, frame[:64])
 
     def _run(
         self,
@@ -814,7 +822,7 @@ class Channel:
         if turn.ended:
             return
         if turn.error is not None:
-            log.error("%s ! %s goes on although it was cancelled", self.id, turn.handler.name)
+            log.error("%s ! %s goes on although it was cancelled", self, turn.handler.name)
             self._finished(turn, None, turn.error)
             return
         turn.error = TimeoutError(f"{turn.handler.name} ran longer than {seconds:g} s")
@@ -868,7 +876,7 @@ class Channel:
             self.counters["messages_unhandled"] += 1
             name = self.protocol.router.name
             text = "%s ! no on_deliver of %r takes %r"
-            self.engine.once(("deliver", name), text, self.id, name, first.topic)
+            self.engine.once(("deliver", name), text, self, name, first.topic)
         else:
             self._run(handler, (self.conn, argument))
 
@@ -878,7 +886,7 @@ class Channel:
         """Judge a handler's *error*: the router's on_error, then the app's, else the connection ends."""
         name = where.name if isinstance(where, Handler) else where
         if self.gone and isinstance(error, ClosedError):
-            log.debug("%s ! %s ended with the connection", self.id, name)
+            log.debug("%s ! %s ended with the connection", self, name)
             if after is not None:
                 after()
             return
@@ -892,14 +900,14 @@ class Channel:
     ) -> None:
         if not handlers:
             if isinstance(error, FramingError):
-                log.warning("%s ! %s", self.id, error)
+                log.warning("%s ! %s", self, error)
             else:
-                log.error("%s ! %s failed: %r", self.id, name, error, exc_info=error)
+                log.error("%s ! %s failed: %r", self, name, error, exc_info=error)
             self.end("error", str(error) or repr(error))
             if after is not None:
                 after()
             return
-        log.info("%s ! %s failed: %r", self.id, name or "framing", error)
+        log.info("%s ! %s failed: %r", self, name or "framing", error)
         handler, *others = handlers
         self.in_error, self.keeping = True, False
 
@@ -912,7 +920,7 @@ class Channel:
 
         def failed(another: BaseException) -> None:
             self.in_error = False
-            log.error("%s ! %s failed: %r", self.id, handler.name, another, exc_info=another)
+            log.error("%s ! %s failed: %r", self, handler.name, another, exc_info=another)
             self._ask_on_error(tuple(others), name, error, after)
 
         self._run(handler, (self.conn, error), judged, failed)
@@ -925,7 +933,7 @@ class Channel:
             dropped = self.decoder.recover()
             self.counters["bytes_dropped"] += dropped
             if self.closing is None and not self.gone:
-                log.info("%s ! %d of %d bytes skipped after a framing error", self.id, dropped, left)
+                log.info("%s ! %d of %d bytes skipped after a framing error", self, dropped, left)
                 self._take(b"")  # what stands behind the error has come already
 
         self._failed(None, after, error)
@@ -1138,10 +1146,10 @@ class Channel:
         self.protocol.router.live[client.clientid] = self.conn
         self._speaks()
         if client.keepalive and not shared.runtime.ticks:
-            shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self.id)
+            shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self)
         elif client.keepalive:
             self.start_timer(KEEPALIVE_FACTOR * client.keepalive)
-        log.debug("%s = registered %r", self.id, client.clientid)
+        log.debug("%s = registered %r", self, client.clientid)
         if older is None or older.ended:
             self._register_done(outcome, None)
             return
@@ -1191,7 +1199,7 @@ class Channel:
     def _refused(self, command: object, error: CommandError) -> Outcome[Any]:
         outcome = refused(error)
         if isinstance(error, ClosedError):
-            log.debug("%s ! %s after the end", self.id, _name(command))
+            log.debug("%s ! %s after the end", self, _name(command))
         else:
             self._blame(command, outcome)
         return outcome
@@ -1216,10 +1224,10 @@ class Channel:
         if outcome.awaited:
             return
         if isinstance(outcome.error, ClosedError):
-            log.debug("%s ! %s after the end", self.id, _name(command))
+            log.debug("%s ! %s after the end", self, _name(command))
             return
         self.counters["commands_failed"] += 1
-        log.warning("%s ! %s failed: %s", self.id, _name(command), outcome.error)
+        log.warning("%s ! %s failed: %s", self, _name(command), outcome.error)
         if isinstance(command, Register) and self.client is None:
             self.end("error", f"register failed: {outcome.error}")
 
@@ -1263,7 +1271,7 @@ class Channel:
                 outcome.fail(result.error)
         if result.error is not None and not self.gone:
             self.counters["sends_failed"] += 1
-            log.warning("%s ! send failed: %s", self.id, result.error)
+            log.warning("%s ! send failed: %s", self, result.error)
         if not self.running:
             self._later()
 
@@ -1278,7 +1286,7 @@ class Channel:
 
     def _lost(self, detail: str) -> None:
         """Give the device up."""
-        log.warning("%s ! lost: %s", self.id, detail)
+        log.warning("%s ! lost: %s", self, detail)
         self.end("lost", detail)
         self.close_called = True
         self.link.abort()
@@ -1395,6 +1403,15 @@ class Channel:
         if self.gone or self.closing is not None:
             return "the connection ends"
         return f"{self.deliveries} wait, limit is {self.engine.limits.deliveries}"
+
+
+def _one_word(text: str) -> str:
+    """Return *text* so that it can neither end a line of the log nor fill it."""
+    if len(text) > LONGEST_NAME:
+        text = f"{text[:LONGEST_NAME]}…"
+    if text.isprintable() and " " not in text:
+        return text
+    return text.encode("unicode_escape").decode().replace(" ", "\\x20")
 
 
 def _name(command: object) -> str:

@@ -91,7 +91,7 @@ class Engine:
         link.channel = channel
         self.channels.add(channel)
         self.counters["connections_opened"] += 1
-        log.debug("%s = connected %s %s", channel.id, router.name, info.peername)
+        log.debug("%s = connected from %s", channel, info.peername)
         channel.begin(resumed=resumed)
         return channel
 
@@ -108,7 +108,8 @@ class Engine:
         if router.resume and may_resume:
             return True
         name = conn_id or str(next(self._ids))
-        log.warning("%s ! restarted: this process never saw the connection begin; it is closed", name)
+        text = "%s/%s ! restarted: this process never saw the connection begin; it is closed"
+        log.warning(text, name, router.name)
         link.close()
         return False
 

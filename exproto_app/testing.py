@@ -116,7 +116,7 @@ class _World:
             raise
 
     async def _start(self) -> Runner:
-        runner = Runner(self.app, self.hub)
+        runner = Runner(self.app, self.hub, limit_logs=False)
         runner.engine.when_failed = self.errors.append
         await runner.start()
         return runner

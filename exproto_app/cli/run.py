@@ -16,9 +16,11 @@ from ..drivers.gateway import Gateway, Listen, Options
 from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..drivers.gateway.users import Users
 from ..hub import Login, MemoryHub
+from ..logs import configure
 from ..models import Address, Limits
 from ..target import load
-from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .observe import log_options
+from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 
 __all__ = ["command"]
 
@@ -62,7 +64,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
 @stats_option
-@verbosity_option
+@log_options
 @loop_option
 def command(
     target: str,
@@ -76,11 +78,12 @@ def command(
     handshake_timeout: float,
     stats: float | None,
     log_level: str,
+    log_format: str,
     loop: str,
     **limits: float | None,
 ) -> None:
     """Serve TARGET, a file or a module with an app, on listeners of its own."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_level, log_format)
     uvloop = find_uvloop(loop)
     app = load(target)
     given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}

@@ -10,9 +10,11 @@ import click
 
 from ..app import App
 from ..errors import ExprotoError, SetupError
+from ..logs import configure
 from ..models import Address
 from ..target import load
-from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .observe import log_options
+from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
@@ -54,7 +56,7 @@ LISTENER_PORT = 7993
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
 @stats_option
-@verbosity_option
+@log_options
 @loop_option
 def command(
     target: str,
@@ -69,10 +71,11 @@ def command(
     emqx: str,
     stats: float | None,
     log_level: str,
+    log_format: str,
     loop: str,
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_level, log_format)
     try:
         from ..drivers.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
     except ImportError as error:

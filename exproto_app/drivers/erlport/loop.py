@@ -23,6 +23,7 @@ from typing import Any, Final
 from ...app import App
 from ...channel import Channel
 from ...errors import ExprotoError
+from ...logs import configure_from
 from ...router import Router
 from ...runner import Runner
 from ...target import load
@@ -34,6 +35,9 @@ from .terms import Atom, Opaque, TermError, body, decode
 __all__ = ["Driver", "main"]
 
 log = logging.getLogger("exproto_app")
+
+LOG_LINE: Final = "%(levelname)s %(name)s: %(message)s"
+"""The broker's log has the time already."""
 
 OK: Final = Atom("ok")
 STATE: Final = Atom("undefined")
@@ -392,7 +396,7 @@ async def serve(read_fd: int, write_fd: int) -> None:
     process = Process(read_fd, write_fd)
     stream = LogText(process.port, asyncio.get_running_loop())
     sys.stdout = sys.stderr = stream
-    logging.basicConfig(stream=stream, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_from(os.environ, stream, text=LOG_LINE)
     await process.run()
 
 

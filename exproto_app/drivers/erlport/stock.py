@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import inspect
 import logging
+import os
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from ...commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subs
 from ...engine import Engine
 from ...errors import SetupError, UnsupportedError
 from ...host import Timer
+from ...logs import configure_from
 from ...target import load
 from . import facts
 from .broker import CAST
@@ -187,9 +189,7 @@ class Driver:
     """What a callback module is made of: its methods are the broker's callbacks."""
 
     def __init__(self, target: str, *, protocol: str | None = None) -> None:
-        logging.basicConfig(
-            stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-        )
+        configure_from(os.environ, sys.stdout, text="%(levelname)s %(name)s: %(message)s")
         self.app = load(target)
         self.router = self.app.find_protocol(protocol)
         self._hub = StockHub()

@@ -50,7 +50,6 @@ class Door:
     listen: Listen
     router: Router[Any]
     open: int = 0
-    _refused: int = 0
 
     @property
     def engine(self) -> Engine:
@@ -73,15 +72,7 @@ class Door:
             return True
         counters = self.engine.counters
         counters["connections_refused"] = counters.get("connections_refused", 0) + 1
-        self._refused += 1
-        if self._refused & (self._refused - 1) == 0:  # the 1st, 2nd, 4th, 8th…: a storm is no flood of lines
-            log.warning(
-                "gateway ! connection of %s refused (no. %d): %s, limit is %d",
-                peer,
-                self._refused,
-                where,
-                limit,
-            )
+        log.warning("%s ! connection refused: %s, limit is %d", peer, where, limit)
         return False
 
     def leave(self) -> None:

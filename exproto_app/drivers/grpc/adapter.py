@@ -198,10 +198,13 @@ class GrpcLink:
         else:
             outcome.fail(error)
 
+    def __str__(self) -> str:
+        return self.conn.decode() if self.channel is None else str(self.channel)
+
     def _idle_lifted(self, status: int, answer: bytes) -> None:
         error = self.judge("StartTimer", status, answer)
         if error is not None and not self.closing:
-            log.warning("%s ! the broker will end it after its idle_timeout: %s", self.conn.decode(), error)
+            log.warning("%s ! the broker will end it after its idle_timeout: %s", self, error)
 
     def _close(self, done: Callable[[], None]) -> None:
         request = pb.CloseSocketRequest(conn=self.conn.decode())
@@ -209,7 +212,7 @@ class GrpcLink:
         def answered(status: int, answer: bytes) -> None:
             error = self.judge("Close", status, answer)
             if error is not None and not isinstance(error, ClosedError) and status != CANCELLED:
-                log.warning("%s ! the broker didn't close it: %s", self.conn.decode(), error)
+                log.warning("%s ! the broker didn't close it: %s", self, error)
             if self._timer is None and self.channel is not None:
                 words = "the broker didn't tell of its end"
                 self._timer = self.broker.loop.call_later(CLOSE_WAIT, self.gone, words)
