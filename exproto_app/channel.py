@@ -143,6 +143,10 @@ class Shared(Protocol):
         """Let go of *channel*: it has ended."""
         ...
 
+    def count(self, name: str, number: int = 1, /) -> None:
+        """Count what has no counter from the start."""
+        ...
+
     def once(self, what: Hashable, text: str, /, *args: object) -> None:
         """Log a warning the first time that *what* happens."""
         ...
@@ -352,12 +356,11 @@ class Channel:
 
     def delivered(self, messages: Sequence[Message]) -> None:
         """Take *messages* that the broker has for the device."""
-        room = self.engine.limits.deliveries - self.deliveries
-        if self.gone or self.closing is not None:
-            room = 0
+        ends = self.gone or self.closing is not None
+        room = 0 if ends else self.engine.limits.deliveries - self.deliveries
         if len(messages) > room:
             dropped = len(messages) - room
-            self.counters["deliveries_dropped"] += dropped
+            self._dropped("deliveries", dropped, "closing" if ends else "queue_full")
             log.warning("%s ! %d messages dropped: %s", self, dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
@@ -400,7 +403,7 @@ class Channel:
         self._cancel_timers()
         unsent = self.outbox_bytes
         if unsent:
-            self.counters["bytes_dropped"] += unsent
+            self._dropped("bytes", unsent, "unsent")
         self.outbox.clear()
         self.outbox_bytes, self.writable = 0, True
         left = self.decoder.buffered
@@ -622,7 +625,7 @@ class Channel:
     def _enqueue_data(self, data: bytes) -> None:
         limit = self.engine.limits.inbox
         if self.gone or (self.datagram and self.queued > limit):
-            self.counters["bytes_dropped"] += len(data)
+            self._dropped("bytes", len(data), "closing" if self.gone else "queue_full")
             log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self, len(data), self.queued, limit)
             return
         self._enqueue(self._take_queued, data)
@@ -659,7 +662,7 @@ class Channel:
             frames = [*frames, *decoder.finish()]
         if decoder.error is None:
             return frames
-        self.engine.counters["datagrams_dropped"] += 1
+        self._dropped("datagrams", 1, "framing")
         log.warning("%s ! datagram of %d bytes dropped: %s", self, len(data), decoder.error)
         self.decoder = Decoder(self.protocol.router.framing)
         return []
@@ -931,7 +934,7 @@ class Channel:
 
         def after() -> None:
             dropped = self.decoder.recover()
-            self.counters["bytes_dropped"] += dropped
+            self._dropped("bytes", dropped, "framing")
             if self.closing is None and not self.gone:
                 log.info("%s ! %d of %d bytes skipped after a framing error", self, dropped, left)
                 self._take(b"")  # what stands behind the error has come already
@@ -1291,6 +1294,12 @@ class Channel:
         self.close_called = True
         self.link.abort()
 
+    def _dropped(self, what: str, count: int, why: str) -> None:
+        """Count what is lost, in all and by its reason."""
+        if count:
+            self.counters[f"{what}_dropped"] += count
+            self.engine.count(f"{what}_dropped.{why}", count)
+
     # --- the end
 
     def _discard(self) -> None:
@@ -1298,10 +1307,10 @@ class Channel:
         dropped = length_hint(self.frames or ())
         for run, argument in self.queue or ():
             if run == self._run_messages:
-                self.counters["deliveries_dropped"] += len(argument)
+                self._dropped("deliveries", len(argument), "closing")
             elif run == self._take_queued:
-                self.counters["bytes_dropped"] += len(argument)
-        self.counters["frames_dropped"] += dropped
+                self._dropped("bytes", len(argument), "closing")
+        self._dropped("frames", dropped, "closing")
         self.frames = self.queue = None
         self.queued = self.deliveries = 0
 

@@ -151,8 +151,13 @@ class Engine:
         self.channels.discard(channel)
         self.hub.gone(channel)
         self.counters["connections_closed"] += 1
+        self.count(f"connections_closed.{channel.reason}".replace(" ", "_"))
         if not self.channels and self.when_empty is not None:
             self.when_empty()
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Count what has no counter from the start; `NAME.REASON` is a part of what NAME counts."""
+        self.counters[name] = self.counters.get(name, 0) + number
 
     def once(self, what: Hashable, text: str, *args: object) -> None:
         """Log a warning the first time that *what* happens."""

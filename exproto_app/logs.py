@@ -1,8 +1,9 @@
 """The log: one grammar, as text or as JSON, and no floods.
 
 A line is `WHO SIGN WHAT`. WHO is a connection, as `ID/PROTOCOL` or, once it is registered,
-`ID/PROTOCOL/CLIENTID`, or a part of the host (`app`, `gateway`, `hub`, `grpc`, `broker`…). SIGN is `=` for what happened, `!` for what
-went wrong. What goes wrong again and again is said a few times, then counted: `… 1,203 more in 10 s`.
+`ID/PROTOCOL/CLIENTID`, or a part of the host (`app`, `gateway`, `hub`, `grpc`, `broker`…).
+SIGN is `=` for what happened, `!` for what went wrong. What goes wrong again and again is said a few times,
+then counted: `… 1,203 more in 10 s`.
 
 As JSON (`JsonFormatter`) each line is one object, with these keys, those in brackets only where there is
 something to tell:
@@ -77,8 +78,8 @@ class Repeats(logging.Filter):
 
     Only lines that tell of something wrong (`!`) are limited, and none of level debug. A kind is a message's
     format; where there is an exception it is also its class and the place that raised it. The first argument
-    is the culprit, where it is a connection or an address. The filter reads no clock: whoever installs it calls `sweep` some
-    time after it has called *wake*, and `finish` at the end.
+    is the culprit, where it is a connection or an address. The filter reads no clock: whoever installs it
+    calls `sweep` some time after it has called *wake*, and `finish` at the end.
     """
 
     def __init__(self, wake: Callable[[], object] | None = None) -> None:
@@ -237,7 +238,7 @@ def _whose(record: logging.LogRecord) -> dict[str, str]:
 
 
 def configure(level: str, form: str, stream: Stream | None = None, *, text: str = TEXT) -> None:
-    """Log from *level* on to *stream*, standard error by default, as `json` or as `text` (in the format *text*)."""
+    """Log from *level* on to *stream* (standard error), as `json` or as `text` (in the format *text*)."""
     handler: logging.Handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -22,6 +22,7 @@ from .engine import Engine
 from .host import Timer
 from .logs import WINDOW, Repeats
 from .router import Handler
+from .timing import Timing
 
 __all__ = ["Runner"]
 
@@ -32,6 +33,9 @@ THREADS = 32
 
 SLOW = 1.0
 """Seconds that a handler may hold everybody up before the watchdog names it."""
+
+CALLERS = frozenset({Channel.__module__, Timing.__module__})
+"""The modules that call handlers."""
 
 
 class Runner:
@@ -218,7 +222,7 @@ def _culprit(frame: FrameType) -> str:
     walk: FrameType | None = frame
     while walk is not None:
         caller = walk.f_back
-        if caller is not None and caller.f_globals.get("__name__") == Channel.__module__:
+        if caller is not None and caller.f_globals.get("__name__") in CALLERS:
             return walk.f_code.co_name
         walk = caller
     return name

@@ -11,15 +11,15 @@ from typing import Any
 import attrs
 import click
 
-from ..app import App
 from ..drivers.gateway import Gateway, Listen, Options
 from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..drivers.gateway.users import Users
 from ..hub import Login, MemoryHub
 from ..logs import configure
+from ..metrics import Metrics
 from ..models import Address, Limits
 from ..target import load
-from .observe import log_options
+from .observe import log_options, metrics_option, observed, open_metrics
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 
 __all__ = ["command"]
@@ -64,6 +64,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
 @stats_option
+@metrics_option
 @log_options
 @loop_option
 def command(
@@ -77,6 +78,7 @@ def command(
     max_connections: int,
     handshake_timeout: float,
     stats: float | None,
+    metrics: str | None,
     log_level: str,
     log_format: str,
     loop: str,
@@ -93,29 +95,30 @@ def command(
     login = Users(users) if users else None
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
-    run_loop(_serve(app, parsed, login, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
+    gateway = Gateway(app, parsed, hub=MemoryHub(login), options=options)
+    served = open_metrics(app, metrics)
+    run_loop(_serve(gateway, login, served, stats=stats, with_uvloop=uvloop is not None), uvloop)
 
 
 async def _serve(
-    app: App[Any],
-    listens: list[Listen],
+    gateway: Gateway,
     login: Login | None,
-    options: Options,
+    metrics: Metrics | None,
     *,
     stats: float | None,
     with_uvloop: bool,
 ) -> None:
-    gateway = Gateway(app, listens, hub=MemoryHub(login), options=options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     on_signals(loop, stop)
-    async with gateway:
-        _announce(gateway, with_login=login is not None, with_uvloop=with_uvloop)
-        reporter = asyncio.ensure_future(report(app.stats, stats)) if stats else None
-        await stop.wait()
-        log.info("gateway = stopping: %d connections", gateway.open)
-        if reporter is not None:
-            reporter.cancel()
+    with observed(gateway, metrics):
+        async with gateway:
+            _announce(gateway, with_login=login is not None, with_uvloop=with_uvloop)
+            reporter = asyncio.ensure_future(report(gateway.app.stats, stats)) if stats else None
+            await stop.wait()
+            log.info("gateway = stopping: %d connections", gateway.open)
+            if reporter is not None:
+                reporter.cancel()
     log.info("gateway = stopped")
 
 

@@ -11,9 +11,10 @@ import click
 from ..app import App
 from ..errors import ExprotoError, SetupError
 from ..logs import configure
+from ..metrics import Metrics
 from ..models import Address
 from ..target import load
-from .observe import log_options
+from .observe import log_options, metrics_option, observed, open_metrics, parse_address
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ LISTENER_PORT = 7993
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
 @stats_option
+@metrics_option
 @log_options
 @loop_option
 def command(
@@ -70,6 +72,7 @@ def command(
     print_config: bool,
     emqx: str,
     stats: float | None,
+    metrics: str | None,
     log_level: str,
     log_format: str,
     loop: str,
@@ -81,7 +84,7 @@ def command(
     except ImportError as error:
         raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
     app = load(target)
-    address = _address(bind)
+    address = parse_address(bind, "--bind", "127.0.0.1:9001")
     ports = dict(_protocol(app, text) for text in protocols)
     if len(ports) != len(protocols):
         raise SetupError("two --protocol name the same port; EMQX can have only one listener there")
@@ -99,27 +102,22 @@ def command(
     adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
     tls = Tls(cert, key, client_ca) if cert is not None else None
     service = Service(app, address, adapter_map, ports=ports, tls=tls)
-    run_loop(_serve(service, stats), find_uvloop(loop))
+    served = open_metrics(app, metrics)
+    run_loop(_serve(service, stats, served), find_uvloop(loop))
 
 
-async def _serve(service: Service, stats: float | None) -> None:
+async def _serve(service: Service, stats: float | None, metrics: Metrics | None) -> None:
     stop = asyncio.Event()
     on_signals(asyncio.get_running_loop(), stop)
-    async with service:
-        click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
-        reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
-        await stop.wait()
-        log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
-        if reporter is not None:
-            reporter.cancel()
+    with observed(service, metrics):
+        async with service:
+            click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
+            reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
+            await stop.wait()
+            log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
+            if reporter is not None:
+                reporter.cancel()
     log.info("grpc = stopped")
-
-
-def _address(text: str) -> Address:
-    host, _, port = text.removeprefix("http://").rpartition(":")
-    if not port.isdigit() or int(port) > 65_535:
-        raise SetupError(f"--bind {text} is no address; write HOST:PORT, such as 127.0.0.1:9001")
-    return Address(host.strip("[]"), int(port))
 
 
 def _protocol(app: App[Any], text: str) -> tuple[int, str]:

@@ -70,8 +70,7 @@ class Door:
             self.open += 1
             gateway.open += 1
             return True
-        counters = self.engine.counters
-        counters["connections_refused"] = counters.get("connections_refused", 0) + 1
+        self.engine.count("connections_refused")
         log.warning("%s ! connection refused: %s, limit is %d", peer, where, limit)
         return False
 
@@ -106,6 +105,11 @@ class Gateway:
         self._doors = [Door(self, listen, app.find_protocol(listen.protocol)) for listen in parsed]
         self._servers: list[asyncio.Server | asyncio.DatagramTransport] = []
         self.addresses: list[tuple[Listen, Router[Any], Address]] = []
+
+    @property
+    def serving(self) -> bool:
+        """Whether the listeners are open."""
+        return bool(self.addresses) and not self.stopping
 
     async def start(self) -> None:
         """Start the app, then open the listeners."""

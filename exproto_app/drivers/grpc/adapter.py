@@ -352,6 +352,11 @@ class AdapterHub:
         self._waiter = self._loop.create_future
         self._said_retain = False
 
+    @property
+    def ready(self) -> bool:
+        """Whether no adapter is known to be away; they are called when there is something to say."""
+        return not any(broker.client.away for broker in self.adapters)
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Call the adapter for what a device's connection asks."""
         link = channel.link

@@ -247,6 +247,11 @@ class Client:
         self._closed = False
 
     @property
+    def away(self) -> bool:
+        """Whether the last attempt to reach it failed."""
+        return self._down
+
+    @property
     def closed(self) -> bool:
         """Whether no TCP connection is left."""
         return not self.open

@@ -127,6 +127,11 @@ class Service:
         self._loop: asyncio.AbstractEventLoop
         self._time: Callable[[], float]
 
+    @property
+    def serving(self) -> bool:
+        """Whether brokers may call."""
+        return self._server is not None and not self.stopping
+
     async def start(self) -> None:
         """Start the app, then listen."""
         context = self._tls.context() if self._tls is not None else None
@@ -203,8 +208,7 @@ class Service:
 
     def count(self, name: str) -> None:
         """Count what isn't the engine's."""
-        counters = self.runner.engine.counters
-        counters[name] = counters.get(name, 0) + 1
+        self.runner.engine.count(name)
 
     # --- events
 
