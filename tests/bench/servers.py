@@ -23,6 +23,8 @@ import attrs
 from exproto_app import App, Connection
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import RAW, Framing, Line
+from exproto_app.metrics import Metrics
+from exproto_app.models import Address
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,9 +102,17 @@ async def serve(kind: str) -> None:
         await answer_counts(lambda: ByHand.open)
         server.close()
         return
-    async with Gateway(echo(FRAMINGS[kind]), ["tcp://127.0.0.1:0"]) as gateway:
+    name, _, measured = kind.partition("_")
+    app = echo(FRAMINGS[name])
+    gateway = Gateway(app, ["tcp://127.0.0.1:0"])
+    async with gateway:
         print(gateway.addresses[0][2].port, flush=True)
+        metrics = Metrics(app, Address("127.0.0.1", 0)) if measured == "metrics" else None
+        if metrics is not None:
+            metrics.start(gateway)
         await answer_counts(lambda: gateway.open)
+        if metrics is not None:
+            metrics.stop()
 
 
 async def answer_counts(count: Callable[[], int]) -> None:
