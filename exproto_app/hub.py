@@ -51,6 +51,8 @@ class MemoryHub:
     """
 
     ordered = True
+    keeps_wills = False
+    keeps_sessions = False
 
     def __init__(self, login: Login | None = None, *, watch: Watch | None = None) -> None:
         self._login = login
