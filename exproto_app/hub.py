@@ -62,6 +62,14 @@ class MemoryHub:
         self._groups: dict[str, Group] = {}
         self._ids = itertools.count(1)
 
+    def __str__(self) -> str:
+        return "the embedded hub"
+
+    @property
+    def asks(self) -> bool:
+        """Whether a login rule decides who may register."""
+        return self._login is not None
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""
         match command:

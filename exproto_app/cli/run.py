@@ -12,13 +12,15 @@ import attrs
 import click
 
 from ..app import App
+from ..channel import Hub
 from ..drivers.gateway import Gateway, Listen, Options
 from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..drivers.gateway.users import Users
-from ..hub import Login, MemoryHub
+from ..hub import MemoryHub
 from ..models import Address, Limits
 from ..target import load
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .uplink import make_hub, uplink_options
 
 __all__ = ["command"]
 
@@ -61,6 +63,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("stall", float, "Seconds that a device may leave unread what it is sent")
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
+@uplink_options
 @stats_option
 @verbosity_option
 @loop_option
@@ -72,42 +75,45 @@ def command(
     key: str | None,
     client_ca: str | None,
     users: str | None,
+    mqtt: str | None,
     max_connections: int,
     handshake_timeout: float,
     stats: float | None,
     log_level: str,
     loop: str,
-    **limits: float | None,
+    **others: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, on listeners of its own."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     uvloop = find_uvloop(loop)
+    uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
+    login = Users(users) if users else None
+    hub = make_hub(mqtt, login, uplink)
     app = load(target)
-    given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    given = {name: value for name, value in others.items() if value is not None}
     app.limits = attrs.evolve(app.limits, **given)
     files = {"cert": cert, "key": key, "client_ca": client_ca}
     parsed = [Listen.parse(text, **files) for text in listens or (DEFAULT_LISTEN,)]
-    login = Users(users) if users else None
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
-    run_loop(_serve(app, parsed, login, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
+    run_loop(_serve(app, parsed, hub, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
 
 
 async def _serve(
     app: App[Any],
     listens: list[Listen],
-    login: Login | None,
+    hub: Hub,
     options: Options,
     *,
     stats: float | None,
     with_uvloop: bool,
 ) -> None:
-    gateway = Gateway(app, listens, hub=MemoryHub(login), options=options)
+    gateway = Gateway(app, listens, hub=hub, options=options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     on_signals(loop, stop)
     async with gateway:
-        _announce(gateway, with_login=login is not None, with_uvloop=with_uvloop)
+        _announce(gateway, with_uvloop=with_uvloop)
         reporter = asyncio.ensure_future(report(app.stats, stats)) if stats else None
         await stop.wait()
         log.info("gateway = stopping: %d connections", gateway.open)
@@ -116,15 +122,14 @@ async def _serve(
     log.info("gateway = stopped")
 
 
-def _announce(gateway: Gateway, *, with_login: bool, with_uvloop: bool) -> None:
+def _announce(gateway: Gateway, *, with_uvloop: bool) -> None:
     for listen, router, address in gateway.addresses:
         click.echo(
             f"{router.name} on {listen.scheme}://{address}  {router.framing!r}  try: {_try(listen, address)}"
         )
-    click.echo(
-        f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through the embedded hub; Ctrl-C ends it"
-    )
-    if not with_login:
+    hub = gateway.hub
+    click.echo(f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through {hub}; Ctrl-C ends it")
+    if isinstance(hub, MemoryHub) and not hub.asks:
         log.warning("gateway ! no --users FILE: any password is taken")
 
 

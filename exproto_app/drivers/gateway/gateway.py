@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -40,6 +40,19 @@ class Options:
 
     max_connections: int = 10_000
     handshake_timeout: float = 10.0
+
+
+@runtime_checkable
+class Networked(Protocol):
+    """A hub that has to be started and stopped: before the app starts, and after it has stopped."""
+
+    async def start(self, engine: Engine, /) -> None:
+        """Connect. Raises `SetupError` where that has to succeed and doesn't."""
+        ...
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -120,7 +133,14 @@ class Gateway:
         """Start the app, then open the listeners."""
         contexts = [door.listen.tls() for door in self._doors]
         self.runner = Runner(self.app, self.hub)
-        await self.runner.start()
+        if isinstance(self.hub, Networked):
+            await self.hub.start(self.runner.engine)
+        try:
+            await self.runner.start()
+        except BaseException:
+            if isinstance(self.hub, Networked):
+                await self.hub.stop()
+            raise
         try:
             for door, context in zip(self._doors, contexts, strict=True):
                 listen = door.listen
@@ -142,6 +162,8 @@ class Gateway:
             if isinstance(server, asyncio.Server):
                 server.close()
         await self.runner.stop()
+        if isinstance(self.hub, Networked):
+            await self.hub.stop()
         for server in self._servers:
             if not isinstance(server, asyncio.Server):
                 server.close()
