@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import importlib.util
 import ipaddress
@@ -25,7 +26,7 @@ from exproto_app.errors import FramingError, SetupError
 from exproto_app.framing import Line
 from exproto_app.models import Address
 
-from .test_gateway import Authority, trusting
+from .test_gateway import Authority, trusting, unclosed_by_old_asyncio
 
 PATIENCE = 30
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -166,6 +167,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None
             loop.run_until_complete(asyncio.wait_for(test(), PATIENCE))
         finally:
             loop.close()
+            gc.collect()  # what Python 3.10 complains of is this test's, not a later one's
 
     return run
 
@@ -301,6 +303,7 @@ def dial(address: Address, head: bytes, context: ssl.SSLContext, said: bytes) ->
             return secure.makefile("rb").readline()
 
 
+@unclosed_by_old_asyncio
 @pytest.mark.parametrize("head", [V1, v2(DEVICE)])
 def test_the_tls_handshake_comes_after_the_header(run: Run, authority: Authority, head: bytes) -> None:
     url = f"tls://127.0.0.1:0?proxy-protocol=1&cert={authority.issue('server')}"
@@ -315,6 +318,7 @@ def test_the_tls_handshake_comes_after_the_header(run: Run, authority: Authority
     run(test)
 
 
+@unclosed_by_old_asyncio
 def test_header_and_handshake_and_first_line_in_as_few_packets_as_can_be(
     run: Run, authority: Authority
 ) -> None:
@@ -349,6 +353,7 @@ def test_header_and_handshake_and_first_line_in_as_few_packets_as_can_be(
     run(test)
 
 
+@unclosed_by_old_asyncio
 def test_a_failed_handshake_behind_a_header_costs_nobody_else_anything(
     run: Run, authority: Authority
 ) -> None:
