@@ -103,9 +103,16 @@ class Link(Protocol):
 
 
 class Hub(Protocol):
-    """The broker's side of all connections. *ordered*: it keeps the order of commands that still wait."""
+    """The broker's side of all connections.
+
+    *ordered*: it keeps the order of commands that still wait. *keeps_wills*: it sees to it that a client's
+    will is published where `Channel.will_due` says so; else the engine does. *keeps_sessions*: a client's
+    session may outlive its connection.
+    """
 
     ordered: bool
+    keeps_wills: bool
+    keeps_sessions: bool
 
     def execute(self, channel: Channel, command: Command, /) -> Outcome[Any]:
         """Carry *command* out; the outcome may come later."""
@@ -153,6 +160,14 @@ class Shared(Protocol):
 
 
 @attrs.frozen(eq=False)
+class Owed:
+    """A message whose broker wants to know when its handler has ended."""
+
+    message: Message
+    taken: Callable[[], object]
+
+
+@attrs.frozen(eq=False)
 class Served:
     """A router as its channels need it: what all of them would look up again and again."""
 
@@ -169,6 +184,7 @@ class Channel:
         "client",
         "close_called",
         "closing",
+        "congestion",
         "conn",
         "counters",
         "datagram",
@@ -220,6 +236,7 @@ class Channel:
         "timers",
         "turn",
         "when_ended",
+        "will",
         "writable",
         "write",
     )
@@ -274,6 +291,8 @@ class Channel:
 
         # The broker's lane; None until the first command.
         self.lane: BrokerLane | None = None
+        self.congestion = False
+        self.will: Message | None = None
         self.registers = 0
         self.failures: list[tuple[object, Outcome[Any]]] | None = None
 
@@ -354,10 +373,16 @@ class Channel:
         elif self.outbox:
             self._flush()
 
-    def delivered(self, messages: Sequence[Message]) -> None:
-        """Take *messages* that the broker has for the device."""
+    def delivered(self, messages: Sequence[Message], taken: Callable[[], object] | None = None) -> None:
+        """Take *messages* that the broker has for the device.
+
+        With *taken* none is dropped for want of room: the broker sends no more of those before it is called,
+        when the turn of the last one has ended. It isn't if the connection ends before.
+        """
         ends = self.gone or self.closing is not None
-        room = 0 if ends else self.engine.limits.deliveries - self.deliveries
+        room = self.engine.limits.deliveries - self.deliveries if taken is None else len(messages)
+        if ends:
+            room = 0
         if len(messages) > room:
             dropped = len(messages) - room
             self._dropped("deliveries", dropped, "closing" if ends else "queue_full")
@@ -369,10 +394,13 @@ class Channel:
             messages = [self._unmounted(message) for message in messages]
         self.counters["messages_delivered"] += len(messages)
         self.deliveries += len(messages)
+        waiting: Sequence[Message | Owed] = messages
+        if taken is not None:
+            waiting = (*messages[:-1], Owed(messages[-1], taken))
         if self.queue and self.queue[-1][0] == self._run_messages:
-            self.queue[-1][1].extend(messages)
+            self.queue[-1][1].extend(waiting)
         else:
-            self._enqueue(self._run_messages, deque(messages))
+            self._enqueue(self._run_messages, deque(waiting))
             self._later()
 
     def unwritable(self) -> None:
@@ -391,6 +419,21 @@ class Channel:
         self._settle_sent()
         self.pump()
 
+    def congested(self) -> None:
+        """Hold turns and reading: the queue of what this device publishes is full."""
+        if self.congestion or self.gone:
+            return
+        self.congestion = self.held = True
+        if not self.paused:
+            self.paused = True
+            self.link.pause()
+
+    def relieved(self) -> None:
+        """Go on: there is room in that queue again."""
+        if self.congestion:
+            self.congestion = False
+            self._later()
+
     def terminated(self, reason: Reason = "device closed", detail: str = "") -> None:
         """Take the end of the connection; what it received before is still handled."""
         if self.gone:
@@ -405,7 +448,7 @@ class Channel:
         if unsent:
             self._dropped("bytes", unsent, "unsent")
         self.outbox.clear()
-        self.outbox_bytes, self.writable = 0, True
+        self.outbox_bytes, self.writable, self.congestion = 0, True, False
         left = self.decoder.buffered
         log.debug(
             "%s = closed: %s %s (%d bytes unsent, %d in no frame)",
@@ -575,7 +618,12 @@ class Channel:
                 self._judge()
             if self.outbox:
                 self._flush()
-            if self.registers or not self.writable or self.outbox_bytes > limits.outbox:
+            if (
+                self.registers
+                or (self.congestion and self.closing is None)
+                or not self.writable
+                or self.outbox_bytes > limits.outbox
+            ):
                 break
             if self.resumes:
                 self.resumes.popleft()()
@@ -602,14 +650,20 @@ class Channel:
             or self.queue
             or self.frames is not None
             or self.registers
+            or self.congestion
             or not self.writable
             or self.outbox_bytes > limits.outbox
             or self.gone
             or self.closing is not None
         )
-        if self.paused and self.queued <= limits.inbox // 2 and not self.gone and self.closing is None:
+        if self.paused and self.queued <= limits.inbox // 2 and not self.held_back:
             self.paused = False
             self.link.resume()
+
+    @property
+    def held_back(self) -> bool:
+        """Whether reading stays paused however little waits to be handled."""
+        return self.congestion or self.gone or self.closing is not None
 
     def _later(self) -> None:
         if not self.scheduled:
@@ -862,15 +916,16 @@ class Channel:
             self.running = was_running
         self.pump()
 
-    def _run_messages(self, messages: deque[Message]) -> None:
+    def _run_messages(self, messages: deque[Message | Owed]) -> None:
         routes = self.protocol.router.routes
-        first = messages.popleft()
+        takers: list[Callable[[], object]] = []
+        first = _owed(messages.popleft(), takers)
         handler = routes.deliver(first.topic)
         argument: Any = first
         if handler is not None and handler.batch:
             argument = [first]
-            while messages and routes.deliver(messages[0].topic) is handler:
-                argument.append(messages.popleft())
+            while messages and routes.deliver(_topic(messages[0])) is handler:
+                argument.append(_owed(messages.popleft(), takers))
             self.deliveries -= len(argument) - 1
         self.deliveries -= 1
         if messages and self.queue is not None:
@@ -880,8 +935,17 @@ class Channel:
             name = self.protocol.router.name
             text = "%s ! no on_deliver of %r takes %r"
             self.engine.once(("deliver", name), text, self, name, first.topic)
+            self._taken(takers)
+        elif takers:
+            self._run(handler, (self.conn, argument), partial(self._taken, takers))
         else:
             self._run(handler, (self.conn, argument))
+
+    def _taken(self, takers: list[Callable[[], object]]) -> None:
+        """Tell the broker that its messages are handled, unless the device left in the middle of it."""
+        if not self.gone:
+            for taken in takers:
+                taken()
 
     # --- failures
 
@@ -968,6 +1032,8 @@ class Channel:
     def _silent(self) -> None:
         """Look whether the device was silent all the time; it may have spoken since the timer was set."""
         runtime = self.engine.runtime
+        if self.congestion:
+            self.heard = runtime.time()  # we don't listen
         left = self.heard + self.silence - runtime.time()
         if left > ROUNDING:
             self.timer = runtime.call_later(left, self._silent)
@@ -1130,10 +1196,17 @@ class Channel:
         outcome: Outcome[None] = Outcome(self.engine.runtime.waiter)
         self.registers += 1
         self.held = True
-        self.engine.hub.execute(self, command).when_done(partial(self._registered, command.client, outcome))
+        hub = self.engine.hub
+        if command.session_expiry and not hub.keeps_sessions:
+            text = "%s ! session_expiry is ignored: this host keeps no sessions of clients that have gone"
+            self.engine.once("session_expiry", text, self)
+        mount = command.client.mountpoint
+        if command.will is not None and mount:
+            command.will = attrs.evolve(command.will, topic=mount + command.will.topic)
+        hub.execute(self, command).when_done(partial(self._registered, command, outcome))
         return outcome
 
-    def _registered(self, client: ClientInfo, outcome: Outcome[None], result: Outcome[None]) -> None:
+    def _registered(self, command: Register, outcome: Outcome[None], result: Outcome[None]) -> None:
         """Take the host's answer to a register; an older connection of that client has to end first."""
         if self.gone:
             outcome.fail(self._closed())
@@ -1141,9 +1214,9 @@ class Channel:
         if result.error is not None:
             self._register_done(outcome, result.error)
             return
-        shared = self.engine
+        shared, client = self.engine, command.client
         older = shared.clients.get(client.clientid)
-        self.client, self.mount = client, client.mountpoint
+        self.client, self.mount, self.will = client, client.mountpoint, command.will
         shared.clients[client.clientid] = self
         shared.app.clients[client.clientid] = self.conn
         self.protocol.router.live[client.clientid] = self.conn
@@ -1381,8 +1454,17 @@ class Channel:
         else:
             self._run(handler, (self.conn, self.reason), self._finish)
 
+    @property
+    def will_due(self) -> bool:
+        """Whether the client's will is to be published, now that it has gone: the app didn't end it."""
+        return self.will is not None and self.reason != "terminated"
+
     def _finish(self) -> None:
         """Let go of everything, once what was published last is on its way (bounded in time)."""
+        will = self.will
+        if will is not None and self.will_due and not self.engine.hub.keeps_wills:
+            self.mount = ""  # which the will's topic has already
+            self.issue(Publish(will.topic, will.payload, will.qos, will.retain))
         self.finishing = True
         if self.lane is None or not self.lane.busy:
             self._finish_now()
@@ -1421,6 +1503,18 @@ def _one_word(text: str) -> str:
     if text.isprintable() and " " not in text:
         return text
     return text.encode("unicode_escape").decode().replace(" ", "\\x20")
+
+
+def _owed(item: Message | Owed, takers: list[Callable[[], object]]) -> Message:
+    """Return the message, and put who waits for its end among *takers*."""
+    if type(item) is Owed:
+        takers.append(item.taken)
+        return item.message
+    return item  # type: ignore[return-value] # mypy doesn't narrow by type()
+
+
+def _topic(item: Message | Owed) -> str:
+    return item.message.topic if isinstance(item, Owed) else item.topic
 
 
 def _name(command: object) -> str:

@@ -51,6 +51,8 @@ class MemoryHub:
     """
 
     ordered = True
+    keeps_wills = False
+    keeps_sessions = False
 
     def __init__(self, login: Login | None = None, *, watch: Watch | None = None) -> None:
         self._login = login
@@ -59,6 +61,14 @@ class MemoryHub:
         self._granted: dict[Channel, dict[str, int]] = {}
         self._groups: dict[str, Group] = {}
         self._ids = itertools.count(1)
+
+    def __str__(self) -> str:
+        return "the embedded hub"
+
+    @property
+    def asks(self) -> bool:
+        """Whether a login rule decides who may register."""
+        return self._login is not None
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""

@@ -13,6 +13,7 @@ something to tell:
     logger     exproto_app, or the user's own
     message    the text, as it would stand in the text form
     [conn]     the connection's id; then always [protocol] and, once it is registered, [clientid]
+    [worker]   the number of the worker, with `run --workers`
     [repeats]  how many more of these there were, not logged one by one
     [error]    the exception's class
     [traceback]
@@ -199,7 +200,11 @@ def _raised(error: BaseException) -> tuple[type, str, int]:
 
 
 class JsonFormatter(logging.Formatter):
-    """Makes a record one line of JSON; the module tells the keys."""
+    """Makes a record one line of JSON; the module tells the keys. *worker* is the process's number."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -211,6 +216,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": message,
             **_whose(record),
+            **self._worker,
         }
         repeats = getattr(record, "repeats", None)
         if repeats is not None:
@@ -237,10 +243,17 @@ def _whose(record: logging.LogRecord) -> dict[str, str]:
     return {**fields, "clientid": client.clientid} if client is not None else fields
 
 
-def configure(level: str, form: str, stream: Stream | None = None, *, text: str = TEXT) -> None:
-    """Log from *level* on to *stream* (standard error), as `json` or as `text` (in the format *text*)."""
+def configure(
+    level: str, form: str, stream: Stream | None = None, *, text: str = TEXT, worker: int | None = None
+) -> None:
+    """Log from *level* on to *stream* (standard error), as `json` or as `text` (in the format *text*).
+
+    *worker* is the number of this process among several.
+    """
     handler: logging.Handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(text))
+    if worker is not None:
+        text = text.replace("%(message)s", f"worker {worker}: %(message)s")
+    handler.setFormatter(JsonFormatter(worker) if form == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

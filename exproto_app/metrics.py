@@ -117,10 +117,11 @@ class Snapshot:
 class Metrics:
     """Serves the metrics of *app* at *address*, from `start` until `stop`.
 
-    Raises `SetupError` for an address that can't be opened, `ExprotoError` without prometheus-client.
+    *shared*: for a while another process may serve there too. Raises `SetupError` for an address that can't
+    be opened, `ExprotoError` without prometheus-client.
     """
 
-    def __init__(self, app: App[Any], address: Address) -> None:
+    def __init__(self, app: App[Any], address: Address, *, shared: bool = False) -> None:
         try:
             import prometheus_client  # noqa: PLC0415 - an extra
         except ImportError:
@@ -134,7 +135,7 @@ class Metrics:
         self._snapshot: Snapshot | None = None
         self._exposition: Any = prometheus_client.make_wsgi_app()
         try:
-            self._server = _Server(address, self._answer)
+            self._server = _Server(address, self._answer, shared=shared)
         except OSError as error:
             raise SetupError(_why(address, error)) from None
         self.address = Address(*self._server.socket.getsockname()[:2])
@@ -306,7 +307,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = REQUESTS
 
-    def __init__(self, address: Address, application: Any) -> None:
+    def __init__(self, address: Address, application: Any, *, shared: bool) -> None:
+        self._shared = shared
         self._free = threading.BoundedSemaphore(REQUESTS)
         family, _, _, _, where = socket.getaddrinfo(
             address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -319,6 +321,8 @@ class _Server(ThreadingMixIn, WSGIServer):
         # As in the standard library, without asking the DNS for our name.
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self._shared:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = "exproto-app", self.server_address[1]

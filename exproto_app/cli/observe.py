@@ -42,7 +42,7 @@ metrics_option: Callable[[Any], Any] = click.option(
     "--metrics",
     metavar="HOST:PORT",
     help="Serve /metrics for Prometheus, /healthz and /readyz there, such as 127.0.0.1:9090; "
-    "needs exproto-app[metrics].",
+    "needs exproto-app[metrics]. With --workers each has its own port: PORT, PORT+1…",
 )
 
 
@@ -54,15 +54,18 @@ def parse_address(text: str, option: str, example: str) -> Address:
     return Address(host.strip("[]"), int(port))
 
 
-def open_metrics(app: App[Any], text: str | None, *, worker: int = 0) -> Metrics | None:
-    """Take the port of `--metrics`, or the one that is *worker* above it: each process has its own.
+def open_metrics(app: App[Any], text: str | None, *, worker: int | None = None) -> Metrics | None:
+    """Take the port of `--metrics`; the second worker has the next one, and so on.
 
     Raises `SetupError`, `ExprotoError`.
     """
     if text is None:
         return None
     address = parse_address(text, "--metrics", "127.0.0.1:9090")
-    return Metrics(app, Address(address.host, address.port + worker if address.port else 0))
+    if worker is None or not address.port:
+        return Metrics(app, address)
+    # A reload starts the new one before it ends the old one.
+    return Metrics(app, Address(address.host, address.port + worker - 1), shared=True)
 
 
 @contextmanager

@@ -145,6 +145,8 @@ class StockHub:
     """The broker, as far as casts to connection processes reach."""
 
     ordered = True
+    keeps_wills = False
+    keeps_sessions = False
 
     def __init__(self) -> None:
         self._cast: Callable[[Any, Any], None] = _erlport("erlang").cast

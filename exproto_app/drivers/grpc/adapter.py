@@ -345,6 +345,8 @@ class AdapterHub:
 
     # Calls of one connection may overtake each other.
     ordered = False
+    keeps_wills = False
+    keeps_sessions = False
 
     def __init__(self, adapters: AdapterMap) -> None:
         self.adapters = adapters
