@@ -33,14 +33,16 @@ def run(*arguments: object, stdin: str = "", cwd: Path | None = None) -> tuple[i
 
 
 @contextlib.contextmanager
-def gateway(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def gateway(
+    *arguments: object, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """Run the gateway; give the process, and the lines up to the one that says that it serves."""
     process = subprocess.Popen(
         [*COMMAND, "run", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={"PYTHONUNBUFFERED": "1"},
+        env={"PYTHONUNBUFFERED": "1", "EXPROTO_MQTT_LISTEN": "off"},
     )
     assert process.stdout is not None
     try:

@@ -21,6 +21,7 @@ from ..logs import configure
 from ..metrics import Metrics
 from ..models import Address, Limits
 from ..target import load
+from .door import DoorChoice, choose_door, door_option, opened
 from .observe import log_options, metrics_option, observed, open_metrics
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .supervisor import supervise
@@ -91,6 +92,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
 @uplink_options
+@door_option
 @stats_option
 @metrics_option
 @log_options
@@ -105,6 +107,7 @@ def command(
     proxy_protocol: bool,
     users: str | None,
     mqtt: str | None,
+    mqtt_listen: str | None,
     workers: int | None,
     max_connections: int,
     handshake_timeout: float,
@@ -134,6 +137,7 @@ def command(
         uplink["mqtt_client_id"] += f"-{worker.number}"
     login = Users(users) if users else None
     hub = make_hub(mqtt, login, uplink)
+    door = choose_door(mqtt_listen, hub)
     app = load(target)
     given = {name: value for name, value in others.items() if value is not None}
     app.limits = attrs.evolve(app.limits, **given)
@@ -141,11 +145,14 @@ def command(
     _allow_files(max_connections)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
     served = open_metrics(app, metrics, worker=worker.number if worker else None)
-    run_loop(_serve(gateway, served, stats=stats, with_uvloop=uvloop is not None, worker=worker), uvloop)
+    run_loop(
+        _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker), uvloop
+    )
 
 
 async def _serve(
     gateway: Gateway,
+    door: DoorChoice | None,
     metrics: Metrics | None,
     *,
     stats: float | None,
@@ -159,8 +166,8 @@ async def _serve(
     else:
         worker.obey(loop, stop)
     with observed(gateway, metrics):
-        async with gateway:
-            lines = _announcement(gateway, with_uvloop=with_uvloop)
+        async with gateway, opened(door, gateway) as at_door:
+            lines = [*_announcement(gateway, with_uvloop=with_uvloop), *at_door]
             if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
                 log.warning("gateway ! no --users FILE: any password is taken")
             if worker is None:

@@ -76,7 +76,7 @@ class Host(Protocol):
 
     abilities: frozenset[str]
     """What not every host has: `udp`, `unknown` (connections that the process never saw begin), `pressure`
-    (it has the device's socket, so it sees a device that doesn't read)."""
+    (it has the device's socket, so it sees a device that doesn't read), `retain` (it retains messages)."""
 
     def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
         """Connect a device."""
@@ -133,7 +133,7 @@ class MemoryDevice(Device):
 class MemoryHost:
     """An app in memory."""
 
-    abilities = frozenset({"udp", "unknown", "pressure"})
+    abilities = frozenset({"udp", "unknown", "pressure", "retain"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
         self._app = app
@@ -235,7 +235,7 @@ class SocketDevice(Device):
 class GatewayHost:
     """An app on its own gateway, in a thread of its own."""
 
-    abilities = frozenset({"udp", "pressure"})
+    abilities = frozenset({"udp", "pressure", "retain"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
         self._app = app

@@ -135,6 +135,23 @@ class TestVerbs:
         device.send(b"unsubscribe %s\npublish %s alone\necho end\n" % (topic, topic))
         device.expect(b"done\ndone\nend\n")
 
+    def test_a_retained_message_awaits_who_subscribes_until_it_is_cleared(
+        self, serve: Serve, unique: str
+    ) -> None:
+        host = serve("turns", "retain")
+        first, second = host.connect(), host.connect()
+        topic = f"kept/{unique}".encode()
+        first.send(b"login %s\nretain %s old\nretain %s new\n" % (unique.encode(), topic, topic))
+        first.expect(b"done\ndone\ndone\n")
+        second.send(b"login %s-2\nsubscribe kept/%s/#\n" % (unique.encode(), unique.encode()))
+        second.expect(b"done\n")
+        second.expect_unordered(b"1\n", topic + b" qos 1: new\n")
+        first.send(b"retain %s \n" % topic)
+        first.expect(b"done\n")
+        second.expect(topic + b" qos 1: \n")
+        first.send(b"subscribe %s\necho nothing kept\n" % topic)
+        first.expect(b"1\nnothing kept\n")
+
     def test_a_wrong_password_is_denied(self, serve: Serve, unique: str) -> None:
         device = serve("turns").connect()
         name = unique.encode()
