@@ -185,6 +185,7 @@ class Channel:
         "deliveries",
         "detail",
         "draining",
+        "dropped",
         "encode",
         "end_timer",
         "ended",
@@ -260,6 +261,7 @@ class Channel:
         self.queue: deque[Event] | None = None
         self.queued = 0
         self.deliveries = 0
+        self.dropped = 0
         self.turn: Turn | None = None
         self.running = False
         self.held = False
@@ -373,7 +375,9 @@ class Channel:
         if len(messages) > room:
             dropped = len(messages) - room
             self.counters["deliveries_dropped"] += dropped
-            log.warning("%s ! %d messages dropped: %s", self.id, dropped, self._why_no_room())
+            before, self.dropped = self.dropped, self.dropped + dropped
+            if before.bit_length() != self.dropped.bit_length():  # a flood of messages is none of lines
+                log.warning("%s ! %d messages dropped: %s", self.id, self.dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
             return

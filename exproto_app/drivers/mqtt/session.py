@@ -1,4 +1,4 @@
-"""A client's MQTT 5 session, sans-IO: commands and bytes in, bytes and outcomes out; time comes in as an argument.
+"""A client's MQTT 5 session, sans-IO: commands and bytes in, bytes and outcomes out; time is an argument.
 
 A session lives through any number of network connections. Section numbers are those of the MQTT 5 standard.
 """
@@ -25,6 +25,7 @@ from mqtt5 import (
     PubRelPacket,
     PubRelReasonCode,
     QoS,
+    RetainHandling,
     SubAckPacket,
     SubscribePacket,
     TopicFilter,
@@ -48,6 +49,10 @@ QOS: Final = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE, QoS.EXACTLY_ONCE)
 CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK = 2, 3, 4, 5, 6, 7, 9
 UNSUBACK, PINGRESP, DISCONNECT = 11, 13, 14
 IDS: Final = 65_535
+GRACE: Final = 120
+"""Seconds for which the broker keeps the session of a client that lost its network connection to it, even if it
+is to end with the device: messages for it wait until the gateway is back."""
+
 OVERHEAD: Final = 64
 """Bytes that a message in the queue counts beside its topic and payload."""
 
@@ -66,7 +71,10 @@ class ProtocolError(Exception):
 
 @attrs.frozen
 class Login:
-    """Who connects. *keepalive* and *session_expiry* are in seconds; with an expiry an old session goes on."""
+    """Who connects. *keepalive* and *session_expiry* are in seconds.
+
+    With an expiry a session from before is gone on with; without, it begins anew and ends with `disconnect`.
+    """
 
     clientid: str
     username: str = ""
@@ -141,19 +149,27 @@ class Owner(Protocol):
         """Take note that half of the queue is free again."""
         ...
 
+    def finished(self) -> None:
+        """Take note that every message is safe, after `finish`."""
+        ...
+
 
 class Flight:
     """A packet of ours on its way: it waits for its turn, or for the broker's acknowledgement.
 
-    *identifier* is the subscription's. *released*: of a QoS 2 message, the broker has it (PUBREC).
+    *identifier* is the subscription's, which may want no *retained* messages. *released*: the broker has
+    this message of QoS 2 (PUBREC).
     """
 
-    __slots__ = ("command", "identifier", "outcome", "released")
+    __slots__ = ("command", "identifier", "outcome", "released", "retained")
 
-    def __init__(self, command: Sent, outcome: Outcome[Any], identifier: int = 0) -> None:
+    def __init__(
+        self, command: Sent, outcome: Outcome[Any], identifier: int = 0, *, retained: bool = True
+    ) -> None:
         self.command = command
         self.outcome = outcome
         self.identifier = identifier
+        self.retained = retained
         self.released = False
 
 
@@ -161,9 +177,11 @@ class Session:
     """One client: its packet identifiers, what waits, what is unacknowledged, what it has subscribed to."""
 
     __slots__ = (
+        "_began",
         "_buffer",
         "_connecting",
         "_epoch",
+        "_finishing",
         "_flights",
         "_heard",
         "_heard_at",
@@ -204,7 +222,9 @@ class Session:
         self._owner = owner
         self._waiter = waiter
         self.bounds = bounds
+        self._began = False  # the broker may have our session, from an earlier network connection
         self._connecting = False
+        self._finishing = False
         self._writable = True
         self._out: list[bytes] = []
         self._buffer = b""
@@ -227,12 +247,12 @@ class Session:
             login.clientid,
             username=login.username or None,
             password=None if login.password is None else login.password.encode(),
-            clean_start=not login.session_expiry,
+            clean_start=not login.session_expiry and not self._began,
             will=None
             if will is None
             else Will(will.topic, payload=will.payload, qos=QOS[will.qos], retain=will.retain),
             keep_alive=login.keepalive,
-            session_expiry_interval=login.session_expiry,
+            session_expiry_interval=login.session_expiry or GRACE,
             receive_max=self.bounds.receive_max,
             max_packet_size=self.bounds.packet_max,
         )
@@ -255,7 +275,8 @@ class Session:
             code = DisconnectReasonCode.NORMAL_DISCONNECTION
             if with_will:
                 code = DisconnectReasonCode.DISCONNECT_WITH_WILL_MESSAGE
-            self._write(DisconnectPacket(reason_code=code).write())
+            expiry = self.login.session_expiry
+            self._write(DisconnectPacket(reason_code=code, session_expiry_interval=expiry).write())
         self.online = self.ready = self._connecting = False
 
     def broken(self, error: ProtocolError) -> None:
@@ -312,18 +333,18 @@ class Session:
                     self._owner.wants_write()
                 self._out.append(packet)
                 return DONE
-        return self._issue(command, 0)
+        return self._issue(command)
 
-    def subscribe(self, command: Subscribe, identifier: int = 0) -> Outcome[int]:
-        """Subscribe; the outcome is the QoS granted. *identifier* 0 means none."""
-        return self._issue(command, identifier)
+    def subscribe(self, command: Subscribe, identifier: int = 0, *, retained: bool = True) -> Outcome[int]:
+        """Subscribe, for *retained* messages too; the outcome is the QoS granted. *identifier* 0: none."""
+        return self._issue(command, identifier, retained=retained)
 
     def unsubscribe(self, command: Unsubscribe) -> Outcome[None]:
         """Take a subscription back."""
-        return self._issue(command, 0)
+        return self._issue(command)
 
     def drop_oldest(self) -> Flight | None:
-        """Take the oldest message that waits out of the queue, for the caller to fail; None if there is none."""
+        """Take the oldest message that waits out of the queue, for the caller to fail."""
         for flight in self.waiting or ():
             if isinstance(flight.command, Publish):
                 self.waiting.remove(flight)  # type: ignore[union-attr] # we iterate over it
@@ -355,6 +376,10 @@ class Session:
         if self.online:
             self._drain()
 
+    def finish(self) -> None:
+        """Tell the owner when every message is safe."""
+        self._finishing = True
+
     @property
     def unsafe(self) -> int:
         """How many messages wait, for sending or for an acknowledgement."""
@@ -363,11 +388,11 @@ class Session:
 
     # --- sending
 
-    def _issue(self, command: Sent, identifier: int) -> Outcome[Any]:
+    def _issue(self, command: Sent, identifier: int = 0, *, retained: bool = True) -> Outcome[Any]:
         error = self._misfit(command) if self.online else None
         if error is not None:
             return refused(error)
-        flight = Flight(command, Outcome(self._waiter), identifier)
+        flight = Flight(command, Outcome(self._waiter), identifier, retained=retained)
         if self.ready and not self.waiting and self._free(command):
             self._launch(flight)
         else:
@@ -399,7 +424,7 @@ class Session:
             self._write(_publish(command, packet_id, duplicate=False))
         elif type(command) is Subscribe:
             identifier = flight.identifier if self.terms.subscription_ids else 0
-            self._write(_subscribe(command, packet_id, identifier))
+            self._write(_subscribe(command, packet_id, identifier, retained=flight.retained))
         else:
             self._write(UnsubscribePacket(packet_id, [command.topic]).write())
 
@@ -421,6 +446,8 @@ class Session:
                 self._owner.relieved()
             if not waiting:
                 self.waiting = None
+        if self._finishing and not self.unsafe:
+            self._owner.finished()
 
     def _write(self, packet: bytes) -> None:
         if not self._out:
@@ -445,7 +472,7 @@ class Session:
                     return DeniedError(f"the broker takes QoS {terms.max_qos} at most, not {qos}")
                 if retain and not terms.retain:
                     return DeniedError("the broker keeps no retained messages")
-                # Lengths of the packet, the topic and the properties, and the identifier; all of them at most.
+                # The lengths of the packet, the topic and the properties, and the identifier, at most.
                 size = len(topic.encode()) + len(payload) + 10
                 if size > terms.packet_max:
                     size = len(_publish(command, 1, duplicate=False))
@@ -472,19 +499,8 @@ class Session:
         at, end = 0, len(data)
         view = memoryview(data)
         while at < end:
-            length = body = 0
-            shift = 0
-            for position in range(at + 1, min(at + 5, end)):
-                length |= (data[position] & 0x7F) << shift
-                shift += 7
-                if data[position] < 0x80:
-                    body = position + 1
-                    break
+            body, length = _length(data, at + 1)
             if not body:
-                if end - at > 4:
-                    raise ProtocolError(
-                        "it sent a packet without an end", DisconnectReasonCode.MALFORMED_PACKET
-                    )
                 break
             if length > self.bounds.packet_max:
                 words = f"it sent a packet of {length} bytes, limit is {self.bounds.packet_max}"
@@ -554,7 +570,7 @@ class Session:
         if parsed.server_keep_alive is not None:
             self.keepalive = parsed.server_keep_alive
         self._connecting = False
-        self.online = True
+        self.online = self._began = True
         self._resume(present=parsed.session_present)
         self._owner.accepted()
 
@@ -642,6 +658,8 @@ class Session:
             flight.outcome.settle(None)
         if self.waiting and self.online:
             self._drain()
+        elif self._finishing and not self.unsafe:
+            self._owner.finished()
 
     def _subscription(self, packet: SubAckPacket | UnsubAckPacket) -> None:
         flight = self._flights.pop(packet.packet_id, None) if self._flights else None
@@ -685,7 +703,7 @@ class Session:
             self._taken(self._epoch, packet_id, qos)
 
     def _taken(self, epoch: int, packet_id: int, qos: int) -> None:
-        """Acknowledge a message that is handled; when the broker sends it again, if it can't be reached now."""
+        """Acknowledge a message that is handled; if that can't be now, when the broker sends it again."""
         incoming = self._incoming
         if epoch != self._epoch or incoming is None or packet_id not in incoming:
             return
@@ -719,6 +737,19 @@ class Session:
             self._quota += min(self.terms.receive_max, self.bounds.messages) - 1
 
 
+def _length(data: bytes, at: int) -> tuple[int, int]:
+    """Return where the body of a packet begins and how long it is (1.5.5); 0 while that can't be told."""
+    length = shift = 0
+    for position, byte in enumerate(data[at : at + 4], at + 1):
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return position, length
+        shift += 7
+    if shift == 28:
+        raise ProtocolError("it sent a packet without an end", DisconnectReasonCode.MALFORMED_PACKET)
+    return 0, 0
+
+
 def _publish(command: Publish, packet_id: int, *, duplicate: bool) -> bytes:
     return PublishPacket(
         command.topic,
@@ -730,8 +761,13 @@ def _publish(command: Publish, packet_id: int, *, duplicate: bool) -> bytes:
     ).write()
 
 
-def _subscribe(command: Subscribe, packet_id: int, identifier: int) -> bytes:
-    wanted = TopicFilter(command.topic, max_qos=QOS[command.qos], retain_as_published=False)
+def _subscribe(command: Subscribe, packet_id: int, identifier: int, *, retained: bool) -> bytes:
+    wanted = TopicFilter(
+        command.topic,
+        max_qos=QOS[command.qos],
+        retain_as_published=False,
+        retain_handling=RetainHandling.SEND_ALWAYS if retained else RetainHandling.SEND_NEVER,
+    )
     return SubscribePacket(packet_id, [wanted], subscription_id=identifier or None).write()
 
 
