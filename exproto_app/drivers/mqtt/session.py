@@ -50,7 +50,7 @@ CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK = 2, 3, 4, 5, 6, 7, 9
 UNSUBACK, PINGRESP, DISCONNECT = 11, 13, 14
 IDS: Final = 65_535
 GRACE: Final = 120
-"""Seconds for which the broker keeps the session of a client that lost its network connection to it, even if it
+"""Seconds for which the broker keeps the session of a client that lost its network connection, even if it
 is to end with the device: messages for it wait until the gateway is back."""
 
 OVERHEAD: Final = 64
