@@ -90,7 +90,10 @@ class App(Router[S]):
 
     @property
     def connections(self) -> Mapping[str, Connection[Any]]:
-        """The registered connections of this process, of every protocol, by clientid."""
+        """The registered connections of this process, of every protocol, by clientid.
+
+        With `run --workers` each worker is a process; a device is reached from anywhere through its topic.
+        """
         return MappingProxyType(self.clients)
 
     @property

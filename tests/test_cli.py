@@ -81,6 +81,19 @@ def test_run_serves_and_stops_gracefully() -> None:
         assert "any password is taken" in "".join(lines) + out
 
 
+def test_run_behind_a_load_balancer() -> None:
+    listens = ("--listen", "tcp://127.0.0.1:0", "--proxy-protocol")
+    with gateway(ECHO, *listens) as (process, lines):
+        with (
+            socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device,
+            device.makefile("rb") as stream,
+        ):
+            device.sendall(b"PROXY TCP4 203.0.113.7 198.51.100.1 40000 7993\r\nhi\n")
+            assert [stream.readline(), stream.readline()] == [b"hello\n", b"got hi\n"]
+        assert process.stdout is not None
+        assert any("bye 203.0.113.7:40000 device closed" in line for line in process.stdout)
+
+
 def test_run_several_protocols_and_kinds() -> None:
     listens = ("--listen", "tracker=tcp://127.0.0.1:0", "--listen", "meter=udp://127.0.0.1:0")
     with gateway(FLEET, *listens, "--stats", "0.05") as (process, lines):
@@ -175,6 +188,8 @@ def test_an_exception_in_the_users_file_is_shown_as_its_own(tmp_path: Path) -> N
         ((ECHO, "--listen", "tcp://127.0.0.1"), "has no port"),
         ((ECHO, "--listen", "tcp://:1?colour=red"), "unknown option 'colour'"),
         ((ECHO, "--listen", "tcp://no.such.host.invalid:1"), "there is no host 'no.such.host.invalid'"),
+        ((ECHO, "--listen", "udp://:1?proxy-protocol=1"), "unknown option 'proxy-protocol'"),
+        ((ECHO, "--workers", "0", "--mqtt", "mqtt://:1"), "0 is not in the range x>=1"),
         ((ECHO, "--listen", "tls://:0"), "needs a certificate: give --cert FILE and --key FILE"),
         ((ECHO, "--listen", "tls://:0", "--cert", "gone.pem"), "there is no file gone.pem"),
         ((ECHO, "--listen", "tls://:0", "--cert", ECHO), "can't be used"),
