@@ -55,6 +55,9 @@ ROUNDING = 1e-6
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
 
+LEFT = frozenset({"device closed", "lost", "taken over", "kicked"})
+"""Reasons with which the device can't have got what a handler sent it last."""
+
 Event: TypeAlias = tuple[Callable[[Any], None], Any]
 
 
@@ -934,7 +937,7 @@ class Channel:
 
     def _taken(self, takers: list[Callable[[], object]]) -> None:
         """Tell the broker that its messages are handled, unless the device left in the middle of it."""
-        if not self.gone:
+        if not self.gone and self.reason not in LEFT:
             for taken in takers:
                 taken()
 

@@ -449,6 +449,13 @@ class Session:
         if self._finishing and not self.unsafe:
             self._owner.finished()
 
+    def _go_on(self) -> None:
+        """Take note that there is room for one more."""
+        if self.waiting and self.online:
+            self._drain()
+        elif self._finishing and not self.unsafe:
+            self._owner.finished()
+
     def _write(self, packet: bytes) -> None:
         if not self._out:
             self._owner.wants_write()
@@ -656,10 +663,7 @@ class Session:
             flight.outcome.fail(DeniedError(f"the broker refused the message: {words}"))
         else:
             flight.outcome.settle(None)
-        if self.waiting and self.online:
-            self._drain()
-        elif self._finishing and not self.unsafe:
-            self._owner.finished()
+        self._go_on()
 
     def _subscription(self, packet: SubAckPacket | UnsubAckPacket) -> None:
         flight = self._flights.pop(packet.packet_id, None) if self._flights else None
@@ -681,6 +685,7 @@ class Session:
             if self.subscriptions is not None:
                 self.subscriptions.pop(command.topic, None)
             flight.outcome.settle(None)
+        self._go_on()
 
     def _message(self, packet: PublishPacket) -> None:
         qos = int(packet.qos)
