@@ -890,6 +890,9 @@ class Channel:
         turn.ended = True
         if turn.deadline is not None:
             turn.deadline.cancel()
+        # Both know the context that they were made in, where the turn before may be, which would know the one
+        # before that: no turn of a busy connection would ever be freed.
+        turn.deadline = turn.task = None
         if self.turn is turn:
             self.turn = None
         if turn.error is not None:

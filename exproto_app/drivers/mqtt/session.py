@@ -325,15 +325,28 @@ class Session:
 
     def publish(self, command: Publish) -> Outcome[None]:
         """Publish, in order. QoS 0 is done when it is handed to the network, 1 and 2 when acknowledged."""
-        if self.ready and not command.qos and not self.waiting:
+        terms, qos = self.terms, command.qos
+        if not self.ready or self.waiting or qos > terms.max_qos or (command.retain and not terms.retain):
+            return self._issue(command)
+        if not qos:
             packet = PublishPacket(command.topic, command.payload, retain=command.retain).write()
-            terms = self.terms
-            if len(packet) <= terms.packet_max and (terms.retain or not command.retain):
-                if not self._out:
-                    self._owner.wants_write()
-                self._out.append(packet)
-                return DONE
-        return self._issue(command)
+            if len(packet) > terms.packet_max:
+                return refused(self._too_large(len(packet)))
+            outcome = DONE
+        else:
+            if self._quota <= 0:
+                return self._issue(command)
+            packet_id = self._next_id()
+            packet = _publish(command, packet_id, duplicate=False)
+            if len(packet) > terms.packet_max:
+                return refused(self._too_large(len(packet)))
+            outcome = Outcome(self._waiter)
+            self._fly(packet_id, Flight(command, outcome))
+            self._quota -= 1
+        if not self._out:
+            self._owner.wants_write()
+        self._out.append(packet)
+        return outcome
 
     def subscribe(self, command: Subscribe, identifier: int = 0, *, retained: bool = True) -> Outcome[int]:
         """Subscribe, for *retained* messages too; the outcome is the QoS granted. *identifier* 0: none."""
@@ -416,9 +429,7 @@ class Session:
             flight.outcome.settle(None)
             return
         packet_id = self._next_id()
-        if self._flights is None:
-            self._flights = {}
-        self._flights[packet_id] = flight
+        self._fly(packet_id, flight)
         if type(command) is Publish:
             self._quota -= 1
             self._write(_publish(command, packet_id, duplicate=False))
@@ -427,6 +438,11 @@ class Session:
             self._write(_subscribe(command, packet_id, identifier, retained=flight.retained))
         else:
             self._write(UnsubscribePacket(packet_id, [command.topic]).write())
+
+    def _fly(self, packet_id: int, flight: Flight) -> None:
+        if self._flights is None:
+            self._flights = {}
+        self._flights[packet_id] = flight
 
     def _drain(self) -> None:
         """Send what waits, as far as the broker and the network take it."""
@@ -462,13 +478,12 @@ class Session:
         self._out.append(packet)
 
     def _next_id(self) -> int:
-        packet_id = self._last_id
-        flights = self._flights or {}
-        while True:
+        packet_id = self._last_id % IDS + 1
+        flights = self._flights
+        while flights and packet_id in flights:
             packet_id = packet_id % IDS + 1
-            if packet_id not in flights:
-                self._last_id = packet_id
-                return packet_id
+        self._last_id = packet_id
+        return packet_id
 
     def _misfit(self, command: Sent) -> DeniedError | None:
         """Return why the broker would refuse *command*, from what its CONNACK told."""
@@ -515,7 +530,7 @@ class Session:
             if body + length > end:
                 break
             first = data[at]
-            if first == 0x40 and length == 2:
+            if first == 0x40 and (length == 2 or (length == 3 and data[body + 2] < 0x80)):
                 self._acknowledged((data[body] << 8) + data[body + 1], 0, "")
             else:
                 self._packet(first >> 4, view[at : body + length], body - at)
@@ -611,9 +626,7 @@ class Session:
         self.waiting_bytes += sum(_size(flight.command) for flight in flights)
 
     def _resend(self, packet_id: int, flight: Flight, command: Publish) -> None:
-        if self._flights is None:
-            self._flights = {}
-        self._flights[packet_id] = flight
+        self._fly(packet_id, flight)
         self._quota -= 1
         if flight.released:
             self._write(PubRelPacket(packet_id).write())

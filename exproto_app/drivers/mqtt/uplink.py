@@ -62,13 +62,13 @@ class MqttHub:
 
     def __init__(
         self,
-        url: Url,
+        url: Url | str,
         options: Options | None = None,
         *,
         context: ssl.SSLContext | None = None,
         login: LoginRule | None = None,
     ) -> None:
-        self.url = url
+        self.url = Url.parse(url) if isinstance(url, str) else url
         self.options = options or Options()
         self.engine: Engine
         self.broker: Broker
