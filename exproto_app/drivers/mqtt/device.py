@@ -25,6 +25,9 @@ log = logging.getLogger("exproto_app")
 HARD: Final = 4
 """A turn that runs may fill the queue this many times over; beyond that its messages are refused."""
 
+GRACE: Final = 1.0
+"""Seconds for which what a device has left over waits for a newer connection of the same clientid."""
+
 SHORTEST_KEEPALIVE: Final = 5
 DEFAULT_KEEPALIVE: Final = 60
 """Seconds; the gateway pings in a device's name, so a shorter one would tell the broker nothing."""
@@ -150,8 +153,7 @@ class Device(Sender):
                 hub.left(self)
                 self.link.session.finish()
                 return
-            # Another has the clientid now, at the broker or in another gateway.
-            hub.own.link.session.append(self.give_up())
+            self._hand_over()
         self.close()
 
     def give_up(self) -> list[Flight]:
@@ -221,5 +223,14 @@ class Device(Sender):
             self.channel.relieved()
             self.channel.end(reason, words)
         else:
-            self.hub.own.link.session.append(self.give_up())
-            self.close()
+            # Perhaps the device is about to come back here, and takes its messages.
+            self.hub.broker.loop.call_later(GRACE, self._left_over)
+
+    def _left_over(self) -> None:
+        if self.link.session.unsafe:
+            self._hand_over()
+        self.close()
+
+    def _hand_over(self) -> None:
+        """Have the gateway's own client send what is left: another has this one's clientid."""
+        self.hub.own.link.session.append(self.give_up())

@@ -26,7 +26,7 @@ log = logging.getLogger("exproto_app")
 DIALS: Final = 200
 """Connections that are being made at a time, so that a storm of devices fits a broker's backlog."""
 
-FIRST_WAIT: Final = 0.5
+FIRST_WAIT: Final = 0.25
 LONGEST_WAIT: Final = 30.0
 """Seconds between attempts, the first and the longest; each is cut by up to a half, by chance."""
 

@@ -125,8 +125,7 @@ class MqttHub:
         """Disconnect every client, after what waits is sent where the broker takes it (bounded in time)."""
         devices = {*self.leaving, *self._devices.values()}
         links = [self.own.link, *(device.link for device in devices)]
-        if not self.broker.trouble:
-            await self._until(lambda: not any(link.session.unsafe for link in links))
+        await self._until(lambda: not any(link.session.online and link.session.unsafe for link in links))
         left = sum(link.session.unsafe for link in links)
         if left:
             self.lost(left, "the gateway stops, and the broker hasn't taken them")
