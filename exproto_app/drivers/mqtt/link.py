@@ -156,11 +156,11 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.dialling = True
+        self._closing = False
         if self.stopped:
             self._transport.abort()
             return
-        self.dialling = True
-        self._closing = False
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
