@@ -176,7 +176,7 @@ class TestPublish:
         assert [packet.packet_id for packet in peer.sent()] == [1]
 
     def test_when_every_identifier_is_in_use_commands_wait(self) -> None:
-        peer = Peer()
+        peer = Peer(bounds=Bounds(messages=65_535))
         peer.up()
         for number in range(65_535):
             peer.session.unsubscribe(Unsubscribe(f"{number}"))
@@ -549,6 +549,16 @@ class TestTime:
                 break
         else:
             raise AssertionError("it was never pinged")
+
+    def test_an_acknowledgement_that_is_due_is_asked_after_sooner(self) -> None:
+        peer = Peer()
+        peer.up()
+        peer.publish(b"", 1)
+        peer.sent()
+        assert [peer.session.tick(now) for now in (1.0, 10.9)] == ["", ""]
+        assert peer.session.take() == b""
+        peer.session.tick(11.0)
+        assert peer.session.take() == b"\xc0\x00"
 
     def test_the_brokers_keepalive_wins(self) -> None:
         peer = Peer(login=Login("c", keepalive=300))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...channel import Channel
 from ...commands import DONE, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
@@ -51,17 +51,25 @@ class Sender:
         if session.waiting is None:
             outcome = session.publish(command)
             if session.waiting is not None:
-                self._bound(channel)
+                self.bound(channel)
             return outcome
-        number, bounds = len(session.waiting), session.bounds
-        if number >= HARD * bounds.messages or session.waiting_bytes >= HARD * bounds.queue:
+        full = self.full()
+        if full is not None:
             self.hub.count("publishes_dropped")
-            words = f"{number} messages ({session.waiting_bytes} bytes) wait for the broker"
-            limits = f"limits are {HARD * bounds.messages} and {HARD * bounds.queue}"
-            return refused(UnavailableError(f"{words}, {limits}"))
+            return full
         outcome = session.publish(command)
-        self._bound(channel)
+        self.bound(channel)
         return outcome
+
+    def full(self) -> Outcome[Any] | None:
+        """Return the refusal of whatever more is to wait, None while there is room."""
+        session = self.link.session
+        number, size, bounds = len(session.waiting or ()), session.waiting_bytes, session.bounds
+        if number < HARD * bounds.messages and size < HARD * bounds.queue:
+            return None
+        limits = f"limits are {HARD * bounds.messages} and {HARD * bounds.queue}"
+        words = f"{number} messages and the like ({size} bytes) wait for the broker, {limits}"
+        return refused(UnavailableError(words))
 
     def relieved(self) -> None:
         """Have those go on that wait for room."""
@@ -70,7 +78,7 @@ class Sender:
         for channel in channels or ():
             channel.relieved()
 
-    def _bound(self, channel: Channel | None) -> None:
+    def bound(self, channel: Channel | None) -> None:
         """See to a queue that is full."""
         session, policy = self.link.session, self.hub.options.when_full
         bounds = session.bounds
@@ -135,13 +143,17 @@ class Device(Sender):
         """What it is to the broker."""
         return self.link.session.login.clientid
 
-    def subscribe(self, _: Channel, command: Subscribe) -> Outcome[int]:
+    def subscribe(self, channel: Channel, command: Subscribe) -> Outcome[int]:
         """Subscribe at the broker."""
-        return self.link.session.subscribe(command)
+        outcome = self.full() or self.link.session.subscribe(command)
+        self.bound(channel)
+        return outcome
 
-    def unsubscribe(self, _: Channel, command: Unsubscribe) -> Outcome[None]:
+    def unsubscribe(self, channel: Channel, command: Unsubscribe) -> Outcome[None]:
         """Take a subscription back."""
-        return self.link.session.unsubscribe(command)
+        outcome = self.full() or self.link.session.unsubscribe(command)
+        self.bound(channel)
+        return outcome
 
     def leave(self, *, with_will: bool) -> None:
         """End: the connection has gone. What it has published is sent first."""

@@ -145,12 +145,11 @@ class Link(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write what the session has to send."""
-        if self._transport is not None:
+        # One that is closing has failed, and `connection_lost` is about to say so.
+        if self._transport is not None and not self._transport.is_closing():
             data = self.session.take()
             if data:
                 self._transport.write(data)
-
-    # --- from the broker
 
     # --- from asyncio
 

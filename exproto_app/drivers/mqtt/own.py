@@ -70,6 +70,9 @@ class Own(Sender):
 
     def subscribe(self, channel: Channel, command: Subscribe) -> Outcome[int]:
         """Subscribe for *channel*; the broker is asked each time, for it has retained messages to send."""
+        full = self.full()
+        if full is not None:
+            return full
         topic = command.topic
         subscription = self._subscriptions.get(topic)
         if subscription is None:
@@ -86,6 +89,7 @@ class Own(Sender):
         outcome: Outcome[int] = Outcome(self.hub.broker.waiter)
         result = self._ask(topic, subscription, identifier)
         result.when_done(partial(self._subscribed, channel, command, outcome))
+        self.bound(channel)
         return outcome
 
     def _ask(self, topic: str, subscription: Subscription, identifier: int = 0) -> Outcome[int]:

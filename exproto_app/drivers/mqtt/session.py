@@ -88,10 +88,10 @@ class Login:
 class Bounds:
     """What one session may use.
 
-    Counts: *messages* waiting for the broker, and likewise unacknowledged by it; *receive_max* messages of
-    QoS 1 and 2 of the broker that aren't handled yet. Bytes: *queue* of what waits, *packet_max* of a packet
-    that the broker may send. Times, in seconds: *timeout* for an answer, *ping* of silence after which the
-    broker is asked for one.
+    Counts: *messages* waiting for the broker, and likewise unacknowledged by it, with as many other commands;
+    *receive_max* messages of QoS 1 and 2 of the broker that aren't handled yet. Bytes: *queue* of what waits,
+    *packet_max* of a packet that the broker may send. Times, in seconds: *timeout* for an answer, *ping* of
+    silence after which the broker is asked for one.
     """
 
     messages: int = 256
@@ -314,8 +314,10 @@ class Session:
             self._sent, self._sent_at = False, now
         if self._pinged_at:
             return f"no answer to a ping within {timeout:g} s" if now - self._pinged_at >= timeout else ""
-        # The broker waits for one and a half keepalives (3.1.2.10).
+        # The broker waits for one and a half keepalives (3.1.2.10); we wait less for what it owes us.
         limit = min(0.75 * self.keepalive or self.bounds.ping, self.bounds.ping)
+        if self._flights:
+            limit = min(limit, timeout)
         if now - min(self._heard_at, self._sent_at) >= limit and self.online:
             self._write(PING)
             self._pinged_at = now
@@ -419,7 +421,7 @@ class Session:
         """Tell whether *command* may go out now."""
         if isinstance(command, Publish) and command.qos:
             return self._quota > 0
-        return self._flights is None or len(self._flights) < IDS
+        return self._flights is None or len(self._flights) < min(IDS, 2 * self.bounds.messages)
 
     def _launch(self, flight: Flight) -> None:
         """Send *flight* for the first time on this network connection."""
