@@ -156,12 +156,12 @@ async def _serve(
         worker.obey(loop, stop)
     async with gateway:
         lines = _announcement(gateway, with_uvloop=with_uvloop)
+        if login is None:
+            log.warning("gateway ! no --users FILE: any password is taken")
         if worker is None:
             click.echo("\n".join(lines) + "; Ctrl-C ends it")
         else:
             worker.ready(lines)
-        if login is None:
-            log.warning("gateway ! no --users FILE: any password is taken")
         reporter = asyncio.ensure_future(report(app.stats, stats)) if stats else None
         await stop.wait()
         log.info("gateway = stopping: %d connections", gateway.open)
