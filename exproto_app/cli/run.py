@@ -163,7 +163,7 @@ async def _serve(
         if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
             log.warning("gateway ! no --users FILE: any password is taken")
         if worker is None:
-            click.echo("\n".join([*lines, "Ctrl-C ends it"]))
+            click.echo("\n".join(lines) + "; Ctrl-C ends it")
         else:
             worker.ready(lines)
         reporter = asyncio.ensure_future(report(app.stats, stats)) if stats else None
