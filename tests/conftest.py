@@ -9,21 +9,6 @@ import pytest
 from .erlang.broker import MISSING, Vm, running
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the tests of the gRPC service be asked for."""
-    text = "also test the gRPC service; its stand-in for EMQX leaves sockets unclosed at times"
-    parser.addoption("--grpc", action="store_true", help=text)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests of the gRPC service out, unless they are asked for."""
-    if config.getoption("--grpc"):
-        return
-    left_out = [item for item in items if item.nodeid.startswith("tests/grpc/") or "[grpc" in item.nodeid]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
-
-
 @pytest.fixture(scope="session")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
     """Run an Erlang VM with the harness."""

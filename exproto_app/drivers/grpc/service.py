@@ -160,9 +160,12 @@ class Service:
         # Brokers may still connect meanwhile: they have to tell which connections have ended.
         await self.runner.stop()
         if self._server is not None:
+            # asyncio leaks a connection that it has accepted but not yet made when the server closes.
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            for _ in range(ACCEPTED):
+                await asyncio.sleep(0)
             self._server.close()
-        for _ in range(ACCEPTED):
-            await asyncio.sleep(0)
         for caller in self.callers:
             caller.wire.goaway(caller.last)
         await self._until(lambda: not any(caller.waits for caller in self.callers))
