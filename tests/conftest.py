@@ -1,12 +1,19 @@
-"""What several suites share: an Erlang VM, in which each test has listeners of its own."""
+"""What several suites share: how hypothesis runs, and an Erlang VM, in which each test has its listeners."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from .erlang.broker import MISSING, Vm, running
+
+
+# A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
+settings.register_profile("usual", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=10_000)
+settings.load_profile("usual")
 
 
 @pytest.fixture(scope="session")
