@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.hpack import Decoder, Encoder, HpackError
+from exproto_app.drivers.grpc.blocks import BlockError as HpackError
+from exproto_app.drivers.grpc.blocks import Decoder, Encoder
 from exproto_app.drivers.grpc.http2 import PREFACE, Wire, framed
 from exproto_app.drivers.grpc.service import _start
 from exproto_app.drivers.reasons import reason
@@ -90,14 +91,16 @@ class Heard:
 
     def __init__(self) -> None:
         self.events: list[Any] = []
+        self.calls: dict[int, object] = {}
 
     def connected(self) -> None:
         self.events.append("connected")
 
-    def ready(self) -> None:
-        self.events.append("ready")
+    def settled(self) -> None:
+        self.events.append("settled")
 
     def headers(self, stream: int, fields: Any, *, ended: bool) -> None:
+        self.calls[stream] = fields
         self.events.append(("headers", stream, fields, ended))
 
     def data(self, stream: int, data: bytes, *, ended: bool) -> None:
@@ -121,10 +124,19 @@ class Sink:
 
     def __init__(self) -> None:
         self.data = b""
-        self.closed = False
+        self.closed = self.paused = False
 
     def write(self, data: bytes) -> None:
         self.data += data
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
 
     def close(self) -> None:
         self.closed = True
@@ -159,7 +171,7 @@ REQUEST = (
 )
 SEEN = [
     "connected",
-    "ready",
+    "settled",
     ("headers", 1, {b":method": b"POST", b":scheme": b"http", b":path": b"/x"}, False),
     ("data", 1, b"\0\0\0\0\3ab", False),
     ("data", 1, b"c", True),
@@ -219,7 +231,7 @@ def test_a_ping_is_answered_and_a_window_given_back() -> None:
 def test_broken_rules_end_the_connection(frame: bytes) -> None:
     _, owner, sink = served(PREFACE, SETTINGS, frame, REQUEST[0])
     assert sink.closed
-    assert owner.events == ["connected", "ready"]
+    assert owner.events == ["connected", "settled"]
 
 
 def test_sending_waits_for_the_peers_window() -> None:
@@ -227,7 +239,7 @@ def test_sending_waits_for_the_peers_window() -> None:
         owner, sink = Heard(), Sink()
         wire = Wire(owner, client=False)
         wire.connection_made(sink)  # type: ignore[arg-type] # as above
-        wire.data_received(PREFACE + framed(4, 0, 0, b"\0\4\0\0\0\x0a"))
+        wire.data_received(PREFACE + framed(4, 0, 0, b"\0\4\0\0\0\x0a") + REQUEST[0])
         await asyncio.sleep(0)
         sink.data = b""
         wire.send(1, b"x" * 25, ended=False, tail=b"TAIL")

@@ -7,8 +7,10 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeAlias
+from urllib.parse import unquote_to_bytes
 
-from .hpack import Fields
+from ...models import Address
+from .blocks import Fields
 from .http2 import Wire
 
 __all__ = ["CANCELLED", "OK", "UNAVAILABLE", "UNIMPLEMENTED", "Client", "Done", "Method"]
@@ -99,17 +101,17 @@ class Connection:
         self.wire = Wire(self, client=True)
         self.calls: dict[int, Call] = {}
         self.retired = False
-        self.settled: asyncio.Future[None] = client.loop.create_future()
+        self.standing: asyncio.Future[None] = client.loop.create_future()
         self._next = 1
 
     @property
     def free(self) -> bool:
         """Whether the peer would take another stream now."""
-        return len(self.calls) < self.wire.max_streams
+        return len(self.calls) < self.wire.max_streams and not self.wire.full
 
     def start(self, call: Call) -> None:
         """Put *call* on a stream of its own."""
-        stream = self._next
+        stream = self.wire.last = self._next
         self._next = stream + 2
         call.stream, call.wire = stream, self
         self.calls[stream] = call
@@ -140,13 +142,16 @@ class Connection:
         # Until its settings are here, nobody knows who is at the other end.
         self.client.open.add(self)
 
-    def ready(self) -> None:
-        self._settle()
-        self.client.ready(self)
+    def settled(self) -> None:
+        if self.standing.done():
+            self.client.room()
+        else:
+            self._stands()
+            self.client.ready(self)
 
-    def _settle(self) -> None:
-        if not self.settled.done():
-            self.settled.set_result(None)
+    def _stands(self) -> None:
+        if not self.standing.done():
+            self.standing.set_result(None)
 
     def headers(self, stream: int, fields: Fields, *, ended: bool) -> None:
         call = self.calls.get(stream)
@@ -154,8 +159,8 @@ class Connection:
             return
         status = fields.get(b"grpc-status")
         if status is not None:
-            call.status = int(status) if status.isdigit() else 2
-            call.words = fields.get(b"grpc-message", b"")
+            call.status = int(status) if status.isdigit() and len(status) < 4 else 2
+            call.words = unquote_to_bytes(fields.get(b"grpc-message", b""))
         elif fields.get(b":status", b"200") != b"200":
             call.status = UNAVAILABLE
             call.words = b"it answers HTTP status " + fields[b":status"]
@@ -195,7 +200,7 @@ class Connection:
         calls, self.calls = self.calls, {}
         self.client.open.discard(self)
         self.retired = True
-        self._settle()
+        self._stands()
         self.client.retired(self)
         for call in calls.values():
             self.client.failed(call, b"the connection broke: " + detail.encode(), untouched=False)
@@ -215,7 +220,8 @@ class Connection:
         elif status == UNAVAILABLE:
             self.client.failed(call, call.words or b"it says that it is unavailable", untouched=True)
         else:
-            self.client.finish(call, 2 if status < 0 else status, call.words or b"status %d" % status)
+            words = b"the answer has no status" if status < 0 else b"status %d" % status
+            self.client.finish(call, 2 if status < 0 else status, call.words or words)
         self._look_empty()
 
     def _look_empty(self) -> None:
@@ -230,8 +236,8 @@ class Client:
     """Calls to *host*:*port*. A call waits for a connection, at most until its deadline."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.name = f"{host}:{port}"
-        self.reached = False
+        self.name = str(Address(host, port))
+        self.asked = self.reached = False
         self._host = host
         self._port = port
         self.loop = asyncio.get_running_loop()
@@ -257,8 +263,12 @@ class Client:
 
     def call(self, method: Method, message: bytes, done: Done) -> None:
         """Call *method*; *done* gets what comes of it, later."""
+        self.asked = True
         call = Call(method, message, done, self.loop.time() + DEADLINE)
         self._calls[call] = None
+        if self._closed:
+            self.loop.call_soon(self.finish, call, CANCELLED, b"the service stops")
+            return
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(SWEEP, self._sweep)
         self._start(call)
@@ -351,8 +361,8 @@ class Client:
                 try:
                     opened = self.loop.create_connection(lambda: connection.wire, self._host, self._port)  # noqa: B023 - called at once
                     await asyncio.wait_for(opened, DEADLINE)
-                    await asyncio.wait_for(connection.settled, DEADLINE)
-                except (OSError, asyncio.TimeoutError) as error:
+                    await asyncio.wait_for(connection.standing, DEADLINE)
+                except (OSError, ValueError, asyncio.TimeoutError) as error:
                     connection.wire.abort()
                     self._tell(str(error) or "no answer")
                 if self._connection is None:
@@ -387,7 +397,7 @@ class Client:
         if late and connection is not None and now - connection.wire.heard > DEADLINE:
             # It hangs, or the network swallows what is sent: the next call gets another connection.
             connection.wire.abort()
-        if self._waiting and not self._calls:
-            self._waiting.clear()
+        while self._waiting and self._waiting[0] not in self._calls:
+            self._waiting.popleft()
         if self._calls:
             self._sweeping = self.loop.call_later(SWEEP, self._sweep)
