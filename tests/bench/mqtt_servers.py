@@ -15,7 +15,8 @@ import importlib.util
 import itertools
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, cast
 
 from exproto_app import App, Connection, Limits
@@ -49,6 +50,16 @@ class Counts:
     connections = 0
     registered = 0
     lines = 0
+
+
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+def keep(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Run *coroutine*, though nobody waits for it."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
 
 
 # --- by hand
@@ -96,7 +107,9 @@ class HandSession(asyncio.Protocol):
         self.rest = data[acknowledged * 4 :]
         if acknowledged:
             waiting = self.waiting
-            self.device.write(b"".join([waiting.popleft() for _ in range(acknowledged)]))
+            lines = b"".join([waiting.popleft() for _ in range(acknowledged)])
+            if not self.device.transport.is_closing():
+                self.device.write(lines)
 
 
 class HandDevice(asyncio.Protocol):
@@ -119,11 +132,7 @@ class HandDevice(asyncio.Protocol):
         self.write = self.transport.write
         loop = asyncio.get_running_loop()
         number = next(self.numbers)
-        tasks.add(
-            loop.create_task(
-                loop.create_connection(lambda: HandSession(self, number), "127.0.0.1", self.port)  # type: ignore[arg-type] # a coroutine
-            )
-        )
+        keep(loop.create_connection(lambda: HandSession(self, number), "127.0.0.1", self.port))
 
     def session_ready(self, session: HandSession) -> None:
         self.session = session
@@ -155,9 +164,6 @@ class HandDevice(asyncio.Protocol):
             self.session.write(b"\xe0\0")
 
 
-tasks: set[asyncio.Task[Any]] = set()
-
-
 async def serve_by_hand(qos: int, port: int, started: Callable[[int], Awaitable[None]]) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: HandDevice(qos, port), "127.0.0.1", 0, backlog=BACKLOG)
@@ -181,39 +187,61 @@ async def serve_gmqtt(qos: int, port: int, started: Callable[[int], Awaitable[No
         def _remove_message_from_queue(self, mid: int) -> None:
             super()._remove_message_from_queue(mid)
             waiter = self.waiting.pop(mid, None)
-            if waiter is not None:
+            if waiter is not None and not waiter.done():
                 waiter.set_result(None)
 
-        async def publish_acknowledged(self, topic: str, payload: bytes) -> None:
+        def publish_acknowledged(self, topic: str, payload: bytes) -> asyncio.Future[None]:
             mid, package = self._connection.publish(gmqtt.Message(topic, payload, qos=1))
             self._persistent_storage.push_message(mid, package)
             waiter = self.waiting[mid] = asyncio.get_running_loop().create_future()
-            await waiter
+            return waiter
+
+    class Device(asyncio.Protocol):
+        def __init__(self) -> None:
+            number = next(numbers)
+            self.topic = topic_of(number)
+            self.client = Client(f"gmqtt{number}")
+            self.ready = False
+            self.rest = b""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            Counts.connections += 1
+            self.transport = cast("asyncio.Transport", transport)
+            keep(self.connect())
+
+        async def connect(self) -> None:
+            await self.client.connect("127.0.0.1", port)
+            Counts.registered += 1
+            self.ready = True
+            self.data_received(b"")
+
+        def data_received(self, data: bytes) -> None:
+            if not self.ready:
+                self.rest += data
+                return
+            lines = (self.rest + data).split(b"\n")
+            self.rest = lines.pop()
+            Counts.lines += len(lines)
+            for line in lines:
+                if qos:
+                    keep(self.acknowledge(line))
+                else:
+                    self.client.publish(self.topic, line)
+                    self.transport.write(line + b"\n")
+
+        async def acknowledge(self, line: bytes) -> None:
+            await self.client.publish_acknowledged(self.topic, line)
+            if not self.transport.is_closing():
+                self.transport.write(line + b"\n")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            Counts.connections -= 1
+            for waiter in self.client.waiting.values():
+                waiter.cancel()
+            keep(self.client.disconnect())
 
     numbers = itertools.count()
-
-    async def device(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        Counts.connections += 1
-        number = next(numbers)
-        client, topic = Client(f"gmqtt{number}"), topic_of(number)
-        await client.connect("127.0.0.1", port)
-        Counts.registered += 1
-        try:
-            while line := await reader.readline():
-                Counts.lines += 1
-                if qos:
-                    await client.publish_acknowledged(topic, line[:-1])
-                else:
-                    client.publish(topic, line[:-1])
-                writer.write(line)
-        except ConnectionError:
-            pass
-        finally:
-            Counts.connections -= 1
-            writer.close()
-            await client.disconnect()
-
-    server = await asyncio.start_server(device, "127.0.0.1", 0, backlog=BACKLOG)
+    server = await asyncio.get_running_loop().create_server(Device, "127.0.0.1", 0, backlog=BACKLOG)
     await started(server.sockets[0].getsockname()[1])
     server.close()
 
