@@ -16,7 +16,6 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
 from typing import Any, cast
 
 from exproto_app import App, Connection, Limits
@@ -174,7 +173,9 @@ async def serve_by_hand(qos: int, port: int, started: Callable[[int], Awaitable[
 # --- gmqtt
 
 
-async def serve_gmqtt(qos: int, port: int, started: Callable[[int], Awaitable[None]]) -> None:
+async def serve_gmqtt(  # noqa: C901 - one script, as its user would write it
+    qos: int, port: int, started: Callable[[int], Awaitable[None]]
+) -> None:
     import gmqtt  # noqa: PLC0415 - where it is not there, nothing else needs it
 
     class Client(gmqtt.Client):  # type: ignore[misc] # it has no types
