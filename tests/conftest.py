@@ -9,7 +9,6 @@ from hypothesis import settings
 
 from .erlang.broker import MISSING, Vm, running
 
-
 # A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
 settings.register_profile("usual", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=10_000)
