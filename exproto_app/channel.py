@@ -58,6 +58,9 @@ LONGEST_NAME = 64
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
 
+LEFT = frozenset({"device closed", "lost", "taken over", "kicked"})
+"""Reasons with which the device can't have got what a handler sent it last."""
+
 Event: TypeAlias = tuple[Callable[[Any], None], Any]
 
 
@@ -192,6 +195,7 @@ class Channel:
         "deliveries",
         "detail",
         "draining",
+        "dropped",
         "encode",
         "end_timer",
         "ended",
@@ -267,6 +271,7 @@ class Channel:
         self.queue: deque[Event] | None = None
         self.queued = 0
         self.deliveries = 0
+        self.dropped = 0
         self.turn: Turn | None = None
         self.running = False
         self.held = False
@@ -386,7 +391,9 @@ class Channel:
         if len(messages) > room:
             dropped = len(messages) - room
             self._dropped("deliveries", dropped, "closing" if ends else "queue_full")
-            log.warning("%s ! %d messages dropped: %s", self, dropped, self._why_no_room())
+            before, self.dropped = self.dropped, self.dropped + dropped
+            if before.bit_length() != self.dropped.bit_length():  # a flood of messages is none of lines
+                log.warning("%s ! %d messages dropped: %s", self, self.dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
             return
@@ -896,6 +903,9 @@ class Channel:
         turn.ended = True
         if turn.deadline is not None:
             turn.deadline.cancel()
+        # Both know the context that they were made in, where the turn before may be, which would know the one
+        # before that: no turn of a busy connection would ever be freed.
+        turn.deadline = turn.task = None
         if self.turn is turn:
             self.turn = None
         if turn.error is not None:
@@ -943,7 +953,7 @@ class Channel:
 
     def _taken(self, takers: list[Callable[[], object]]) -> None:
         """Tell the broker that its messages are handled, unless the device left in the middle of it."""
-        if not self.gone:
+        if not self.gone and self.reason not in LEFT:
             for taken in takers:
                 taken()
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any
 
 from .app import App
@@ -112,7 +112,11 @@ class Runner:
 
     def run_task(self, awaitable: Any, done: Callable[[Any, BaseException | None], None]) -> Timer:
         """Run *awaitable* in a task; *done* gets its result or its exception."""
-        task: asyncio.Future[Any] = asyncio.ensure_future(awaitable)
+        task: asyncio.Future[Any]
+        if type(awaitable) is CoroutineType:  # what `async def` gives, at once
+            task = self.loop.create_task(awaitable)
+        else:
+            task = asyncio.ensure_future(awaitable)
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(partial(self._done, done))
         return task

@@ -1,27 +1,18 @@
-"""What several suites share: an Erlang VM, in which each test has listeners of its own."""
+"""What several suites share: how hypothesis runs, and an Erlang VM, in which each test has its listeners."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from .erlang.broker import MISSING, Vm, running
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the tests of the gRPC service be asked for."""
-    text = "also test the gRPC service; its stand-in for EMQX leaves sockets unclosed at times"
-    parser.addoption("--grpc", action="store_true", help=text)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests of the gRPC service out, unless they are asked for."""
-    if config.getoption("--grpc"):
-        return
-    left_out = [item for item in items if item.nodeid.startswith("tests/grpc/") or "[grpc" in item.nodeid]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
+# A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
+settings.register_profile("usual", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=10_000)
+settings.load_profile("usual")
 
 
 @pytest.fixture(scope="session")

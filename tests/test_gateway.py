@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from exproto_app import App, Connection, Limits
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.framing import Line
+from exproto_app.turns import Turn
 
 PATIENCE = 30
 
@@ -386,5 +387,26 @@ def test_a_connection_that_has_ended_leaves_nothing_behind() -> None:
             finally:
                 gc.enable()
             assert not app.connections
+
+    run(test)
+
+
+def test_what_a_busy_connection_has_done_is_freed() -> None:
+    """Turns know the context that they began in, which knows the turn before: that chain has to break."""
+
+    async def test() -> None:
+        app = App(framing=Line())
+
+        @app.on_received
+        async def slow(conn: Connection, frame: bytes) -> bytes:
+            await asyncio.sleep(0)
+            return frame
+
+        async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway, connected(gateway) as (reader, writer):
+            writer.write(b"hello\n" * 500)
+            for _ in range(500):
+                await reader.readline()
+            gc.collect()
+            assert sum(type(thing) is Turn for thing in gc.get_objects()) < 10
 
     run(test)

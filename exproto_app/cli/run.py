@@ -167,11 +167,12 @@ async def _serve(
         worker.obey(loop, stop)
     with observed(gateway, metrics):
         async with gateway, opened(door, gateway) as at_door:
-            lines = [*_announcement(gateway, with_uvloop=with_uvloop), *at_door]
+            *listeners, how = _announcement(gateway, with_uvloop=with_uvloop)
+            lines = [*listeners, *at_door, how]
             if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
                 log.warning("gateway ! no --users FILE: any password is taken")
             if worker is None:
-                click.echo("\n".join([*lines, "Ctrl-C ends it"]))
+                click.echo("\n".join(lines) + "; Ctrl-C ends it")
             else:
                 worker.ready(lines)
             reporter = asyncio.ensure_future(report(gateway.app.stats, stats)) if stats else None

@@ -170,7 +170,7 @@ class Slot:
                 self._why = _how(await child.process.wait())
                 if self.child is not child:  # a reload has replaced it
                     continue
-                self.child = None
+                self.child, self._failed = None, 0
                 if time.monotonic() - child.started >= STEADY:
                     self._pauses = 0
             elif self._failed >= ATTEMPTS and not self._supervisor.serving:
@@ -237,6 +237,7 @@ class Child:
     process: asyncio.subprocess.Process
     started: float
     _control: socket.socket
+    _reaper: asyncio.Future[int] = attrs.field(init=False)
 
     @classmethod
     async def start(cls, supervisor: Supervisor, number: int, sockets: list[list[socket.socket]]) -> Child:
@@ -260,7 +261,8 @@ class Child:
             ours.close()
             supervisor.children.discard(child)
 
-        asyncio.ensure_future(process.wait()).add_done_callback(ended)
+        child._reaper = asyncio.ensure_future(process.wait())
+        child._reaper.add_done_callback(ended)
         return child
 
     async def ready(self) -> list[str] | None:

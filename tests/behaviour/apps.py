@@ -7,7 +7,7 @@ import threading
 
 import attrs
 
-from exproto_app import App, Connection, Limits, Message
+from exproto_app import App, ClientInfo, Connection, Limits, Message
 from exproto_app.errors import CommandError
 from exproto_app.framing import LengthPrefix, Line
 
@@ -98,6 +98,21 @@ def register(conn: Connection[State], frame: bytes) -> None:
 async def login(conn: Connection[State], frame: bytes) -> bytes:
     clientid, _, password = frame[6:].decode().partition(" ")
     return await outcome(conn.register(clientid, password=password or None))
+
+
+@turns.on_received(b"testament ")
+async def testament(conn: Connection[State], frame: bytes) -> bytes:
+    clientid = frame[10:].decode()
+    # Not every host keeps sessions: the others take no notice.
+    will = Message(f"will/{clientid}", b"gone", 1)
+    return await outcome(conn.register(clientid, will=will, session_expiry=1))
+
+
+@turns.on_received(b"mounted ")
+async def mounted(conn: Connection[State], frame: bytes) -> bytes:
+    clientid = frame[8:].decode()
+    client = ClientInfo(clientid, mountpoint=f"{clientid}/")
+    return await outcome(conn.register(client, will=Message("will", b"gone")))
 
 
 @turns.on_received(b"who")
@@ -215,6 +230,10 @@ def bad(conn: Connection[State], frame: bytes) -> bytes:
             conn.publish("up", b"", qos=3)
         elif kind == "clientid":
             conn.register("")
+        elif kind == "will":
+            conn.register("x", will=b"gone")  # type: ignore[call-overload] # the mistake that is tried
+        elif kind == "expiry":
+            conn.register("x", session_expiry=-1)
         elif kind == "share":
             conn.subscribe("$share/g")
         elif kind == "text":

@@ -208,6 +208,8 @@ class TestVerbs:
             ("qos", b"ValueError: "),
             ("clientid", b"ValueError: clientid is empty"),
             ("share", b"ValueError: "),
+            ("will", b"TypeError: will is bytes, not Message"),
+            ("expiry", b"ValueError: session_expiry is -1"),
             ("text", b"TypeError: "),
         ],
     )
@@ -274,6 +276,39 @@ class TestClients:
         assert host.published(f"end/{unique}") == b"device closed"
         other.send(b"online %s\n" % unique.encode())
         other.expect(b"nobody\n")
+
+
+class TestWills:
+    """A client's will is published when it has gone, unless the app itself ended the connection."""
+
+    def test_it_is_published_after_a_hang_up(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"testament %s\n" % unique.encode())
+        device.expect(b"done\n")
+        device.hang_up()
+        assert host.published(f"will/{unique}") == b"gone"
+
+    def test_its_topic_gets_the_mountpoint(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"mounted %s\n" % unique.encode())
+        device.expect(b"done\n")
+        device.hang_up()
+        assert host.published(f"{unique}/will") == b"gone"
+
+    def test_terminate_leaves_none(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device, other = host.connect(), host.connect()
+        name = unique.encode()
+        device.send(b"name %s\ntestament %s\nlast words lane/%s\n" % (name, name, name))
+        device.expect(b"ok\ndone\ngoing\nsaid after terminate\ngone\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"terminated"
+        # A second life and its end come after the first's.
+        other.send(b"login %s\npublish will/%s nothing before\n" % (name, name))
+        other.expect(b"done\ndone\n")
+        assert host.published(f"will/{unique}") == b"nothing before"
 
 
 class TestFailures:

@@ -37,8 +37,8 @@ def metrics() -> None:
             return
         for loop in LOOPS:
             with ExitStack() as stack:
-                seen = stack.enter_context(Server("line_metrics", loop))
-                unseen = stack.enter_context(Server("line", loop))
+                seen = stack.enter_context(Server("line_metrics", (loop,)))
+                unseen = stack.enter_context(Server("line", (loop,)))
                 for window in (1, 16):
                     pairs = rounds(load, seen, unseen, window, ROUNDS[loop])
                     tell(f"observe.metrics.{window}_outstanding.{loop}", pairs, loop, window)

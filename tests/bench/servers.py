@@ -13,6 +13,7 @@ import importlib.util
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -135,7 +136,8 @@ class Server:
     """A server in a process of its own; use it in a `with` block."""
 
     kind: str
-    loop: str
+    arguments: tuple[str, ...]
+    module: str = __name__
     port: int = 0
     process: subprocess.Popen[str] = attrs.field(init=False)
 
@@ -146,14 +148,14 @@ class Server:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self.kind, self.loop],
+            [sys.executable, "-m", self.module, self.kind, *self.arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self.port = int(self._line() or 0)
         if not self.port:
-            raise RuntimeError(f"the server {self.kind} on {self.loop} didn't start")
+            raise RuntimeError(f"the server {self.kind} {' '.join(self.arguments)} didn't start")
         return self
 
     def __exit__(
@@ -172,11 +174,24 @@ class Server:
 
     def connections(self) -> int:
         """Ask how many connections it has; what it no longer needs is collected first."""
+        return self.ask()[0]
+
+    def ask(self) -> list[int]:
+        """Ask for all its numbers, the first of which is that of its connections."""
         if self.process.stdin is None:
-            return 0
+            return [0]
         self.process.stdin.write("?\n")
         self.process.stdin.flush()
-        return int(self._line())
+        return [int(word) for word in self._line().split()]
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that it has used, as the operating system counts them."""
+        return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3) for another process
+
+    def peak(self) -> int:
+        """Return the bytes that it had in memory when these were most."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(dict(line.split(":", 1) for line in text.splitlines())["VmHWM"].split()[0]) * 1024
 
     def memory(self) -> int:
         """Return the bytes of memory that are its own alone."""

@@ -10,8 +10,10 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import pytest
+
 from exproto_app import Address, App
-from exproto_app.drivers.grpc import AdapterMap, Service
+from exproto_app.drivers.grpc import AdapterMap, Service, service
 from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice
 
 from .standin import Node
@@ -172,6 +174,10 @@ class GrpcHost:
     abilities = frozenset({"udp", "unknown"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack, *, streaming: bool) -> None:
+        if streaming:  # some cases wait for events whose connection nobody saw begin
+            patch = pytest.MonkeyPatch()
+            stack.callback(patch.undo)
+            patch.setattr(service, "EARLY_WAIT", 0.3)
         self._behind = Behind(app, stack, streaming=streaming)
         self._protocols = list(app.protocols)
 

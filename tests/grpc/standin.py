@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -340,12 +340,14 @@ class Node:
         return {"OnSocketCreated": BATCH, "OnSocketClosed": BATCH / 4}.get(name, BATCH / 2)
 
     async def _stream(self, method: Any, queue: asyncio.Queue[Any]) -> None:
-        async def requests() -> AsyncIterator[Any]:
-            while True:  # EMQX never ends a stream
-                yield await queue.get()
-
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await method(requests())
+        # By write, since grpcio leaves the task behind that would read a generator of requests.
+        call = method()
+        try:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                while True:  # EMQX never ends a stream
+                    await call.write(await queue.get())
+        finally:
+            call.cancel()
 
     # --- the adapter
 

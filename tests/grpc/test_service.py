@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import threading
@@ -304,6 +305,25 @@ def test_stopping_closes_every_device_and_answers_what_is_in_flight(
         device.expect_end()
     ends.wait(*["shutdown"] * 100)
     assert behind.node.errors == []
+
+
+@pytest.mark.parametrize("rounds", range(5))
+def test_who_connects_while_it_stops_leaves_nothing_behind(rounds: int) -> None:
+    async def begin_and_stop() -> None:
+        service = Service(echo_app(), Address("127.0.0.1", 0), AdapterMap(["auto:9100"]))
+        await service.start()
+        with contextlib.ExitStack() as sockets:
+            for _ in range(3):
+                caller = sockets.enter_context(socket.socket())
+                caller.setblocking(False)
+                caller.connect_ex((service.address.host, service.address.port))
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            await service.stop()
+        assert not service.callers
+
+    asyncio.run(begin_and_stop())
+    gc.collect()  # pytest makes an error of what was left open
 
 
 def test_the_adapter_goes_away_and_comes_back(

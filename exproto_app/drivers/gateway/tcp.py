@@ -104,6 +104,8 @@ class TcpLink(asyncio.Protocol):
         return self._transport.write
 
     def send(self, chunks: list[bytes]) -> None:
+        if self._transport.is_closing():  # it has gone, and `connection_lost` is about to say so
+            return
         self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def close(self) -> None:

@@ -43,6 +43,9 @@ NEVER_IDLE: Final = 86_400
 PROBE: Final = "exproto-app/probe"
 """A topic that nobody subscribed to: taking it back changes nothing, and tells whether there is somebody."""
 
+RAW: Final = 10_000
+"""Messages of the app itself that are on their way to one broker at a time."""
+
 CLOSED: Final = 10_000
 """Connections that are remembered after their end, for what still comes in their name."""
 
@@ -230,7 +233,9 @@ class Broker:
         self.waiter = self.loop.create_future
         self.links: dict[bytes, GrpcLink] = {}
         self.closed: dict[bytes, None] = {}
-        self.early: dict[bytes, list[Callable[[GrpcLink], object]]] = {}
+        self.early: dict[bytes, list[tuple[Callable[[GrpcLink], object], int]]] = {}
+        self.early_bytes = 0
+        self.callers = 0  # connections on which it calls us
         self._methods = {
             name: self.client.method(f"/emqx.exproto.v1.ConnectionAdapter/{name}", again=again)
             for name, again in {
@@ -245,6 +250,7 @@ class Broker:
             }.items()
         }
         self.send: Method = self._methods["Send"]
+        self.raw = 0  # RawPublish calls on their way
         self._queue: deque[Callable[[Callable[[], None]], None]] = deque()
         self._running = 0
 
@@ -259,6 +265,11 @@ class Broker:
             return
         self._running += 1
         start(self._paced_done)
+
+    async def close(self) -> None:
+        """Let go of the connection; what still waits is not started any more."""
+        self._queue.clear()
+        await self.client.close()
 
     def forget(self, link: GrpcLink) -> None:
         """Remember of *link* only that it has ended."""
@@ -315,8 +326,12 @@ class AdapterMap:
         return broker
 
     def any(self) -> Broker | None:
-        """Return the broker for what belongs to no connection: the one that called last."""
-        return self.last or (self.find("") if "" in self._fixed else None)
+        """Return the broker for what belongs to no connection: the last to call that is still there."""
+        if self.last is None and "" in self._fixed:
+            return self.find("")
+        if self.last is None or self.last.callers:
+            return self.last
+        return next((broker for broker in self._brokers.values() if broker.callers), self.last)
 
     def _add(self, text: str) -> None:
         if text.startswith("auto:"):
@@ -424,10 +439,14 @@ class AdapterHub:
 
     def _raw(self, broker: Broker, command: Publish) -> Outcome[None]:
         self._look_at_retain(command)
+        if broker.raw >= RAW:
+            return refused(UnavailableError(f"{RAW} messages are on their way already, that is the limit"))
         outcome: Outcome[None] = Outcome(self._waiter)
         request = pb.RawPublishRequest(topic=command.topic, payload=command.payload, qos=command.qos)
+        broker.raw += 1
 
         def done(status: int, answer: bytes) -> None:
+            broker.raw -= 1
             if status == UNIMPLEMENTED:
                 words = (
                     "EMQX before 5.1 publishes only for a live connection, not for an app or one that ended"

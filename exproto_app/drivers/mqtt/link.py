@@ -1,4 +1,4 @@
-"""The network side of MQTT sessions: dialling, waiting between attempts, writing what a turn has published."""
+"""The network side of MQTT sessions: dialling, waiting between attempts, writing what turns publish."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Final, Protocol, cast
 
 import attrs
 
+from ...errors import CommandError, DeniedError, UnavailableError
 from ...models import Message
-from .reasons import DENIED, NO_MQTT5
+from .reasons import DENIED, NO_MQTT5, UNSUPPORTED_VERSION
 from .session import Bounds, Login, ProtocolError, Session
 from .url import Url
 
@@ -25,7 +26,7 @@ log = logging.getLogger("exproto_app")
 DIALS: Final = 200
 """Connections that are being made at a time, so that a storm of devices fits a broker's backlog."""
 
-FIRST_WAIT: Final = 0.5
+FIRST_WAIT: Final = 0.25
 LONGEST_WAIT: Final = 30.0
 """Seconds between attempts, the first and the longest; each is cut by up to a half, by chance."""
 
@@ -46,7 +47,7 @@ class Client(Protocol):
         """Take note that the session is up."""
         ...
 
-    def refused(self, code: int, words: str) -> None:
+    def refused(self, error: CommandError) -> None:
         """Take note that the broker won't let the client in, now and later."""
         ...
 
@@ -67,6 +68,10 @@ class Client(Protocol):
 
     def relieved(self) -> None:
         """Take note that half of the queue is free again."""
+        ...
+
+    def finished(self) -> None:
+        """Take note that every message is safe, which the session was asked for."""
         ...
 
 
@@ -91,7 +96,7 @@ class Link(asyncio.Protocol):
     ) -> None:
         self.broker = broker
         self.client = client
-        self.session = Session(login, self, broker.loop.create_future, bounds, first_id=first_id)
+        self.session = Session(login, self, broker.waiter, bounds, first_id=first_id)
         self.stopped = False
         self.trouble = ""
         self._transport: asyncio.Transport | None = None
@@ -140,22 +145,21 @@ class Link(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write what the session has to send."""
-        if self._transport is not None:
+        # One that is closing has failed, and `connection_lost` is about to say so.
+        if self._transport is not None and not self._transport.is_closing():
             data = self.session.take()
             if data:
                 self._transport.write(data)
-
-    # --- from the broker
 
     # --- from asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.dialling = True
+        self._closing = False
         if self.stopped:
             self._transport.abort()
             return
-        self.dialling = True
-        self._closing = False
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
@@ -209,7 +213,9 @@ class Link(asyncio.Protocol):
             self._closing = True
             self._abort()
             self.session.lost()
-            self.client.refused(code, words)
+            words = f"the broker refused {self.session.login.clientid!r}: {words}"
+            unable = code == UNSUPPORTED_VERSION
+            self.client.refused(UnavailableError(NO_MQTT5) if unable else DeniedError(words))
         else:
             self._drop(f"the broker refused: {words}")
 
@@ -226,6 +232,9 @@ class Link(asyncio.Protocol):
 
     def relieved(self) -> None:
         self.client.relieved()
+
+    def finished(self) -> None:
+        self.client.finished()
 
     # --- inside
 
@@ -294,6 +303,11 @@ class Broker:
     _tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
     _unwritten: list[Link] = attrs.field(factory=list)
     ticks: list[Callable[[float], object]] = attrs.field(factory=list)
+    when_away: Callable[[str], object] | None = None
+    waiter: Callable[[], asyncio.Future[None]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.waiter = self.loop.create_future
 
     def start(self) -> None:
         """Begin to look after the links."""
@@ -362,6 +376,8 @@ class Broker:
         if self.trouble != trouble or wait >= LONGEST_WAIT:
             log.warning("mqtt ! %s can't be reached: %s; trying again", self.url, trouble)
         self.trouble = trouble
+        if self.when_away is not None:
+            self.when_away(trouble)
         if self._hold is None:
             self._failures = min(self._failures + 1, 16)
             self._hold = self.loop.call_later(_jittered(wait), self._go_on)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["DENIED", "KICKED", "NO_MQTT5", "TAKEN_OVER", "WRONG_PACKET", "in_words"]
+__all__ = ["DENIED", "KICKED", "NO_MQTT5", "TAKEN_OVER", "UNSUPPORTED_VERSION", "WRONG_PACKET", "in_words"]
 
 WORDS: Final = {
     0x00: "normal disconnection",
@@ -49,6 +49,7 @@ WORDS: Final = {
 }
 
 TAKEN_OVER: Final = 0x8E
+UNSUPPORTED_VERSION: Final = 0x84
 
 KICKED: Final = frozenset({0x87, 0x8A, 0x98})
 """Codes of a DISCONNECT by which the broker means this client, not this connection."""

@@ -1,4 +1,4 @@
-"""A client's MQTT 5 session, sans-IO: commands and bytes in, bytes and outcomes out; time comes in as an argument.
+"""A client's MQTT 5 session, sans-IO: commands and bytes in, bytes and outcomes out; time is an argument.
 
 A session lives through any number of network connections. Section numbers are those of the MQTT 5 standard.
 """
@@ -25,6 +25,7 @@ from mqtt5 import (
     PubRelPacket,
     PubRelReasonCode,
     QoS,
+    RetainHandling,
     SubAckPacket,
     SubscribePacket,
     TopicFilter,
@@ -48,6 +49,10 @@ QOS: Final = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE, QoS.EXACTLY_ONCE)
 CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK = 2, 3, 4, 5, 6, 7, 9
 UNSUBACK, PINGRESP, DISCONNECT = 11, 13, 14
 IDS: Final = 65_535
+GRACE: Final = 120
+"""Seconds for which the broker keeps the session of a client that lost its network connection, even if it
+is to end with the device: messages for it wait until the gateway is back."""
+
 OVERHEAD: Final = 64
 """Bytes that a message in the queue counts beside its topic and payload."""
 
@@ -66,7 +71,10 @@ class ProtocolError(Exception):
 
 @attrs.frozen
 class Login:
-    """Who connects. *keepalive* and *session_expiry* are in seconds; with an expiry an old session goes on."""
+    """Who connects. *keepalive* and *session_expiry* are in seconds.
+
+    With an expiry a session from before is gone on with; without, it begins anew and ends with `disconnect`.
+    """
 
     clientid: str
     username: str = ""
@@ -80,10 +88,10 @@ class Login:
 class Bounds:
     """What one session may use.
 
-    Counts: *messages* waiting for the broker, and likewise unacknowledged by it; *receive_max* messages of
-    QoS 1 and 2 of the broker that aren't handled yet. Bytes: *queue* of what waits, *packet_max* of a packet
-    that the broker may send. Times, in seconds: *timeout* for an answer, *ping* of silence after which the
-    broker is asked for one.
+    Counts: *messages* waiting for the broker, and likewise unacknowledged by it, with as many other commands;
+    *receive_max* messages of QoS 1 and 2 of the broker that aren't handled yet. Bytes: *queue* of what waits,
+    *packet_max* of a packet that the broker may send. Times, in seconds: *timeout* for an answer, *ping* of
+    silence after which the broker is asked for one.
     """
 
     messages: int = 256
@@ -141,19 +149,27 @@ class Owner(Protocol):
         """Take note that half of the queue is free again."""
         ...
 
+    def finished(self) -> None:
+        """Take note that every message is safe, after `finish`."""
+        ...
+
 
 class Flight:
     """A packet of ours on its way: it waits for its turn, or for the broker's acknowledgement.
 
-    *identifier* is the subscription's. *released*: of a QoS 2 message, the broker has it (PUBREC).
+    *identifier* is the subscription's, which may want no *retained* messages. *released*: the broker has
+    this message of QoS 2 (PUBREC).
     """
 
-    __slots__ = ("command", "identifier", "outcome", "released")
+    __slots__ = ("command", "identifier", "outcome", "released", "retained")
 
-    def __init__(self, command: Sent, outcome: Outcome[Any], identifier: int = 0) -> None:
+    def __init__(
+        self, command: Sent, outcome: Outcome[Any], identifier: int = 0, *, retained: bool = True
+    ) -> None:
         self.command = command
         self.outcome = outcome
         self.identifier = identifier
+        self.retained = retained
         self.released = False
 
 
@@ -161,9 +177,11 @@ class Session:
     """One client: its packet identifiers, what waits, what is unacknowledged, what it has subscribed to."""
 
     __slots__ = (
+        "_began",
         "_buffer",
         "_connecting",
         "_epoch",
+        "_finishing",
         "_flights",
         "_heard",
         "_heard_at",
@@ -204,7 +222,9 @@ class Session:
         self._owner = owner
         self._waiter = waiter
         self.bounds = bounds
+        self._began = False  # the broker may have our session, from an earlier network connection
         self._connecting = False
+        self._finishing = False
         self._writable = True
         self._out: list[bytes] = []
         self._buffer = b""
@@ -227,12 +247,12 @@ class Session:
             login.clientid,
             username=login.username or None,
             password=None if login.password is None else login.password.encode(),
-            clean_start=not login.session_expiry,
+            clean_start=not login.session_expiry and not self._began,
             will=None
             if will is None
             else Will(will.topic, payload=will.payload, qos=QOS[will.qos], retain=will.retain),
             keep_alive=login.keepalive,
-            session_expiry_interval=login.session_expiry,
+            session_expiry_interval=login.session_expiry or GRACE,
             receive_max=self.bounds.receive_max,
             max_packet_size=self.bounds.packet_max,
         )
@@ -255,7 +275,8 @@ class Session:
             code = DisconnectReasonCode.NORMAL_DISCONNECTION
             if with_will:
                 code = DisconnectReasonCode.DISCONNECT_WITH_WILL_MESSAGE
-            self._write(DisconnectPacket(reason_code=code).write())
+            expiry = self.login.session_expiry
+            self._write(DisconnectPacket(reason_code=code, session_expiry_interval=expiry).write())
         self.online = self.ready = self._connecting = False
 
     def broken(self, error: ProtocolError) -> None:
@@ -293,8 +314,10 @@ class Session:
             self._sent, self._sent_at = False, now
         if self._pinged_at:
             return f"no answer to a ping within {timeout:g} s" if now - self._pinged_at >= timeout else ""
-        # The broker waits for one and a half keepalives (3.1.2.10).
+        # The broker waits for one and a half keepalives (3.1.2.10); we wait less for what it owes us.
         limit = min(0.75 * self.keepalive or self.bounds.ping, self.bounds.ping)
+        if self._flights:
+            limit = min(limit, timeout)
         if now - min(self._heard_at, self._sent_at) >= limit and self.online:
             self._write(PING)
             self._pinged_at = now
@@ -304,26 +327,39 @@ class Session:
 
     def publish(self, command: Publish) -> Outcome[None]:
         """Publish, in order. QoS 0 is done when it is handed to the network, 1 and 2 when acknowledged."""
-        if self.ready and not command.qos and not self.waiting:
+        terms, qos = self.terms, command.qos
+        if not self.ready or self.waiting or qos > terms.max_qos or (command.retain and not terms.retain):
+            return self._issue(command)
+        if not qos:
             packet = PublishPacket(command.topic, command.payload, retain=command.retain).write()
-            terms = self.terms
-            if len(packet) <= terms.packet_max and (terms.retain or not command.retain):
-                if not self._out:
-                    self._owner.wants_write()
-                self._out.append(packet)
-                return DONE
-        return self._issue(command, 0)
+            if len(packet) > terms.packet_max:
+                return refused(self._too_large(len(packet)))
+            outcome = DONE
+        else:
+            if self._quota <= 0:
+                return self._issue(command)
+            packet_id = self._next_id()
+            packet = _publish(command, packet_id, duplicate=False)
+            if len(packet) > terms.packet_max:
+                return refused(self._too_large(len(packet)))
+            outcome = Outcome(self._waiter)
+            self._fly(packet_id, Flight(command, outcome))
+            self._quota -= 1
+        if not self._out:
+            self._owner.wants_write()
+        self._out.append(packet)
+        return outcome
 
-    def subscribe(self, command: Subscribe, identifier: int = 0) -> Outcome[int]:
-        """Subscribe; the outcome is the QoS granted. *identifier* 0 means none."""
-        return self._issue(command, identifier)
+    def subscribe(self, command: Subscribe, identifier: int = 0, *, retained: bool = True) -> Outcome[int]:
+        """Subscribe, for *retained* messages too; the outcome is the QoS granted. *identifier* 0: none."""
+        return self._issue(command, identifier, retained=retained)
 
     def unsubscribe(self, command: Unsubscribe) -> Outcome[None]:
         """Take a subscription back."""
-        return self._issue(command, 0)
+        return self._issue(command)
 
     def drop_oldest(self) -> Flight | None:
-        """Take the oldest message that waits out of the queue, for the caller to fail; None if there is none."""
+        """Take the oldest message that waits out of the queue, for the caller to fail."""
         for flight in self.waiting or ():
             if isinstance(flight.command, Publish):
                 self.waiting.remove(flight)  # type: ignore[union-attr] # we iterate over it
@@ -355,6 +391,10 @@ class Session:
         if self.online:
             self._drain()
 
+    def finish(self) -> None:
+        """Tell the owner when every message is safe."""
+        self._finishing = True
+
     @property
     def unsafe(self) -> int:
         """How many messages wait, for sending or for an acknowledgement."""
@@ -363,11 +403,11 @@ class Session:
 
     # --- sending
 
-    def _issue(self, command: Sent, identifier: int) -> Outcome[Any]:
+    def _issue(self, command: Sent, identifier: int = 0, *, retained: bool = True) -> Outcome[Any]:
         error = self._misfit(command) if self.online else None
         if error is not None:
             return refused(error)
-        flight = Flight(command, Outcome(self._waiter), identifier)
+        flight = Flight(command, Outcome(self._waiter), identifier, retained=retained)
         if self.ready and not self.waiting and self._free(command):
             self._launch(flight)
         else:
@@ -381,7 +421,7 @@ class Session:
         """Tell whether *command* may go out now."""
         if isinstance(command, Publish) and command.qos:
             return self._quota > 0
-        return self._flights is None or len(self._flights) < IDS
+        return self._flights is None or len(self._flights) < min(IDS, 2 * self.bounds.messages)
 
     def _launch(self, flight: Flight) -> None:
         """Send *flight* for the first time on this network connection."""
@@ -391,17 +431,20 @@ class Session:
             flight.outcome.settle(None)
             return
         packet_id = self._next_id()
-        if self._flights is None:
-            self._flights = {}
-        self._flights[packet_id] = flight
+        self._fly(packet_id, flight)
         if type(command) is Publish:
             self._quota -= 1
             self._write(_publish(command, packet_id, duplicate=False))
         elif type(command) is Subscribe:
             identifier = flight.identifier if self.terms.subscription_ids else 0
-            self._write(_subscribe(command, packet_id, identifier))
+            self._write(_subscribe(command, packet_id, identifier, retained=flight.retained))
         else:
             self._write(UnsubscribePacket(packet_id, [command.topic]).write())
+
+    def _fly(self, packet_id: int, flight: Flight) -> None:
+        if self._flights is None:
+            self._flights = {}
+        self._flights[packet_id] = flight
 
     def _drain(self) -> None:
         """Send what waits, as far as the broker and the network take it."""
@@ -421,6 +464,15 @@ class Session:
                 self._owner.relieved()
             if not waiting:
                 self.waiting = None
+        if self._finishing and not self.unsafe:
+            self._owner.finished()
+
+    def _go_on(self) -> None:
+        """Take note that there is room for one more."""
+        if self.waiting and self.online:
+            self._drain()
+        elif self._finishing and not self.unsafe:
+            self._owner.finished()
 
     def _write(self, packet: bytes) -> None:
         if not self._out:
@@ -428,13 +480,12 @@ class Session:
         self._out.append(packet)
 
     def _next_id(self) -> int:
-        packet_id = self._last_id
-        flights = self._flights or {}
-        while True:
+        packet_id = self._last_id % IDS + 1
+        flights = self._flights
+        while flights and packet_id in flights:
             packet_id = packet_id % IDS + 1
-            if packet_id not in flights:
-                self._last_id = packet_id
-                return packet_id
+        self._last_id = packet_id
+        return packet_id
 
     def _misfit(self, command: Sent) -> DeniedError | None:
         """Return why the broker would refuse *command*, from what its CONNACK told."""
@@ -445,7 +496,7 @@ class Session:
                     return DeniedError(f"the broker takes QoS {terms.max_qos} at most, not {qos}")
                 if retain and not terms.retain:
                     return DeniedError("the broker keeps no retained messages")
-                # Lengths of the packet, the topic and the properties, and the identifier; all of them at most.
+                # The lengths of the packet, the topic and the properties, and the identifier, at most.
                 size = len(topic.encode()) + len(payload) + 10
                 if size > terms.packet_max:
                     size = len(_publish(command, 1, duplicate=False))
@@ -472,19 +523,8 @@ class Session:
         at, end = 0, len(data)
         view = memoryview(data)
         while at < end:
-            length = body = 0
-            shift = 0
-            for position in range(at + 1, min(at + 5, end)):
-                length |= (data[position] & 0x7F) << shift
-                shift += 7
-                if data[position] < 0x80:
-                    body = position + 1
-                    break
+            body, length = _length(data, at + 1)
             if not body:
-                if end - at > 4:
-                    raise ProtocolError(
-                        "it sent a packet without an end", DisconnectReasonCode.MALFORMED_PACKET
-                    )
                 break
             if length > self.bounds.packet_max:
                 words = f"it sent a packet of {length} bytes, limit is {self.bounds.packet_max}"
@@ -492,7 +532,7 @@ class Session:
             if body + length > end:
                 break
             first = data[at]
-            if first == 0x40 and length == 2:
+            if first == 0x40 and (length == 2 or (length == 3 and data[body + 2] < 0x80)):
                 self._acknowledged((data[body] << 8) + data[body + 1], 0, "")
             else:
                 self._packet(first >> 4, view[at : body + length], body - at)
@@ -554,7 +594,7 @@ class Session:
         if parsed.server_keep_alive is not None:
             self.keepalive = parsed.server_keep_alive
         self._connecting = False
-        self.online = True
+        self.online = self._began = True
         self._resume(present=parsed.session_present)
         self._owner.accepted()
 
@@ -588,9 +628,7 @@ class Session:
         self.waiting_bytes += sum(_size(flight.command) for flight in flights)
 
     def _resend(self, packet_id: int, flight: Flight, command: Publish) -> None:
-        if self._flights is None:
-            self._flights = {}
-        self._flights[packet_id] = flight
+        self._fly(packet_id, flight)
         self._quota -= 1
         if flight.released:
             self._write(PubRelPacket(packet_id).write())
@@ -640,8 +678,7 @@ class Session:
             flight.outcome.fail(DeniedError(f"the broker refused the message: {words}"))
         else:
             flight.outcome.settle(None)
-        if self.waiting and self.online:
-            self._drain()
+        self._go_on()
 
     def _subscription(self, packet: SubAckPacket | UnsubAckPacket) -> None:
         flight = self._flights.pop(packet.packet_id, None) if self._flights else None
@@ -663,6 +700,7 @@ class Session:
             if self.subscriptions is not None:
                 self.subscriptions.pop(command.topic, None)
             flight.outcome.settle(None)
+        self._go_on()
 
     def _message(self, packet: PublishPacket) -> None:
         qos = int(packet.qos)
@@ -685,7 +723,7 @@ class Session:
             self._taken(self._epoch, packet_id, qos)
 
     def _taken(self, epoch: int, packet_id: int, qos: int) -> None:
-        """Acknowledge a message that is handled; when the broker sends it again, if it can't be reached now."""
+        """Acknowledge a message that is handled; if that can't be now, when the broker sends it again."""
         incoming = self._incoming
         if epoch != self._epoch or incoming is None or packet_id not in incoming:
             return
@@ -719,6 +757,19 @@ class Session:
             self._quota += min(self.terms.receive_max, self.bounds.messages) - 1
 
 
+def _length(data: bytes, at: int) -> tuple[int, int]:
+    """Return where the body of a packet begins and how long it is (1.5.5); 0 while that can't be told."""
+    length = shift = 0
+    for position, byte in enumerate(data[at : at + 4], at + 1):
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return position, length
+        shift += 7
+    if shift == 28:
+        raise ProtocolError("it sent a packet without an end", DisconnectReasonCode.MALFORMED_PACKET)
+    return 0, 0
+
+
 def _publish(command: Publish, packet_id: int, *, duplicate: bool) -> bytes:
     return PublishPacket(
         command.topic,
@@ -730,8 +781,13 @@ def _publish(command: Publish, packet_id: int, *, duplicate: bool) -> bytes:
     ).write()
 
 
-def _subscribe(command: Subscribe, packet_id: int, identifier: int) -> bytes:
-    wanted = TopicFilter(command.topic, max_qos=QOS[command.qos], retain_as_published=False)
+def _subscribe(command: Subscribe, packet_id: int, identifier: int, *, retained: bool) -> bytes:
+    wanted = TopicFilter(
+        command.topic,
+        max_qos=QOS[command.qos],
+        retain_as_published=False,
+        retain_handling=RetainHandling.SEND_ALWAYS if retained else RetainHandling.SEND_NEVER,
+    )
     return SubscribePacket(packet_id, [wanted], subscription_id=identifier or None).write()
 
 
