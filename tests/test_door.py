@@ -504,6 +504,7 @@ def test_a_port_that_is_taken_closes_the_door_but_not_the_gateway() -> None:
                 assert device.recv(6) == b"hello\n"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the uplink needs Python 3.11")
 def test_the_door_is_no_option_of_the_uplink() -> None:
     code, _, err = run("run", ECHO, "--mqtt", "mqtt://127.0.0.1:9", "--mqtt-listen", "127.0.0.1:0")
     assert code == 2

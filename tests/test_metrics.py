@@ -346,3 +346,10 @@ def test_each_metric_of_the_dashboard_exists() -> None:
         assert wanted <= names
 
     serve(meter(), test)
+
+
+def test_a_worker_that_replaces_another_serves_beside_it() -> None:
+    old = Metrics(meter(), ANY_PORT, shared=True)
+    with contextlib.closing(old._server.socket):
+        new = Metrics(meter(), old.address, shared=True)
+        new._server.server_close()
