@@ -27,6 +27,7 @@ LAYERS = (
     "host",
     "turns",
     "lane",
+    "tap",
     "channel",
     "engine",
     "runner",
