@@ -419,10 +419,12 @@ class Channel:
             return
         handler = self.quick
         if handler is None or self.requests:
-            if self.tap is not None:
+            if self.tap is None:
+                self._take(data)
+            else:
                 self._show_received(self.tap, data)
+                self._take(data)
                 self.held = True  # so that `pump` shows what was held back
-            self._take(data)
         elif self.raw and 0 < size <= FRAME_LIMIT:
             self._run_frame(data, handler)
         else:
