@@ -64,7 +64,7 @@ class Engine:
         self.when_empty: Callable[[], object] | None = None
         self.when_failed: Callable[[BaseException], object] | None = None
         self.watchers: tuple[Watcher, ...] = ()
-        self.masks: list[Mask] = []
+        self.masks: list[Mask] = app.masks
         self._tap = Tap("", "", time=runtime.time, masks=self.masks, broken=self.unwatch)  # of the app itself
         self._protocols: dict[str, Served] = {}
         self._ready: list[Channel] = []
@@ -76,6 +76,8 @@ class Engine:
         self.app.attach(self)
         self.counters.update(dict.fromkeys(COUNTERS, 0))
         self._protocols = {name: self._protocol(router) for name, router in self.app.protocols.items()}
+        for watcher in self.app.watchers:
+            self.watch(watcher)
 
     def stop(self) -> None:
         """Detach the app."""

@@ -1,9 +1,10 @@
 """Tap: what happens on connections, for whoever looks.
 
 A watcher is a function `(tap, now, event)`: *tap* says which connection it is, *now* is the time on the
-runtime's clock. It is attached by `engine.watch` to all connections, also those to come, or by
-`channel.watch` to one that lives. It begins with an `Opened` for each connection, gets events in the order in
-which they happened there, and must not block. A connection without a watcher pays nothing for this.
+runtime's clock. It is attached by `app.watch` to all connections, also those to come, or by `channel.watch`
+to one that lives. It gets an `Opened` for each connection first, then events in the order in which they
+happened there. It must not block; it may raise `Enough` to look no more. A connection without a watcher pays
+nothing for this.
 
 A password given to `register` is masked in all that watchers get, also in the bytes that brought it: until
 the device is registered, events are held back to the end of the turn that they belong to, and half a frame
@@ -28,6 +29,7 @@ __all__ = [
     "Closed",
     "Delivered",
     "Dropped",
+    "Enough",
     "Event",
     "Failed",
     "Frame",
@@ -55,6 +57,10 @@ SECRETS: Final = 16
 
 HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2}){4,}")
 """A password that may be the hex form of bytes; shorter ones would mask what only looks alike."""
+
+
+class Enough(Exception):  # noqa: N818 - like StopIteration, no error
+    """Raised by a watcher that wants to see no more."""
 
 
 @attrs.define
@@ -312,8 +318,9 @@ class Tap:
     def _tell(self, watcher: Watcher, now: float, event: Event) -> None:
         try:
             watcher(self, now, event)
-        except Exception:
-            log.exception("%s ! a watcher failed, and looks no more", self.id or "app")
+        except Exception as error:
+            if not isinstance(error, Enough):
+                log.exception("%s ! a watcher failed, and looks no more", self.id or "app")
             self.remove(watcher)
             self._broken(watcher)
 
