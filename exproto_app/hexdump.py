@@ -26,7 +26,7 @@ from .tap import (
     Unsubscribed,
 )
 
-__all__ = ["dump", "plain", "shown", "undump"]
+__all__ = ["dump", "payload", "plain", "shown", "undump"]
 
 LONG: Final = 1_024
 """Bytes of one read or frame that are shown; the rest is counted."""
@@ -114,12 +114,13 @@ def _client(client: ClientInfo) -> str:
 
 def _message(message: Message) -> str:
     flags = f" qos {message.qos}" + (" retain" if message.retain else "")
-    return f"{plain(message.topic)}{flags} {_payload(message.payload)}"
+    return f"{plain(message.topic)}{flags} {payload(message.payload)}"
 
 
-def _payload(payload: bytes) -> str:
-    cut = payload[:LONG]
-    more = f" … {len(payload) - LONG:,} more" if len(payload) > LONG else ""
+def payload(data: bytes, limit: int = LONG) -> str:
+    """Return *data* as quoted text, where it is that, or else in hex; at most *limit* bytes of it."""
+    cut = data[:limit]
+    more = f" … {len(data) - limit:,} more" if len(data) > limit else ""
     try:
         text = cut.decode()
     except UnicodeDecodeError:

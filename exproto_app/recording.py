@@ -1,38 +1,36 @@
 """The format of recordings: what happened on connections, as JSON lines.
 
 The first line is `{"recording": 1, "started": TIME, "by": PROGRAM}`: the format's version, when the recording
-began (RFC 3339) and what made it. Each line behind it is one event:
+began (RFC 3339) and what made it. Each line behind it is one event, with these keys:
 
-| key | meaning |
-| --- | --- |
-| `at` | seconds since the recording began |
-| `conn`, `protocol` | which connection, and its protocol; both empty for what the app itself publishes |
-| `event` | what happened, one of those below; each has further keys |
+- `at`: seconds since the recording began.
+- `conn`, `protocol`: which connection, and its protocol; both empty for what the app itself publishes.
+- `event`: what happened, and with it
 
-| event | keys |
-| --- | --- |
-| `opened` | `socktype`, `peer` and `local` (`HOST:PORT`); if so: `cert` (`dn`, `cn`), `resumed`, `late` (it was open before the recording, or before this file of it) with `client` |
-| `in` | `hex`: bytes as they came, one datagram on UDP |
-| `frame` | `hex`, `handler`: who takes it, null for nobody; not in files, for it follows from the bytes |
-| `out` | `hex`: bytes sent, one `send` or reply |
-| `published` | `topic`, `hex`: the payload, `qos`, `retain` |
-| `delivered` | the same, `handler`, and how many `more` messages came with it |
-| `registered` | `client`: the fields of a `ClientInfo` that are set |
-| `subscribed`, `unsubscribed` | `topic`, `qos` |
-| `refused` | `what`: the verb that failed, `topic`: its topic or clientid, `error`: the class, `text` |
-| `failed` | `where`: the handler, or "framing", `text` |
-| `dropped` | `what`: bytes, frames or messages, `count` |
-| `closed` | `reason`, `detail`; what `on_terminated` does comes behind |
-| `gap` | `count`: events that were not recorded, because writing was too slow |
+  - `opened`: `socktype`, `peer` and `local` as `HOST:PORT`; and only if it is so: `cert` with `dn` and `cn`,
+    `resumed`, `late` (it was open before this file began), `client` (who it was by then).
+  - `in`: `hex`, bytes as they came; one datagram on UDP.
+  - `frame`: `hex`, `handler` (null for nobody). Not in files, for frames follow from the bytes.
+  - `out`: `hex`, bytes sent, one `send` or reply.
+  - `published`: `topic`, `hex` (the payload), `qos`, `retain`.
+  - `delivered`: the same, `handler`, and how many `more` messages came with it.
+  - `registered`: `client`, those fields of a `ClientInfo` that are set.
+  - `subscribed`, `unsubscribed`: `topic`, and `qos`.
+  - `refused`: `what` (the verb that failed), `topic` (its topic or clientid), `error` (the class), `text`.
+  - `failed`: `where` (the handler, or "framing"), `text`.
+  - `dropped`: `what` ("bytes", "frames" or "messages"), `count`.
+  - `closed`: `reason`, `detail`. What `on_terminated` does comes behind.
+  - `gap`: `count` events were not recorded, because writing was too slow.
 
-Passwords given to `register` and what masks match are asterisks (2a in hex). Lines are in the order of their
-connection; between connections `at` tells.
-"""  # noqa: E501 - a table's rows can't be broken
+Passwords given to `register`, and what masks match, are asterisks (2a in hex). The lines of a connection are
+in order; between connections `at` tells.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, Final
 
 import attrs
@@ -103,12 +101,25 @@ class Entry:
 class Recording:
     """What a file tells: its entries by time, and *notes*, what a reader should know beside them.
 
-    *broker* False: only bytes are known, nothing about messages (as in a capture of packets).
+    *started* is in seconds since 1970. *broker* False: only bytes are known, nothing about messages (as in a
+    capture of packets).
     """
 
     entries: list[Entry] = attrs.Factory(list)
     notes: list[str] = attrs.Factory(list)
+    started: float = 0.0
     broker: bool = True
+
+    def join(self, later: Recording) -> None:
+        """Take over what the file behind this one tells."""
+        known = set(connections(self.entries))
+        ahead = later.started - self.started
+        for entry in later.entries:
+            event = entry.event
+            if not (isinstance(event, Opened) and event.late and entry.conn in known):
+                self.entries.append(attrs.evolve(entry, at=entry.at + ahead))
+        self.entries.sort(key=lambda entry: entry.at)
+        self.notes += later.notes
 
 
 def header(started: str, by: str) -> str:
@@ -199,10 +210,9 @@ def parse(lines: Iterable[str], name: str) -> Recording:
 
     A last line that was cut off, as by a crash, is left out, with a note.
     """
-    recording = Recording()
     numbered = enumerate(lines, 1)
     _, first = next(numbered, (0, ""))
-    _check_header(first, name)
+    recording = Recording(started=_started(first, name))
     for number, text in numbered:
         if not text.strip():
             continue
@@ -225,9 +235,11 @@ def parse(lines: Iterable[str], name: str) -> Recording:
     return recording
 
 
-def _check_header(text: str, name: str) -> None:
+def _started(text: str, name: str) -> float:
+    """Check the first line; return when the recording began."""
     try:
-        version = json.loads(text)["recording"]
+        facts = json.loads(text)
+        version = facts["recording"]
     except (ValueError, KeyError, TypeError):
         raise SetupError(f"{name} is no recording; make one with run --record FILE") from None
     if version != VERSION:
@@ -235,6 +247,10 @@ def _check_header(text: str, name: str) -> None:
             f"{name} is a recording of version {version!r}, this exproto-app reads version {VERSION}; "
             "use the one that made it"
         )
+    try:
+        return datetime.fromisoformat(facts["started"]).timestamp()
+    except (ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _why(error: Exception) -> str:

@@ -192,24 +192,28 @@ Mask: TypeAlias = Callable[[bytes], bytes]
 """Returns bytes of the same length, with what is secret in them replaced."""
 
 
-def masking(pattern: str) -> Mask:
+def masking(pattern: str, *, same_length: bool = True) -> Mask:
     r"""Return the mask for a regular expression over bytes: its groups, or without any the whole match.
 
-    `.` matches every byte, and `\x01` is one. Raises `SetupError` for what is no expression.
+    `.` matches every byte, and `\x01` is one. Without *same_length* one asterisk stands for it all.
+    Raises `SetupError` for what is no expression.
     """
     try:
         regex = re.compile(pattern.encode(), re.DOTALL)
     except (re.error, UnicodeEncodeError) as error:
         raise SetupError(f"{pattern!r} is no regular expression: {error}") from None
 
+    groups = range(1, regex.groups + 1) if regex.groups else (0,)
+
     def mask(data: bytes) -> bytes:
-        hidden: bytearray | None = None
-        for match in regex.finditer(data):
-            hidden = hidden or bytearray(data)
-            for group in range(1, regex.groups + 1) if regex.groups else (0,):
-                start, end = match.span(group)
-                hidden[start:end] = b"*" * (end - start)
-        return data if hidden is None else bytes(hidden)
+        spans = [match.span(group) for match in regex.finditer(data) for group in groups]
+        if not spans:
+            return data
+        hidden = bytearray(data)
+        for start, end in sorted(spans, reverse=True):
+            if start >= 0:  # the group took part in the match
+                hidden[start:end] = b"*" * (end - start) if same_length else b"*"
+        return bytes(hidden)
 
     return mask
 
