@@ -13,18 +13,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
+from .app import App
 from .hexdump import shown
 from .models import ClientInfo
 from .recording import Entry, Gap, header, line
-from .tap import Closed, Enough, Event, Frame, Opened, Registered, Tap
+from .tap import Closed, Enough, Event, Frame, Opened, Registered, Tap, masking
 
-__all__ = ["KEEP", "SIZE", "HexDump", "Recorder"]
+__all__ = ["KEEP", "SIZE", "HexDump", "Recorder", "record"]
 
 log = logging.getLogger("exproto_app")
 
@@ -270,6 +271,16 @@ class Recorder:
 
 def _as(opened: Opened, client: ClientInfo) -> Opened:
     return Opened(opened.info, opened.resumed, opened.late, client)
+
+
+def record(
+    app: App[Any], path: str | Path, *, size: int = SIZE, keep: int = KEEP, masks: Iterable[str] = ()
+) -> Recorder:
+    """Have *app* recorded; *masks* are regular expressions, see `tap.masking`, the rest is `Recorder`'s."""
+    app.masks += [masking(pattern) for pattern in masks]
+    recorder = Recorder(path, size=size, keep=keep)
+    app.watch(recorder)
+    return recorder
 
 
 class HexDump:

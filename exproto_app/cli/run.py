@@ -19,6 +19,7 @@ from ..hub import Login, MemoryHub
 from ..models import Address, Limits
 from ..target import load
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .watching import watching, watching_options
 
 __all__ = ["command"]
 
@@ -61,6 +62,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("stall", float, "Seconds that a device may leave unread what it is sent")
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
+@watching_options
 @stats_option
 @verbosity_option
 @loop_option
@@ -90,7 +92,8 @@ def command(
     login = Users(users) if users else None
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
-    run_loop(_serve(app, parsed, login, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
+    with watching(app):
+        run_loop(_serve(app, parsed, login, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
 
 
 async def _serve(
