@@ -187,7 +187,7 @@ def test_what_the_app_publishes_has_no_connection(first: TestClient) -> None:
     seen = Seen()
     engine_of(first).watch(seen)
     seen.take()
-    first.publish("news", b"1")
+    app.publish("news", b"1")
     assert [(name, event) for name, _, event in seen.all] == [("", Published(Message("news", b"1")))]
 
 

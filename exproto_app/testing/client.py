@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..app import App
 from ..channel import Channel, Hub
-from ..connection import Connection
+from ..commands import Publish
+from ..connection import Connection, check_payload
 from ..hub import Login, MemoryHub
 from ..models import Address, ConnectionInfo, Message, Reason, SockType
 from ..router import Router
 from ..runner import Runner
+from ..topics import check_qos, check_topic
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -348,7 +350,10 @@ class TestClient:
     def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> None:
         """Have somebody else publish a message, to whoever is subscribed."""
         world, _ = self._connected()
-        world.loop.call_soon(lambda: self.app.publish(topic, payload, qos, retain=retain))
+        check_topic(topic)
+        check_payload(payload)
+        check_qos(qos)
+        world.loop.call_soon(world.memory.publish, Publish(topic, payload, qos, retain))
         world.run()
 
     @property
