@@ -110,7 +110,7 @@ def _read_packets(path: Path, port: int | None) -> Recording:
         if server is not None:
             client = next(iter(ends - {server}), server)
             recording.entries += _assembled(flow, client, server, str(number), recording)
-    recording.entries.sort(key=lambda entry: entry.at)
+    recording.sort()
     return recording
 
 

@@ -23,7 +23,18 @@ from .app import App
 from .hexdump import shown
 from .models import ClientInfo
 from .recording import Entry, Gap, header, line
-from .tap import Closed, Enough, Event, Frame, Opened, Registered, Tap, masking
+from .tap import (
+    Closed,
+    Delivered,
+    Enough,
+    Event,
+    Frame,
+    Opened,
+    Received,
+    Registered,
+    Tap,
+    masking,
+)
 
 __all__ = ["KEEP", "SIZE", "HexDump", "Recorder", "record"]
 
@@ -205,7 +216,7 @@ class Recorder:
         self._clock = clock
         self._files = _Files(self._path, keep)
         self._background = _Background(self._files.write, self._failed, pause=PAUSE)
-        self._began = 0.0
+        self._began = self._offset = 0.0  # of this file, and from the runtime's clock to the time of day
         self._written: int | None = None  # bytes in this file, None before the first
         self._open: dict[str, Opened] = {}
         self._told: set[str] = set()
@@ -217,7 +228,7 @@ class Recorder:
             raise Enough
         if type(event) is Frame:
             return
-        if self._written is None or self._written > self._size:
+        if self._written is None or (self._written > self._size and self._may_part(event)):
             self._next(now)
         if self._lost and self._put(tap, now, Gap(self._lost)):
             self._lost = 0
@@ -230,9 +241,16 @@ class Recorder:
         self._background.close()
         self._files.close()
 
+    def _may_part(self, event: Event) -> bool:
+        """Tell whether a file may begin with *event*: what answers to something stays with that, if it can."""
+        return isinstance(event, Opened | Received | Delivered) or (self._written or 0) > 2 * self._size
+
     def _next(self, now: float) -> None:
         """Begin a file, in which the connections that are open begin late."""
-        started = datetime.fromtimestamp(self._clock(), timezone.utc).isoformat(timespec="milliseconds")
+        if self._written is None:
+            self._offset = self._clock() - now
+        began = datetime.fromtimestamp(now + self._offset, timezone.utc)
+        started = began.isoformat(timespec="microseconds")
         text = header(started, f"exproto-app {version('exproto-app')}") + "\n"
         self._background.put(None, must=True)
         self._background.put(text, must=True)

@@ -118,8 +118,15 @@ class Recording:
             event = entry.event
             if not (isinstance(event, Opened) and event.late and entry.conn in known):
                 self.entries.append(attrs.evolve(entry, at=entry.at + ahead))
-        self.entries.sort(key=lambda entry: entry.at)
+        self.sort()
         self.notes += later.notes
+
+    def sort(self) -> None:
+        """Put the entries in order of time, those of one connection as they are."""
+        latest: dict[str, float] = {}
+        for entry in self.entries:
+            entry.at = latest[entry.conn] = max(entry.at, latest.get(entry.conn, entry.at))
+        self.entries.sort(key=lambda entry: entry.at)
 
 
 def header(started: str, by: str) -> str:
@@ -231,7 +238,7 @@ def parse(lines: Iterable[str], name: str) -> Recording:
         recording.entries.append(entry)
         if isinstance(entry.event, Gap):
             recording.notes.append(f"{name}, line {number}: {entry.event.count} events were not recorded")
-    recording.entries.sort(key=lambda entry: entry.at)
+    recording.sort()
     return recording
 
 

@@ -178,7 +178,7 @@ def test_a_recording_is_written_and_may_be_read_by_its_owner_only(tmp_path: Path
     source.show("1", Frame(b"x", "login"))
     recorder.close()
     first, *rest = lines_of(path)
-    assert (first["recording"], first["started"]) == (1, "2026-01-02T03:04:05.678+00:00")
+    assert (first["recording"], first["started"]) == (1, "2026-01-02T03:04:05.678000+00:00")
     assert [(entry["at"], entry["event"]) for entry in rest] == [(0.0, "opened"), (0.5, "in")]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
