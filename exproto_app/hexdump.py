@@ -22,7 +22,6 @@ from .tap import (
     Registered,
     Sent,
     Subscribed,
-    Tap,
     Unsubscribed,
 )
 
@@ -54,7 +53,7 @@ def plain(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def shown(tap: Tap, event: Event) -> Iterator[str]:  # noqa: C901, PLR0912 - one case for each event
+def shown(event: Event) -> Iterator[str]:  # noqa: C901, PLR0912 - one case for each event
     """Yield the lines for *event*; the first begins with a sign, the others are indented.
 
     `<` came from the device, `:` is a frame, `>` was sent, `^` published, `v` delivered, `=` is a fact,
@@ -83,15 +82,15 @@ def shown(tap: Tap, event: Event) -> Iterator[str]:  # noqa: C901, PLR0912 - one
             yield f"= subscribed {plain(topic)} qos {qos}"
         case Unsubscribed(topic):
             yield f"= unsubscribed {plain(topic)}"
-        case Refused(what, topic, error):
+        case Refused(what, topic, _, text):
             about = f" {plain(topic)}" if topic else ""
-            yield f"! {what}{about} refused: {plain(tap.hide(f'{type(error).__name__}: {error}'))}"
-        case Failed(where, wrong):
-            yield f"! {where} failed: {plain(tap.hide(f'{type(wrong).__name__}: {wrong}'))}"
+            yield f"! {what}{about} refused: {plain(text)}"
+        case Failed(where, _, text):
+            yield f"! {where} failed: {plain(text)}"
         case Dropped(what, count):
             yield f"! {count:,} {what} dropped"
         case Closed(reason, detail):
-            yield f"= closed: {reason}{f', {plain(tap.hide(detail))}' if detail else ''}"
+            yield f"= closed: {reason}{f', {plain(detail)}' if detail else ''}"
 
 
 def _size(data: bytes) -> str:

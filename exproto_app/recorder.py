@@ -59,14 +59,14 @@ GOODBYE: Final = 5.0
 class _Background:
     """A thread that calls *write* with the texts that were put; it is begun with the first of them.
 
-    *pause* is how long it collects before it writes. When *write* raises an OSError, *failed* is told, once,
-    and nothing more is written.
+    *pause* is how long it collects before it writes. When *write* can't, *failed* is told, once, and nothing
+    more is written.
     """
 
     def __init__(
         self,
         write: Callable[[list[str | None]], object],
-        failed: Callable[[OSError], object],
+        failed: Callable[[Exception], object],
         *,
         pause: float = 0.0,
         limit: int = WAITING,
@@ -95,7 +95,8 @@ class _Background:
             self._thread = threading.Thread(target=self._run, name="exproto-app writer", daemon=True)
             self._thread.start()
             atexit.register(self.close)
-        self._put.set()
+        if not self._put.is_set():
+            self._put.set()
         return True
 
     def close(self) -> None:
@@ -118,7 +119,7 @@ class _Background:
             try:
                 if waiting:
                     self._write(waiting)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: the file was closed
                 self.broken = True
                 self._failed(error)
                 return
@@ -216,6 +217,7 @@ class Recorder:
         self._clock = clock
         self._files = _Files(self._path, keep)
         self._background = _Background(self._files.write, self._failed, pause=PAUSE)
+        self._part = 0
         self._began = self._offset = 0.0  # of this file, and from the runtime's clock to the time of day
         self._written: int | None = None  # bytes in this file, None before the first
         self._open: dict[str, Opened] = {}
@@ -242,7 +244,7 @@ class Recorder:
         self._files.close()
 
     def _may_part(self, event: Event) -> bool:
-        """Tell whether a file may begin with *event*: what answers to something stays with that, if it can."""
+        """Tell whether a file may begin with *event*: an answer stays with what it answers, if it can."""
         return isinstance(event, Opened | Received | Delivered) or (self._written or 0) > 2 * self._size
 
     def _next(self, now: float) -> None:
@@ -251,7 +253,8 @@ class Recorder:
             self._offset = self._clock() - now
         began = datetime.fromtimestamp(now + self._offset, timezone.utc)
         started = began.isoformat(timespec="microseconds")
-        text = header(started, f"exproto-app {version('exproto-app')}") + "\n"
+        self._part += 1
+        text = header(started, f"exproto-app {version('exproto-app')}", self._part) + "\n"
         self._background.put(None, must=True)
         self._background.put(text, must=True)
         self._began, self._written = now, len(text)
@@ -282,8 +285,8 @@ class Recorder:
         self._written = (self._written or 0) + len(text)
         return True
 
-    def _failed(self, error: OSError) -> None:
-        words = (error.strerror or str(error)).lower()
+    def _failed(self, error: Exception) -> None:
+        words = (getattr(error, "strerror", None) or str(error)).lower()
         log.error("record ! %s can't be written: %s; nothing more is recorded", self._path, words)
 
 
@@ -319,7 +322,7 @@ class HexDump:
             self._offset = self._clock() - now
         stamp = datetime.fromtimestamp(now + self._offset).astimezone().strftime("%H:%M:%S.%f")[:-3]
         head = f"{stamp} {tap.id or 'app'}{' ' if tap.protocol else ''}{tap.protocol} "
-        text = head + "\n".join(shown(tap, event)) + "\n"
+        text = head + "\n".join(shown(event)) + "\n"
         if self._lost:
             text = f"… {self._lost:,} events not shown: the terminal is too slow\n{text}"
         if self._background.put(text):
@@ -332,8 +335,10 @@ class HexDump:
         self._background.close()
 
     def _write(self, texts: list[str | None]) -> None:
-        self._stream.write("".join(filter(None, texts)))
+        encoding = self._stream.encoding or "utf-8"
+        text = "".join(filter(None, texts)).encode(encoding, "backslashreplace").decode(encoding)
+        self._stream.write(text)
         self._stream.flush()
 
-    def _failed(self, error: OSError) -> None:
+    def _failed(self, error: Exception) -> None:
         log.error("hex ! nothing more is printed: %s", error)

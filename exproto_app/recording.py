@@ -1,9 +1,9 @@
 """The format of recordings: what happened on connections, as JSON lines.
 
-The first line is `{"recording": 1, "started": TIME, "by": PROGRAM}`: the format's version, when the recording
-began (RFC 3339) and what made it. Each line behind it is one event, with these keys:
+The first line is `{"recording": 1, "part": N, "started": TIME, "by": PROGRAM}`: the format's version, which
+file of the recording it is, when that began (RFC 3339) and what made it. Each line behind it is one event:
 
-- `at`: seconds since the recording began.
+- `at`: seconds since this file began.
 - `conn`, `protocol`: which connection, and its protocol; both empty for what the app itself publishes.
 - `event`: what happened, and with it
 
@@ -31,6 +31,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import attrs
@@ -80,10 +81,7 @@ class Gap:
 
 
 class RecordedError(Exception):
-    """What a recording tells of an exception; `repr` gives the text."""
-
-    def __repr__(self) -> str:
-        return str(self)
+    """What a recording tells of an exception."""
 
 
 @attrs.define
@@ -101,13 +99,14 @@ class Entry:
 class Recording:
     """What a file tells: its entries by time, and *notes*, what a reader should know beside them.
 
-    *started* is in seconds since 1970. *broker* False: only bytes are known, nothing about messages (as in a
-    capture of packets).
+    *started* is in seconds since 1970, *part* counts the files of one recording. *broker* False: only bytes
+    are known, nothing about messages (as in a capture of packets).
     """
 
     entries: list[Entry] = attrs.Factory(list)
     notes: list[str] = attrs.Factory(list)
     started: float = 0.0
+    part: int = 1
     broker: bool = True
 
     def join(self, later: Recording) -> None:
@@ -129,15 +128,24 @@ class Recording:
         self.entries.sort(key=lambda entry: entry.at)
 
 
-def header(started: str, by: str) -> str:
+def header(started: str, by: str, part: int = 1) -> str:
     """Return the first line."""
-    return _text({"recording": VERSION, "started": started, "by": by})
+    return _text({"recording": VERSION, "part": part, "started": started, "by": by})
 
 
 def line(entry: Entry) -> str:
     """Return the line for *entry*."""
-    at = round(entry.at, 6)
-    return _text({"at": at, "conn": entry.conn, "protocol": entry.protocol, **facts_of(entry.event)})
+    at, event = round(entry.at, 6), entry.event
+    if type(event) is Received or type(event) is Sent:  # most lines are of these
+        word = "in" if type(event) is Received else "out"
+        who = f'"conn":{_quoted(entry.conn)},"protocol":{_quoted(entry.protocol)}'
+        return f'{{"at":{at},{who},"event":"{word}","hex":"{event.data.hex()}"}}'
+    return _text({"at": at, "conn": entry.conn, "protocol": entry.protocol, **facts_of(event)})
+
+
+@lru_cache(maxsize=4_096)
+def _quoted(text: str) -> str:
+    return json.dumps(text)
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -165,11 +173,11 @@ def facts_of(event: Event | Gap) -> dict[str, Any]:  # noqa: C901, PLR0911, PLR0
             return {"event": "subscribed", "topic": topic, "qos": qos}
         case Unsubscribed(topic):
             return {"event": "unsubscribed", "topic": topic}
-        case Refused(what, topic, error):
+        case Refused(what, topic, error, text):
             name = type(error).__name__
-            return {"event": "refused", "what": what, "topic": topic, "error": name, "text": str(error)}
-        case Failed(where, wrong):
-            return {"event": "failed", "where": where, "text": repr(wrong)}
+            return {"event": "refused", "what": what, "topic": topic, "error": name, "text": text}
+        case Failed(where, _, text):
+            return {"event": "failed", "where": where, "text": text}
         case Dropped(what, count):
             return {"event": "dropped", "what": what, "count": count}
         case Closed(reason, detail):
@@ -219,7 +227,8 @@ def parse(lines: Iterable[str], name: str) -> Recording:
     """
     numbered = enumerate(lines, 1)
     _, first = next(numbered, (0, ""))
-    recording = Recording(started=_started(first, name))
+    started, part = _start(first, name)
+    recording = Recording(started=started, part=part)
     for number, text in numbered:
         if not text.strip():
             continue
@@ -242,8 +251,8 @@ def parse(lines: Iterable[str], name: str) -> Recording:
     return recording
 
 
-def _started(text: str, name: str) -> float:
-    """Check the first line; return when the recording began."""
+def _start(text: str, name: str) -> tuple[float, int]:
+    """Check the first line; return when the file began, and which part it is."""
     try:
         facts = json.loads(text)
         version = facts["recording"]
@@ -255,9 +264,9 @@ def _started(text: str, name: str) -> float:
             "use the one that made it"
         )
     try:
-        return datetime.fromisoformat(facts["started"]).timestamp()
+        return datetime.fromisoformat(facts["started"]).timestamp(), _count(facts["part"])
     except (ValueError, KeyError, TypeError):
-        return 0.0
+        return 0.0, 1
 
 
 def _why(error: Exception) -> str:
@@ -304,7 +313,13 @@ def _message(facts: dict[str, Any]) -> Message:
 def _refused(facts: dict[str, Any]) -> Refused:
     kind = getattr(errors, _str(facts["error"]), None)
     make = kind if isinstance(kind, type) and issubclass(kind, CommandError) else CommandError
-    return Refused(_str(facts["what"]), _str(facts["topic"]), make(_str(facts["text"])))
+    text = _str(facts["text"])
+    return Refused(_str(facts["what"]), _str(facts["topic"]), make(text.partition(": ")[2]), text)
+
+
+def _failed(facts: dict[str, Any]) -> Failed:
+    text = _str(facts["text"])
+    return Failed(_str(facts["where"]), RecordedError(text), text)
 
 
 def _str(value: object) -> str:
@@ -330,7 +345,7 @@ _MAKERS: Final[dict[str, Callable[[dict[str, Any]], Event | Gap]]] = {
     "subscribed": lambda facts: Subscribed(_str(facts["topic"]), _count(facts["qos"])),
     "unsubscribed": lambda facts: Unsubscribed(_str(facts["topic"])),
     "refused": _refused,
-    "failed": lambda facts: Failed(_str(facts["where"]), RecordedError(_str(facts["text"]))),
+    "failed": _failed,
     "dropped": lambda facts: Dropped(_str(facts["what"]), _count(facts["count"])),
     "closed": lambda facts: Closed(facts["reason"], _str(facts["detail"])),
     "gap": lambda facts: Gap(_count(facts["count"])),

@@ -17,7 +17,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 
@@ -133,24 +133,33 @@ class Unsubscribed:
     topic: str
 
 
+def _told(event: Refused | Failed) -> str:
+    try:
+        return f"{type(event.error).__name__}: {event.error}"
+    except Exception:  # noqa: BLE001 - a user's exception may not even have a text
+        return type(event.error).__name__
+
+
 @attrs.define
 class Refused:
-    """A verb failed: *what* is its name, *topic* its topic or clientid, if any."""
+    """A verb failed: *what* is its name, *topic* its topic or clientid, if any; *text* tells the error."""
 
     what: str
     topic: str
     error: CommandError
+    text: str = attrs.Factory(_told, takes_self=True)
 
 
 @attrs.define
 class Failed:
-    """A handler raised, or bytes were no frame: *where* is its name, or "framing".
+    """A handler raised, or bytes were no frame: *where* is its name, or "framing"; *text* tells the error.
 
-    The text of *error* may tell a secret; `tap.hide` masks it.
+    What *error* itself tells may be secret; `tap.hide` masks it.
     """
 
     where: str
     error: BaseException
+    text: str = attrs.Factory(_told, takes_self=True)
 
 
 @attrs.define
@@ -352,17 +361,17 @@ class Tap:
     def _masked(self, event: Event) -> Event:
         match event:
             case Received(data) | Sent(data):
-                return type(event)(self._hidden(data))
-            case Frame(frame, handler):
-                return Frame(self._hidden(frame), handler)
-            case Published(message):
-                return Published(self._masked_message(message))
-            case Delivered(message, handler, more):
-                return Delivered(self._masked_message(message), handler, more)
+                event = attrs.evolve(event, data=self._hidden(data))
+            case Frame(frame):
+                event = attrs.evolve(event, frame=self._hidden(frame))
+            case Published(message) | Delivered(message):
+                event = attrs.evolve(event, message=self._masked_message(message))
+            case Refused() | Failed():
+                event = attrs.evolve(event, text=self.hide(event.text))
+            case Closed(_, detail):
+                event = attrs.evolve(event, detail=self.hide(detail))
         return event
 
     def _masked_message(self, message: Message) -> Message:
-        changes: dict[str, Any] = {"payload": self._hidden(message.payload)}
-        if changes["payload"] == message.payload:
-            return message
-        return attrs.evolve(message, **changes)
+        payload = self._hidden(message.payload)
+        return message if payload == message.payload else attrs.evolve(message, payload=payload)

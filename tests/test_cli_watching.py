@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ TRACKER = ("--protocol", "tracker")
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run a gateway for one device, recorded and dumped; give the recording and what was printed."""
     path = tmp_path_factory.mktemp("session") / "field.jsonl"
     options = ("--listen", "tracker=tcp://127.0.0.1:0", "--record", path, "--hex", "--mask", r"pin (\d+)")

@@ -96,6 +96,17 @@ def test_what_is_written_is_read(written: list[Entry]) -> None:
             assert read.event == entry.event
 
 
+def test_a_secret_in_an_error_or_in_the_words_of_the_end_is_masked() -> None:
+    source = Source(shown := Shown())
+    source.show("1", Received(b"login s3cret"))
+    source.taps["1"].keep_secret("s3cret", ClientInfo("1"))
+    source.show("1", Failed("login", ValueError(b"login s3cret")))
+    source.show("1", Closed("error", "b'login s3cret'"))
+    _, *lines = (line(Entry(0.0, "1", "gt06", event)) for event in shown.events)
+    assert not [text for text in lines if "s3cret" in text]
+    assert len(lines) == 2
+
+
 @given(st.text(max_size=60), st.dictionaries(texts, st.none() | texts | counts, max_size=3))
 def test_a_foreign_line_is_told_in_one_sentence(text: str, facts: dict[str, Any]) -> None:
     for foreign in (text.replace("\n", ""), json.dumps(facts), json.dumps({"event": "in", **facts})):
@@ -138,6 +149,16 @@ def test_lines_say_what_the_docstring_says() -> None:
 
 
 # --- files
+
+
+class Shown:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, tap: Tap, now: float, event: Event) -> None:
+        self.events.append(event)
 
 
 class Source:

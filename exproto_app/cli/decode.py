@@ -104,12 +104,10 @@ class _Shows:
         self._began = now if self._began is None else self._began
         self.failed = self.failed or isinstance(event, Failed)
         if self._as_json:
-            if isinstance(event, Failed):
-                event = Failed(event.where, _Told(tap.hide(repr(event.error))))
             self._print(line(Entry(now - self._began, tap.id, tap.protocol, event)))
             return
         head = f"{tap.id} " if self._several else ""
-        for text in shown(tap, event):
+        for text in shown(event):
             self._print(f"{head}{text}")
 
     def left(self, conn: str, protocol: str, size: int) -> None:
@@ -124,11 +122,6 @@ class _Shows:
 
     def _print(self, text: str) -> None:
         click.echo(text, file=self._out)
-
-
-class _Told(Exception):  # noqa: N818 - the text of another
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def _feed(

@@ -52,7 +52,7 @@ def command(
     1: something differs.
     """
     logging.basicConfig(level=logging.CRITICAL)  # what fails is shown with what differs
-    first, *others = sorted((read(file, port=port) for file in files), key=lambda it: it.started)
+    first, *others = sorted((read(file, port=port) for file in files), key=lambda it: (it.started, it.part))
     for other in others:
         first.join(other)
     for note in first.notes:

@@ -350,7 +350,7 @@ def _broker_line(event: object, masks: list[Mask]) -> str:
 def _errors(events: Iterable[object]) -> list[str]:
     """Return what failed in the replay."""
     failures = (event for event in events if isinstance(event, Failed))
-    return [f"{event.where} failed: {type(event.error).__name__}: {event.error}" for event in failures]
+    return [f"{event.where} failed: {event.text}" for event in failures]
 
 
 def _hex(data: bytes) -> str:

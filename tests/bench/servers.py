@@ -7,13 +7,16 @@ many connections it has; at the end of the input it stops.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import importlib
 import importlib.util
 import itertools
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +28,7 @@ from exproto_app import App, Connection
 from exproto_app.channel import Channel
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import RAW, Framing, Line
+from exproto_app.recorder import record
 from exproto_app.tap import Event, Tap
 
 if TYPE_CHECKING:
@@ -105,11 +109,21 @@ def watched(kind: str) -> App:
     return app
 
 
+def recorded() -> App:
+    """Return an echo of lines, all of which is recorded."""
+    app = echo(Line())
+    folder = tempfile.mkdtemp(prefix="exproto-app-bench-")
+    atexit.register(shutil.rmtree, folder)  # behind the recorder's own farewell
+    record(app, Path(folder, "recording"), keep=1)
+    return app
+
+
 APPS: dict[str, Callable[[], App]] = {
     "line": lambda: echo(Line()),
     "raw": lambda: echo(RAW),
     "line_watched_none": lambda: watched("none"),
     "line_watched_one": lambda: watched("one"),
+    "line_recorded": recorded,
 }
 BY_HAND: dict[str, Callable[[], ByHand]] = {"line_by_hand": LineByHand, "raw_by_hand": RawByHand}
 
