@@ -351,7 +351,7 @@ class Channel:
         if self.client is None and (self.turn is not None or self.registers):
             return
         runtime = self.engine.runtime
-        unfinished = not self.gone and (self.queued or self.decoder.buffered)
+        unfinished = not self.gone and (self.queued or self.frames is not None or self.decoder.buffered)
         if unfinished and runtime.ticks and (self.client is None or tap.has_secrets):
             tap.release_later(runtime.call_later, HOLD)
         else:

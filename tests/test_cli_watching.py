@@ -154,8 +154,9 @@ def test_a_recording_that_cant_be_written_leaves_the_gateway_alone(tmp_path: Pat
     assert text.count("can't be written: no such file or directory; nothing more is recorded") == 1
 
 
-def test_wrong_masks_are_usage() -> None:
-    code, _, err = run("run", ECHO, "--hex", "--mask", "(")
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_wrong_masks_are_usage(command: str) -> None:
+    code, _, err = run(command, ECHO, "--hex", "--mask", "(")
     assert (code, "'(' is no regular expression" in err) == (2, True)
 
 
