@@ -30,6 +30,9 @@ __all__ = ["dump", "payload", "plain", "shown", "undump"]
 LONG: Final = 1_024
 """Bytes of one read or frame that are shown; the rest is counted."""
 
+LARGE: Final = 1 << 24
+"""Bytes that a dump may stand for: one line of it may say any number."""
+
 INLINE: Final = 32
 """Bytes that are shown in the line itself."""
 
@@ -182,7 +185,7 @@ def _undump_lines(lines: list[str]) -> bytes | None:
             return None
         offset = int(digits, 16)
         first = offset if first is None else first
-        if repeat:
+        if repeat and offset - first <= LARGE:
             data += data[-16:] * ((offset - first - len(data)) // 16)
             repeat = False
         if last and words:

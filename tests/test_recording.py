@@ -405,6 +405,19 @@ def test_hex_as_people_have_it(text: str) -> None:
     assert undump(text) == WANTED
 
 
+@given(st.text(alphabet="0123456789abcdefx:*|{},\\\n ", max_size=80) | st.text(max_size=40))
+def test_any_text_is_hex_or_refused(text: str) -> None:
+    try:
+        assert isinstance(undump(text), bytes)
+    except SetupError as error:
+        assert re.search("is no hex|has an odd number", str(error))  # noqa: PT017 - it may pass too
+
+
+def test_a_dump_that_claims_to_be_huge_is_none() -> None:
+    with pytest.raises(SetupError, match="is no hex"):
+        undump("00000000  00 00  |..|\n*\nffffffffffff0\n")
+
+
 def test_a_dump_with_repeated_lines() -> None:
     row = "00000000  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  |................|\n"
     assert undump(row + "*\n00000040  01  |.|\n00000041\n") == bytes(64) + b"\x01"
