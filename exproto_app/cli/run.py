@@ -24,6 +24,7 @@ from ..target import load
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
+from .watching import watching, watching_options
 from .worker import Worker
 
 __all__ = ["command"]
@@ -90,6 +91,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
 @uplink_options
+@watching_options
 @stats_option
 @verbosity_option
 @loop_option
@@ -137,7 +139,8 @@ def command(
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
     main = _serve(app, parsed, hub, options, stats=stats, with_uvloop=uvloop is not None, worker=worker)
-    run_loop(main, uvloop)
+    with watching(app):
+        run_loop(main, uvloop)
 
 
 async def _serve(

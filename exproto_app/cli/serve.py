@@ -13,6 +13,7 @@ from ..errors import ExprotoError, SetupError
 from ..models import Address
 from ..target import load
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .watching import watching, watching_options
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
@@ -53,6 +54,7 @@ LISTENER_PORT = 7993
 @click.option(
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
+@watching_options
 @stats_option
 @verbosity_option
 @loop_option
@@ -96,7 +98,8 @@ def command(
     adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
     tls = Tls(cert, key, client_ca) if cert is not None else None
     service = Service(app, address, adapter_map, ports=ports, tls=tls)
-    run_loop(_serve(service, stats), find_uvloop(loop))
+    with watching(app):
+        run_loop(_serve(service, stats), find_uvloop(loop))
 
 
 async def _serve(service: Service, stats: float | None) -> None:
