@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from . import tap as events
 from .app import App
 from .commands import (
     DONE,
@@ -39,6 +40,7 @@ from .host import Runtime, Timer
 from .lane import BrokerLane
 from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
 from .router import Handler, Router
+from .tap import Mask, Tap, Watcher
 from .topics import split_share
 from .turns import TURN, After, Failed, Request, Turn
 
@@ -54,6 +56,9 @@ ROUNDING = 1e-6
 
 LONGEST_NAME = 64
 """Characters of a clientid in the log."""
+
+HOLD = 1.0
+"""Seconds that bytes of no whole frame are held back from watchers, lest half a password shows."""
 
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
@@ -139,6 +144,7 @@ class Shared(Protocol):
     limits: Limits
     counters: dict[str, int]
     clients: dict[str, Channel]
+    masks: list[Mask]
     when_failed: Callable[[BaseException], object] | None
 
     def later(self, channel: Channel, /) -> None:
@@ -159,6 +165,10 @@ class Shared(Protocol):
 
     def once(self, what: Hashable, text: str, /, *args: object) -> None:
         """Log a warning the first time that *what* happens."""
+        ...
+
+    def unwatch(self, watcher: Watcher, /) -> None:
+        """Have *watcher* look at nothing any more."""
         ...
 
 
@@ -233,6 +243,7 @@ class Channel:
         "sent",
         "silence",
         "stall",
+        "tap",
         "tasks",
         "ticking",
         "ticks",
@@ -256,6 +267,7 @@ class Channel:
         self.only = protocol.only
         self.quick: Handler | None = None  # takes frames that come alone, once the device has spoken
         self.write = link.write
+        self.tap: Tap | None = None  # while somebody looks; then the three above are None
         self.id = conn_id
         self.conn: Connection[Any] = Connection(
             self, conn_id=conn_id, protocol=router.name, info=info, state=None
@@ -326,10 +338,90 @@ class Channel:
         name = f"{self.id}/{self.protocol.router.name}"
         return name if self.client is None else f"{name}/{_one_word(self.client.clientid)}"
 
+    # --- what watchers see
+
+    def watch(self, watcher: Watcher, *, late: bool = True) -> None:
+        """Show *watcher* what happens here; with *late* it is told first what it has missed."""
+        if self.ended:
+            return
+        if self.tap is None:
+            shared = self.engine
+            self.tap = Tap(
+                self.id,
+                self.protocol.router.name,
+                time=shared.runtime.time,
+                masks=shared.masks,
+                broken=shared.unwatch,
+            )
+            self._choose_paths()
+        self.tap.add(watcher, events.Opened(self.conn.info, late=True, client=self.client) if late else None)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Show *watcher* nothing more; without any, the quick paths are taken again."""
+        if self.tap is None:
+            return
+        self.tap.remove(watcher)
+        if not self.tap.watchers:
+            self.tap = None
+            self._choose_paths()
+
+    def _choose_paths(self) -> None:
+        """Take the quick paths where nobody looks."""
+        if self.tap is not None:
+            self.only = self.quick = self.write = None
+            return
+        self.only, self.write = self.protocol.only, self.link.write
+        self.quick = self.only if self.first is None and not self.datagram else None
+
+    def _show(self, event: events.Event) -> None:
+        """Show *event*, after the turn that it belongs to as long as that may tell a password."""
+        if self.tap is not None:
+            in_turn = self.running or self.turn is not None or self.registers > 0
+            self.tap.show(event, hold=in_turn and self.client is None)
+
+    def _show_received(self, tap: Tap, data: bytes) -> None:
+        tap.show(events.Received(data), hold=self.client is None or tap.has_secrets)
+
+    def _show_held(self, tap: Tap) -> None:
+        """Show what was held back, unless more of the turn or of the frame is to come."""
+        if self.client is None and (self.turn is not None or self.registers):
+            return
+        runtime = self.engine.runtime
+        unfinished = not self.gone and (self.queued or self.frames is not None or self.decoder.buffered)
+        if unfinished and runtime.ticks and (self.client is None or tap.has_secrets):
+            tap.release_later(runtime.call_later, HOLD)
+        else:
+            tap.release()
+
+    def _show_frame(self, frame: bytes, handler: Handler | None) -> None:
+        self._show(events.Frame(frame, None if handler is None else handler.name))
+
+    def _show_delivered(self, messages: Sequence[Message]) -> None:
+        more = len(messages)
+        for message in messages:
+            more -= 1
+            handler = self.protocol.router.routes.deliver(message.topic.removeprefix(self.mount))
+            self._show(events.Delivered(message, None if handler is None else handler.name, more))
+
+    def _show_dropped(self, what: str, count: int) -> None:
+        if count:
+            self._show(events.Dropped(what, count))
+
+    def _show_command(self, command: Command) -> None:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                self._show(events.Published(Message(topic, payload, qos, retain)))
+            case Subscribe(topic, qos):
+                self._show(events.Subscribed(topic, qos))
+            case Unsubscribe(topic):
+                self._show(events.Unsubscribed(topic))
+
     # --- events, from the driver
 
     def begin(self, *, resumed: bool) -> None:
         """Run `on_connect`, the first turn."""
+        if self.tap is not None:
+            self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
         if self.datagram:
@@ -363,7 +455,12 @@ class Channel:
             return
         handler = self.quick
         if handler is None or self.requests:
-            self._take(data)
+            if self.tap is None:
+                self._take(data)
+            else:
+                self._show_received(self.tap, data)
+                self._take(data)
+                self.held = True  # so that `pump` shows what was held back
         elif self.raw and 0 < size <= FRAME_LIMIT:
             self._run_frame(data, handler)
         else:
@@ -391,12 +488,15 @@ class Channel:
         if len(messages) > room:
             dropped = len(messages) - room
             self._dropped("deliveries", dropped, "closing" if ends else "queue_full")
+            self._show_dropped("messages", dropped)
             before, self.dropped = self.dropped, self.dropped + dropped
             if before.bit_length() != self.dropped.bit_length():  # a flood of messages is none of lines
                 log.warning("%s ! %d messages dropped: %s", self, self.dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
             return
+        if self.tap is not None:
+            self._show_delivered(messages)
         if self.mount:
             messages = [self._unmounted(message) for message in messages]
         self.counters["messages_delivered"] += len(messages)
@@ -452,6 +552,9 @@ class Channel:
             self.detail = detail
         self._cancel_timers()
         unsent = self.outbox_bytes
+        if self.tap is not None:
+            self._show_dropped("bytes", unsent)
+            self._show(events.Closed(self.reason or reason, self.detail))
         if unsent:
             self._dropped("bytes", unsent, "unsent")
         self.outbox.clear()
@@ -525,6 +628,8 @@ class Channel:
             return self._refused(command, self._closed())
         if self.engine.runtime.elsewhere():
             return self.engine.from_thread(partial(self.issue, command))
+        if self.tap is not None and type(command) is Register:
+            self.tap.keep_secret(command.password, command.client)
         return self._lane().issue(command)
 
     def request(
@@ -663,6 +768,8 @@ class Channel:
             or self.gone
             or self.closing is not None
         )
+        if self.tap is not None:
+            self._show_held(self.tap)
         if self.paused and self.queued <= limits.inbox // 2 and not self.held_back:
             self.paused = False
             self.link.resume()
@@ -687,8 +794,11 @@ class Channel:
         limit = self.engine.limits.inbox
         if self.gone or (self.datagram and self.queued > limit):
             self._dropped("bytes", len(data), "closing" if self.gone else "queue_full")
+            self._show_dropped("bytes", len(data))
             log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self, len(data), self.queued, limit)
             return
+        if self.tap is not None:
+            self._show_received(self.tap, data)
         self._enqueue(self._take_queued, data)
         self.queued += len(data)
         if self.queued > limit and not self.paused:
@@ -724,6 +834,8 @@ class Channel:
         if decoder.error is None:
             return frames
         self._dropped("datagrams", 1, "framing")
+        if self.tap is not None:
+            self._show(events.Failed("framing", decoder.error))
         log.warning("%s ! datagram of %d bytes dropped: %s", self, len(data), decoder.error)
         self.decoder = Decoder(self.protocol.router.framing)
         return []
@@ -770,6 +882,8 @@ class Channel:
                         continue
                     if only is None:
                         handler = self.protocol.router.routes.received(frame)
+                        if self.tap is not None:
+                            self._show_frame(frame, handler)
                         if handler is None or handler.blocking:
                             self._run_special(handler, frame)
                             if self.held:
@@ -968,6 +1082,8 @@ class Channel:
                 after()
             return
         self.counters["handler_errors"] += 1
+        if self.tap is not None:
+            self._show(events.Failed(name or "framing", error))
         if self.engine.when_failed is not None and where is not None:
             self.engine.when_failed(error)
         self._ask_on_error(self.protocol.errors, name, error, after)
@@ -997,6 +1113,8 @@ class Channel:
 
         def failed(another: BaseException) -> None:
             self.in_error = False
+            if self.tap is not None:
+                self._show(events.Failed(handler.name, another))
             log.error("%s ! %s failed: %r", self, handler.name, another, exc_info=another)
             self._ask_on_error(tuple(others), name, error, after)
 
@@ -1022,8 +1140,7 @@ class Channel:
         if self.first is not None:
             self.first.cancel()
             self.first = None
-            if not self.datagram:
-                self.quick = self.only
+            self._choose_paths()
 
     def _said_nothing(self) -> None:
         self.first = None
@@ -1142,6 +1259,8 @@ class Channel:
         """Offer *frame* to the requests in the order of their sending; return whether one took it."""
         for request in self.requests or ():
             if request.sent and (request.match is None or request.match(frame)):
+                if self.tap is not None:
+                    self._show(events.Frame(frame, "request"))
                 self._close_request(request)
                 self._go_on(request.turn, partial(request.settle, frame))
                 return True
@@ -1196,7 +1315,11 @@ class Channel:
             return self._register(command)
         if type(command) is Publish:
             self.counters["messages_published"] += 1
-        return self.engine.hub.execute(self, self._mounted(command) if self.mount else command)
+        if self.mount:
+            command = self._mounted(command)
+        if self.tap is not None:
+            self._show_command(command)
+        return self.engine.hub.execute(self, command)
 
     def _register(self, command: Register) -> Outcome[None]:
         if self.client is not None:
@@ -1230,6 +1353,8 @@ class Channel:
         shared.clients[client.clientid] = self
         shared.app.clients[client.clientid] = self.conn
         self.protocol.router.live[client.clientid] = self.conn
+        if self.tap is not None:
+            self._show(events.Registered(client))
         self._speaks()
         if client.keepalive and not shared.runtime.ticks:
             shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self)
@@ -1292,6 +1417,8 @@ class Channel:
 
     def _blame(self, command: object, outcome: Outcome[Any]) -> None:
         """Have a failure judged, once its issuer has had the chance to await it."""
+        if self.tap is not None and outcome.error is not None and not isinstance(outcome.error, ClosedError):
+            self._show(events.Refused(_name(command), _object(command), outcome.error))
         if self.running or self.turn is not None:
             if self.failures is None:
                 self.failures = []
@@ -1338,6 +1465,9 @@ class Channel:
         self.outbox.clear()
         self.counters["bytes_sent"] += self.outbox_bytes
         self.outbox_bytes = 0
+        if self.tap is not None:
+            for chunk in chunks:
+                self._show(events.Sent(chunk))
         result = self.link.send(chunks)
         if result is None:
             if self.sent and self.writable:
@@ -1357,6 +1487,8 @@ class Channel:
                 outcome.fail(result.error)
         if result.error is not None and not self.gone:
             self.counters["sends_failed"] += 1
+            if self.tap is not None:
+                self._show(events.Refused("send", "", result.error))
             log.warning("%s ! send failed: %s", self, result.error)
         if not self.running:
             self._later()
@@ -1394,6 +1526,7 @@ class Channel:
             elif run == self._take_queued:
                 self._dropped("bytes", len(argument), "closing")
         self._dropped("frames", dropped, "closing")
+        self._show_dropped("frames", dropped)
         self.frames = self.queue = None
         self.queued = self.deliveries = 0
 
@@ -1487,6 +1620,9 @@ class Channel:
         self.ended = True
         if self.end_timer is not None:
             self.end_timer.cancel()
+        if self.tap is not None:
+            self.tap.release()
+            self.tap = None
         if self.client is not None:
             clientid = self.client.clientid
             if self.engine.clients.get(clientid) is self:
@@ -1525,6 +1661,11 @@ def _owed(item: Message | Owed, takers: list[Callable[[], object]]) -> Message:
 
 def _topic(item: Message | Owed) -> str:
     return item.message.topic if isinstance(item, Owed) else item.topic
+
+
+def _object(command: object) -> str:
+    """Return what *command* is about."""
+    return command.client.clientid if isinstance(command, Register) else getattr(command, "topic", "")
 
 
 def _name(command: object) -> str:

@@ -77,8 +77,8 @@ def test_what_a_hub_keeps_is_bounded_and_what_it_doesnt_keep_is_told() -> None:
 
     with TestClient(app) as device:
         world, _ = device._connected()
-        world.hub._most = 2, 12
         assert isinstance(world.hub, MemoryHub)
+        world.hub._most = 2, 12
         device.send(b"#\n")
         topics = [
             ("a", b"1"),

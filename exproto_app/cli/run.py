@@ -26,6 +26,7 @@ from .observe import log_options, metrics_option, observed, open_metrics
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
+from .watching import watching, watching_options
 from .worker import Worker
 
 __all__ = ["command"]
@@ -93,6 +94,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
 @uplink_options
 @door_option
+@watching_options
 @stats_option
 @metrics_option
 @log_options
@@ -145,9 +147,9 @@ def command(
     _allow_files(max_connections)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
     served = open_metrics(app, metrics, worker=worker.number if worker else None)
-    run_loop(
-        _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker), uvloop
-    )
+    main = _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker)
+    with watching(app):
+        run_loop(main, uvloop)
 
 
 async def _serve(

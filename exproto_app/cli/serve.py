@@ -16,6 +16,7 @@ from ..models import Address
 from ..target import load
 from .observe import log_options, metrics_option, observed, open_metrics, parse_address
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .watching import watching, watching_options
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
@@ -56,6 +57,7 @@ LISTENER_PORT = 7993
 @click.option(
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
+@watching_options
 @stats_option
 @metrics_option
 @log_options
@@ -103,7 +105,8 @@ def command(
     tls = Tls(cert, key, client_ca) if cert is not None else None
     service = Service(app, address, adapter_map, ports=ports, tls=tls)
     served = open_metrics(app, metrics)
-    run_loop(_serve(service, stats, served), find_uvloop(loop))
+    with watching(app):
+        run_loop(_serve(service, stats, served), find_uvloop(loop))
 
 
 async def _serve(service: Service, stats: float | None, metrics: Metrics | None) -> None:

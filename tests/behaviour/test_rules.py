@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from pathlib import Path
 
 import pytest
 
-from .hosts import PASSWORD, Host
+from exproto_app.testing import replay
 
-Serve: TypeAlias = Callable[..., Host]
+from . import apps
+from .conftest import Serve
+from .hosts import PASSWORD
 
 
 class TestTurns:
@@ -505,3 +506,39 @@ class TestLimits:
         device = serve("bounded").connect()
         device.send(b"".join(b"echo %d\n" % number for number in range(20_000)))
         device.expect(b"".join(b"%d\n" % number for number in range(20_000)))
+
+
+class TestRecordings:
+    """What was recorded on any host replays in memory, without a difference."""
+
+    def test_a_recording_replays_in_memory(self, serve: Serve, unique: str, tmp_path: Path) -> None:
+        name, path = unique.encode(), tmp_path / "field.jsonl"
+        host = serve("turns", record=path)
+        device, other = host.connect(), host.connect()
+        device.send(b"name %s\nwho\nlogin %s %s\nwho\n" % (name, name, PASSWORD.encode()))
+        device.expect(b"ok\nnobody\ndone\n%s\n" % name)
+        other.send(b"login %s-2 wrong\nask\necho behind\n" % name)
+        other.expect(b"DeniedError\nquestion\nbehind\n")
+        device.send(b"slow 1\nthread up/%s\nsubscribe jobs/%s\nsubscribe %s/down\n" % (name, name, name))
+        device.expect(b"slow 1\nexproto-app\ndone\n1\n1\n")
+        host.publish(f"jobs/{unique}", b"one", 1)
+        device.expect(b"job one\n")
+        host.publish(f"{unique}/down", b"two", 1)
+        device.expect(b"%s/down qos 1: two\n" % name)
+        other.send(b"note a\nanswer 42\nqueue\n1\n2\n")
+        other.expect_unordered(
+            b"noted\n", b"got answer 42 after a\n", b"first?\n", b"second?\n", b"1 then 2\n"
+        )
+        device.send(b"spawn up/%s\nann" % name)
+        device.expect(b"spawned\nlater\npublished\n")
+        device.send(b"ounce all\nthree\nunsubscribe jobs/%s\n" % name)
+        device.expect(b"done\none\ntwo\nthree\ndone\n")
+        device.send(b"last words up/%s\n" % name)
+        device.expect(b"going\nsaid after terminate\ngone\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"terminated"
+        serve.stop()
+        assert replay(apps.turns, path) == []
+        assert replay(apps.turns, path, chunk=1) == []
+        assert PASSWORD not in path.read_text()
+        assert PASSWORD.encode().hex() not in path.read_text()

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from ...app import App
 from ...channel import Channel
 from ...errors import ExprotoError
 from ...logs import configure_from
+from ...recorder import KEEP, SIZE
+from ...recorder import record as start_recording
 from ...router import Router
 from ...runner import Runner
 from ...target import load
@@ -61,13 +63,25 @@ class Driver:
     """What a callback module is made of: an app, and which of its protocols the listener serves.
 
     *target* is the file of the app, with `:name` where it isn't called `app`. With *acl* the broker is asked
-    before each publish and subscribe.
+    before each publish and subscribe. *record* is the file of a recording, see `exproto_app.recorder`.
     """
 
-    def __init__(self, target: str, *, protocol: str | None = None, acl: bool = False) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        protocol: str | None = None,
+        acl: bool = False,
+        record: str | None = None,
+        record_size: int = SIZE,
+        record_keep: int = KEEP,
+        masks: Sequence[str] = (),
+    ) -> None:
         self.app: App[Any] = load(target)
         self.router: Router[Any] = self.app.find_protocol(protocol)
         self.acl = acl
+        if record is not None:
+            start_recording(self.app, record, size=record_size, keep=record_keep, masks=masks)
 
     # The broker's own loop would call these; ours calls the engine.
     init = received = deliver = terminated = None
