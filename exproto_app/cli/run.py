@@ -139,7 +139,7 @@ def command(
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
     main = _serve(app, parsed, hub, options, stats=stats, with_uvloop=uvloop is not None, worker=worker)
-    with watching(app):
+    with watching(app, worker=worker.number if worker else None):
         run_loop(main, uvloop)
 
 
