@@ -241,6 +241,8 @@ class Node:
         self.record = True
         self.errors: list[str] = []
         self.hang: set[str] = set()
+        self.gates: dict[str, asyncio.Event] = {}
+        self.held = 0
         self.adapter_port = 0
         self.ports: list[int] = []
         self.denied = "denied/"
@@ -357,6 +359,9 @@ class Node:
                 self.calls.append((name, request))
             if name in self.hang:
                 await asyncio.sleep(3600)
+            if name in self.gates:
+                self.held += 1
+                await self.gates[name].wait()
             if name == "RawPublish":
                 self.route(request.topic, request.payload, request.qos)
                 return answer()
