@@ -178,6 +178,7 @@ class TcpDevice(asyncio.Protocol):
         self.node = node
 
     def connection_made(self, transport: Any) -> None:
+        self.node.accepted += 1
         self.conn = Conn(
             self.node,
             pb.TCP,
@@ -246,6 +247,7 @@ class Node:
         self.adapter_port = 0
         self.ports: list[int] = []
         self.denied = "denied/"
+        self.accepted = 0
         self.unseen = False  # as if those who connect now had done so before the handler started
         self._pending: dict[tuple[str, str], list[Any]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -292,7 +294,6 @@ class Node:
                 response_serializer=pb.CodeResponse.SerializeToString,
             )
             for name, request in REQUESTS.items()
-            if self.raw_publish or name != "RawPublish"
         }
         service = grpc.method_handlers_generic_handler(f"{PACKAGE}.ConnectionAdapter", handlers)
         self._adapter.add_generic_rpc_handlers((service,))
@@ -354,7 +355,9 @@ class Node:
     # --- the adapter
 
     def _adapter_method(self, name: str) -> Any:
-        async def method(request: Any, _: Any) -> Any:
+        async def method(request: Any, context: Any) -> Any:
+            if name == "RawPublish" and not self.raw_publish:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "Service Not Found")  # as grpc-erl says it
             if self.record:
                 self.calls.append((name, request))
             if name in self.hang:
