@@ -11,6 +11,7 @@ nobody who speaks gRPC does it by accident.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from struct import Struct
@@ -324,7 +325,8 @@ class Wire(asyncio.Protocol):
         self._flush()
         self._ended = True
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # it has gone by itself; the loop tells that soon
+                self._transport.write_eof()
         self._loop.call_later(FAREWELL, self.abort)
 
     def abort(self) -> None:
