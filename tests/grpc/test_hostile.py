@@ -241,6 +241,15 @@ def test_who_never_reads_is_not_read(server: Server) -> None:
     assert not server.sink.paused
 
 
+def test_who_resets_the_connection_while_it_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        raise OSError(107, "Transport endpoint is not connected")  # as the kernel says it then
+
+    monkeypatch.setattr(server.sink, "write_eof", gone)
+    server.feed(PREFACE + SETTINGS, framed(PUSH, 4, 1, bytes(8)))
+    assert ended_with(server.sink) == (0, PROTOCOL)
+
+
 def test_events_without_their_rest_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caller, "MAX_PARTS", 100_000)
     server.feed(PREFACE + SETTINGS)

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from exproto_app import Address, App, Connection, DeniedError, Message, Router, 
 from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, service
 from exproto_app.drivers.grpc import exproto_pb2 as pb
 from exproto_app.drivers.grpc.adapter import PACE
-from exproto_app.drivers.grpc.http2 import PREFACE, framed
 from exproto_app.framing import Line
 from tests.behaviour.hosts import PASSWORD, PATIENCE
 
@@ -371,24 +369,6 @@ def test_who_connects_while_it_stops_leaves_nothing_behind(rounds: int) -> None:
 
     asyncio.run(begin_and_stop())
     gc.collect()  # pytest makes an error of what was left open
-
-
-def test_who_resets_the_connection_while_it_stops() -> None:
-    async def begin_and_stop() -> None:
-        service = Service(echo_app(), Address("127.0.0.1", 0), AdapterMap(["auto:9100"]))
-        await service.start()
-        with socket.create_connection((service.address.host, service.address.port)) as caller:
-            caller.sendall(PREFACE + framed(4, 0, 0))
-            while not any(it.broker for it in service.callers):
-                await asyncio.sleep(0)
-            # The kernel knows at once, our loop only when it comes to look.
-            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        (it,) = service.callers
-        it.wire.end(0)
-        await service.stop()
-        assert not service.callers
-
-    asyncio.run(begin_and_stop())
 
 
 def test_the_adapter_goes_away_and_comes_back(
