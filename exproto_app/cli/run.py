@@ -148,7 +148,7 @@ def command(
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
     served = open_metrics(app, metrics, worker=worker.number if worker else None)
     main = _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker)
-    with watching(app):
+    with watching(app, worker=worker.number if worker else None):
         run_loop(main, uvloop)
 
 

@@ -25,6 +25,10 @@ __all__ = ["command"]
 
 log = logging.getLogger("exproto_app")
 
+# Where EMQX has these files by default: the CA of our certificate, and what EMQX shows to --client-ca.
+_CA = (("cacertfile", "etc/certs/cacert.pem"),)
+_OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
+
 LISTENER_PORT = 7993
 """Of the first listener that `--print-config` writes, where no --protocol tells a port."""
 
@@ -81,6 +85,7 @@ def command(
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
     configure(log_level, log_format)
+    logging.getLogger("hpack").setLevel(logging.INFO)  # it tells of every field of every block
     try:
         from ..drivers.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
     except ImportError as error:
@@ -99,7 +104,8 @@ def command(
             f"listeners, such as {example}"
         )
     if print_config:
-        click.echo(_config(app, address, adapters, ports, emqx=emqx, tls=cert is not None))
+        tls_files = () if cert is None else _CA if client_ca is None else (*_CA, *_OWN)
+        click.echo(_config(app, address, adapters, ports, emqx=emqx, files=tls_files))
         return
     adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
     tls = Tls(cert, key, client_ca) if cert is not None else None
@@ -137,13 +143,13 @@ def _config(
     ports: dict[int, str],
     *,
     emqx: str,
-    tls: bool,
+    files: tuple[tuple[str, str], ...],
 ) -> str:
     """Return what EMQX has to know: where we are, where its adapter is, and its listeners."""
     first = adapters[0] if adapters else "http://127.0.0.1:9100"
     adapter = first.rpartition(":")[2].strip("/")
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)  # noqa: S104 - compared, not bound
-    url = f"{'https' if tls else 'http'}://{Address(host, bind.port)}"
+    url = f"{'https' if files else 'http'}://{Address(host, bind.port)}"
     listeners = ports or {LISTENER_PORT: next(iter(app.protocols))}
     names = _listener_names(listeners)
     if emqx == "4":
@@ -155,13 +161,16 @@ def _config(
             lines += [
                 f"exproto.listener.{name} = tcp://0.0.0.0:{port}",
                 f"exproto.listener.{name}.connection_handler_url = {url}",
+                *(f"exproto.listener.{name}.connection_handler_{key} = {path}" for key, path in files),
             ]
         return "\n".join(lines)
+    options = ", ".join(f'{key} = "{path}"' for key, path in files)
+    tls = f", ssl_options {{ enable = true, verify = verify_peer, {options} }}" if files else ""
     lines = [
         f"# EMQX {emqx}, in emqx.conf or etc/base.hocon",
         "gateway.exproto {",
         f"  server {{ bind = {adapter} }}",
-        f'  handler {{ address = "{url}", service_name = "ConnectionUnaryHandler" }}',
+        f'  handler {{ address = "{url}", service_name = "ConnectionUnaryHandler"{tls} }}',
     ]
     lines += [f'  listeners.tcp.{name} {{ bind = "0.0.0.0:{port}" }}' for port, name in names.items()]
     return "\n".join([*lines, "}"])

@@ -89,15 +89,21 @@ def chosen() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def watching(app: App[Any]) -> Iterator[None]:
-    """Have *app* watched in the block, as the options of the present command say."""
+def watching(app: App[Any], *, worker: int | None = None) -> Iterator[None]:
+    """Have *app* watched in the block, as the options of the present command say.
+
+    A *worker*, of several processes, records into a file of its own: `traffic.jsonl` is `traffic-2.jsonl`.
+    """
     values = chosen()
     app.masks += [masking(pattern) for pattern in values["masks"]]
     watchers: list[Recorder | HexDump] = []
     if values["record"] is not None:
         size = int(values["record_size"] * MEGABYTE)
-        watchers.append(record(app, values["record"], size=size, keep=values["record_keep"]))
-        log.info("record = into %s", values["record"])
+        path: Path = values["record"]
+        if worker is not None:
+            path = path.with_name(f"{path.stem}-{worker}{path.suffix}")
+        watchers.append(record(app, path, size=size, keep=values["record_keep"]))
+        log.info("record = into %s", path)
     if values["hexdump"]:
         watchers.append(HexDump(sys.stdout))
         app.watch(watchers[-1])

@@ -22,7 +22,7 @@ from ...errors import (
     UnsupportedError,
 )
 from . import exproto_pb2 as pb
-from .client import CANCELLED, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
+from .client import CANCELLED, NOT_FOUND, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
 
 __all__ = ["AdapterHub", "AdapterMap", "Broker", "GrpcLink"]
 
@@ -33,6 +33,9 @@ GRACE: Final = 1.0
 
 CLOSE_WAIT: Final = 3.0
 """Seconds until a connection that we closed counts as gone although the broker didn't say so."""
+
+MISSING: Final = {UNIMPLEMENTED, NOT_FOUND}
+"""What an adapter answers that has no such method; EMQX's grpc-erl says NOT_FOUND."""
 
 PACE: Final = 64
 """Closes and probes that are on their way to one broker at a time."""
@@ -447,7 +450,7 @@ class AdapterHub:
 
         def done(status: int, answer: bytes) -> None:
             broker.raw -= 1
-            if status == UNIMPLEMENTED:
+            if status in MISSING:
                 words = (
                     "EMQX before 5.1 publishes only for a live connection, not for an app or one that ended"
                 )
@@ -480,7 +483,7 @@ def _pass_on(outcome: Outcome[Any], result: Outcome[None]) -> None:
 def _judge(name: str, status: int, answer: bytes) -> tuple[CommandError | None, bool]:
     """Return what an answer of the adapter means, and whether the connection is dead."""
     words = answer.decode(errors="replace")
-    if status == UNIMPLEMENTED:
+    if status in MISSING:
         return UnsupportedError(f"this EMQX has no {name}: {words}"), False
     if status != OK:
         hint = "" if status == UNAVAILABLE else f" (status {status})"

@@ -491,7 +491,7 @@ class Service:
     def _watch(self, caller: Caller, call: Inbound, message: bytes) -> bool:
         call.endless, call.last = True, NOT_SERVING
         known = message[2:] in SERVICES
-        caller.begin(call.stream, (NOT_SERVING if self.stopping else SERVING) if known else SERVICE_UNKNOWN)
+        caller.begin(call, (NOT_SERVING if self.stopping else SERVING) if known else SERVICE_UNKNOWN)
         return False
 
     # --- silence

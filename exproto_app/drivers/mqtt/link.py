@@ -15,7 +15,7 @@ import attrs
 
 from ...errors import CommandError, DeniedError, UnavailableError
 from ...models import Message
-from .reasons import DENIED, NO_MQTT5, UNSUPPORTED_VERSION
+from .reasons import DENIED, NO_MQTT5, TAKEN_OVER, UNSUPPORTED_VERSION
 from .session import Bounds, Login, ProtocolError, Session
 from .url import Url
 
@@ -80,6 +80,7 @@ class Link(asyncio.Protocol):
 
     __slots__ = (
         "_attempts",
+        "_closed_at",
         "_closing",
         "_transport",
         "_wait",
@@ -101,6 +102,7 @@ class Link(asyncio.Protocol):
         self.trouble = ""
         self._transport: asyncio.Transport | None = None
         self._attempts = 0
+        self._closed_at = 0.0
         self.dialling = False
         self._closing = False
         self._wait: asyncio.TimerHandle | None = None
@@ -190,6 +192,9 @@ class Link(asyncio.Protocol):
         if self.stopped or self._closing:
             self._answered()
             return
+        if was_online and exc is None and self._usurped():
+            self.disconnected(TAKEN_OVER, "the broker closed it twice without a word, for another client")
+            return
         if self.dialling and not was_online and exc is None:
             self.broker.mute += 1
         words = "it closed the connection" if exc is None else _why(exc)
@@ -238,6 +243,22 @@ class Link(asyncio.Protocol):
 
     # --- inside
 
+    def _usurped(self) -> bool:
+        """Tell whether the broker closed this session twice in a row, soon, and not the gateway's own.
+
+        Mosquitto doesn't say that another client has taken the clientid (measured, 2.0.11): it only closes.
+        The one that was there first finds out first, since it is the first to have come back.
+        """
+        before, self._closed_at = self._closed_at, self.broker.loop.time()
+        since, own = self.session.since, self.broker.own
+        return (
+            0 < before < since < before + STEADY
+            and self._closed_at - since < STEADY
+            and own is not None
+            and own.session.online
+            and own.session.since < before
+        )
+
     def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -285,7 +306,10 @@ class Link(asyncio.Protocol):
 
 @attrs.define(eq=False)
 class Broker:
-    """The broker as all links see it: who dials, who has something to write, who is to be looked after."""
+    """The broker as all links see it: who dials, who has something to write, who is to be looked after.
+
+    *own* is the link of the gateway's own client.
+    """
 
     url: Url
     tls: ssl.SSLContext | None
@@ -304,6 +328,7 @@ class Broker:
     _unwritten: list[Link] = attrs.field(factory=list)
     ticks: list[Callable[[float], object]] = attrs.field(factory=list)
     when_away: Callable[[str], object] | None = None
+    own: Link | None = None
     waiter: Callable[[], asyncio.Future[None]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

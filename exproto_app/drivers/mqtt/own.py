@@ -201,6 +201,8 @@ class Own(Sender):
         self.link.retry(str(error))
 
     def failed(self, words: str, *, worst: bool) -> None:
+        if self.up is not None and not self.up.done():
+            self.up.set_result(words)
         if self.link.trouble != words or worst:
             log.error("mqtt ! the gateway's own client: %s; trying again", words)
 

@@ -103,6 +103,7 @@ class MqttHub:
             timeout=options.timeout,
         )
         self.own = Own(self)
+        self.broker.own = self.own.link
         self.broker.ticks.append(self._tick)
         self.broker.start()
         self.own.link.open()
