@@ -45,6 +45,11 @@ def say_goodbye(app: App[State]) -> None:
             conn.publish(f"end/{conn.state.name}", reason.encode())
 
 
+def shown(password: str) -> dict[str, str]:
+    """Return what a device shows to the broker, which knows one user by name; without a password, nothing."""
+    return {"username": "device", "password": password} if password else {}
+
+
 async def outcome(awaitable: object) -> bytes:
     """Return what awaiting a verb comes to, in a word."""
     try:
@@ -91,13 +96,13 @@ def thread(conn: Connection[State], frame: bytes) -> bytes:
 @turns.on_received(b"register ")
 def register(conn: Connection[State], frame: bytes) -> None:
     clientid, _, password = frame[9:].decode().partition(" ")
-    conn.register(clientid, password=password or None)
+    conn.register(clientid, **shown(password))
 
 
 @turns.on_received(b"login ")
 async def login(conn: Connection[State], frame: bytes) -> bytes:
     clientid, _, password = frame[6:].decode().partition(" ")
-    return await outcome(conn.register(clientid, password=password or None))
+    return await outcome(conn.register(clientid, **shown(password)))
 
 
 @turns.on_received(b"testament ")

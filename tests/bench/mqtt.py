@@ -9,7 +9,6 @@ leaves of the machine, so the rates say less than the CPU times.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 import statistics
 import threading
@@ -24,7 +23,7 @@ from tests.mqtt.broker import MISSING, Broker, free_port
 from .figures import show
 from .idle import say
 from .load import Load, Round, load_generator
-from .mqtt_servers import GMQTT, LOOP, PUBLISHED, topic_of
+from .mqtt_servers import GMQTT, LOOP, PUBLISHED
 from .servers import Server, allow_files
 
 __all__ = ["main"]
@@ -141,9 +140,12 @@ def tell_costs(load: Load) -> None:
             continue
         pairs = list(zip(rounds["ours"], rounds[peer], strict=True))
         ratio = statistics.median(our.microseconds / theirs.microseconds for our, theirs in pairs)
-        ours, theirs = (statistics.median(each.microseconds for each in column) for column in zip(*pairs, strict=True))
+        ours, theirs = (
+            statistics.median(each.microseconds for each in column) for column in zip(*pairs, strict=True)
+        )
         rate, cpu, load_cpu = (
-            statistics.median(getattr(our, name) for our, _ in pairs) for name in ("messages", "cpu", "load_cpu")
+            statistics.median(getattr(our, name) for our, _ in pairs)
+            for name in ("messages", "cpu", "load_cpu")
         )
         show(
             f"mqtt.qos{qos}_cpu_beside_{peer}",
@@ -152,7 +154,8 @@ def tell_costs(load: Load) -> None:
             ratio=ratio,
             bar=bar,
             good=None if bar is None else ratio <= bar,
-            note=f"at-most {peer}={theirs:.1f}us rate={rate:.0f}/s cpu={cpu:.0%} load_cpu={load_cpu:.0%} loop={LOOP}",
+            note=f"at-most {peer}={theirs:.1f}us rate={rate:.0f}/s cpu={cpu:.0%} load_cpu={load_cpu:.0%} "
+            f"loop={LOOP}",
         )
 
 

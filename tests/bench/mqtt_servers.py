@@ -16,7 +16,6 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 from exproto_app import App, Connection, Limits
@@ -178,7 +177,7 @@ async def serve_by_hand(qos: int, port: int, started: Started) -> None:
 # --- gmqtt
 
 
-async def serve_gmqtt(qos: int, port: int, started: Started) -> None:
+async def serve_gmqtt(qos: int, port: int, started: Started) -> None:  # noqa: C901 - one script, as its user would write it
     import gmqtt  # noqa: PLC0415 - where it is not there, nothing else needs it
 
     class Client(gmqtt.Client):  # type: ignore[misc] # it has no types

@@ -195,12 +195,12 @@ def wrong(name: str, code: int, *pieces: bytes) -> Any:
             "a held window overrun",
             FLOW,
             head(1),
-            framed(DATA, 0, 1, b"\0\0\x90\0\0") + framed(DATA, 0, 1, bytes(16_000)) * 17,
+            framed(DATA, 0, 1, b"\0\0\x90\0\0") + framed(DATA, 0, 1, bytes(16_000)) * 5,
         ),
     ],
 )
 def test_a_broken_rule_ends_the_connection_with_its_code(server: Server, data: bytes, code: int) -> None:
-    if code == FLOW and len(data) > 200_000:
+    if code == FLOW and len(data) > 50_000:
         server.caller.wire.hold(1)
     server.feed(PREFACE + SETTINGS, data)
     assert server.sink.closed

@@ -60,7 +60,8 @@ class Tls:
 class Broker:
     """Mosquitto on *port*, its files in *folder*; use it in a `with` block, where it runs.
 
-    *users*: passwords by name, and nobody else may connect. *acl*: lines of Mosquitto's ACL file.
+    *users*: passwords by name; clients without a name are let in where *anonymous*. *acl*: lines of
+    Mosquitto's ACL file.
     *persistent*: sessions outlive a `stop`, and after `save` a `kill`. *options*: more lines of its
     configuration.
     """
@@ -68,6 +69,7 @@ class Broker:
     folder: Path
     port: int
     users: Mapping[str, str] = attrs.field(factory=dict)
+    anonymous: bool = False
     acl: tuple[str, ...] = ()
     tls: Tls | None = None
     persistent: bool = False
@@ -195,7 +197,7 @@ class Broker:
         lines = [
             "user root",  # else, started by root, it could read none of its files
             f"listener {self.port} 127.0.0.1",
-            f"allow_anonymous {'false' if self.users else 'true'}",
+            f"allow_anonymous {'false' if self.users and not self.anonymous else 'true'}",
             "log_dest stderr",
             "log_timestamp false",
             *(f"log_type {kind}" for kind in ("error", "warning", "information")),

@@ -10,7 +10,17 @@ from typing import Final, Protocol, TypeAlias
 
 from .adapter import AdapterMap, Broker, GrpcLink
 from .blocks import Fields
-from .http2 import END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, STREAM_CLOSED, Wire, WireError, framed
+from .http2 import (
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    HEADERS,
+    NO_ERROR,
+    STREAM_CLOSED,
+    Wire,
+    WireError,
+    framed,
+)
 
 __all__ = ["MAX_MESSAGE", "Caller", "Host", "Inbound", "Take"]
 
@@ -274,9 +284,8 @@ class Caller:
         log.warning("grpc ! %s sent %s; it is closed", conn.decode(errors="replace"), words)
         if link is not None and link.channel is not None:
             link.channel.end("error", words)
-        # What still comes is of no use; the answer says that nobody wants it.
         self.answer(call.stream)
-        self.wire.cancel(call.stream, 0)
+        self.wire.cancel(call.stream, NO_ERROR)  # what still comes is of no use
 
     def _speaks(self) -> None:
         if self._mute is not None:

@@ -18,7 +18,16 @@ from typing import Final, Protocol, cast
 
 from .blocks import MAX_LIST, BlockError, Decoder, Encoder, Fields
 
-__all__ = ["ENHANCE_YOUR_CALM", "PREFACE", "STREAM_CLOSED", "Owner", "Wire", "WireError", "framed"]
+__all__ = [
+    "ENHANCE_YOUR_CALM",
+    "NO_ERROR",
+    "PREFACE",
+    "STREAM_CLOSED",
+    "Owner",
+    "Wire",
+    "WireError",
+    "framed",
+]
 
 log = logging.getLogger("exproto_app")
 
@@ -44,13 +53,16 @@ IDLE_SECONDS: Final = 10.0
 """Frames that bring nothing (pings, settings, resets, empty data) of a peer within this time."""
 
 FAREWELL: Final = 2.0
-"""Seconds in which a peer that broke a rule may read why."""
+"""Seconds that a peer may take to read why a connection ends, and to end it too."""
 
 MAX_WINDOW: Final = 0x7FFFFFFF
 
 DEFAULT_WINDOW: Final = 65_535
-STREAM_WINDOW: Final = 262_144
-"""Bytes that a peer may send on one stream before we say that we have taken them."""
+STREAM_WINDOW: Final = DEFAULT_WINDOW
+"""Bytes that a peer may send on one stream before we say that we have taken them.
+
+The default: EMQX's gun (1.3.3) doesn't apply another one to streams that it opened before it heard of it.
+"""
 WIRE_WINDOW: Final = 16_777_216
 """Likewise on the whole connection: no stream is to wait for another."""
 GRANTS: Final = 1_024
@@ -173,9 +185,9 @@ class Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(BACKLOG)
-        settings = _pack_setting(4, STREAM_WINDOW) + _pack_setting(6, MAX_LIST)
+        settings = _pack_setting(6, MAX_LIST)
         if self._client:
-            settings = _pack_setting(2, 0) + settings
+            settings += _pack_setting(2, 0)
             self._out.append(PREFACE)
         self._out.append(framed(SETTINGS, 0, 0, settings))
         self._out.append(framed(WINDOW_UPDATE, 0, 0, _pack32(WIRE_WINDOW - DEFAULT_WINDOW)))
@@ -184,6 +196,8 @@ class Wire(asyncio.Protocol):
         self.owner.connected()
 
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         self.heard = self._loop.time()
         buffer = self._buffer + data if self._buffer else data
         try:
@@ -201,7 +215,7 @@ class Wire(asyncio.Protocol):
             self._buffer = b""
             if self._settled:
                 log.warning("grpc ! %s broke a rule of HTTP/2: %s", self.peer, error)
-                self.close(error.code)
+                self.end(error.code)
             else:
                 self._strange(buffer)
             return
@@ -289,20 +303,28 @@ class Wire(asyncio.Protocol):
         self._held.discard(stream)
         self._granted.pop(stream, None)
 
-    def goaway(self, last: int, code: int = NO_ERROR, words: str = "") -> None:
-        """Tell the peer that no stream above *last* will be served."""
-        self.write(framed(GOAWAY, 0, 0, _pack32(last) + _pack32(code) + words.encode()))
+    def close(self) -> None:
+        """Close behind what was written."""
+        if self._transport is not None:
+            self._flush()
+            self._ended = True
+            self._transport.close()
 
-    def close(self, code: int | None = None) -> None:
-        """Close behind what was written; for the reason of *code*, soon."""
+    def end(self, code: int) -> None:
+        """Tell the peer that this is the end, and why; close when it has.
+
+        To close at once could cost it what it has not read yet: the kernel answers with a reset what a peer
+        sends to a closed socket.
+        """
         if self._transport is None:
             return
-        if code is not None:
-            self.goaway(0 if self._client else self.last, code)
-            self._loop.call_later(FAREWELL, self.abort)
+        last = 0 if self._client else self.last
+        self._out.append(framed(GOAWAY, 0, 0, _pack32(last) + _pack32(code)))
         self._flush()
         self._ended = True
-        self._transport.close()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._loop.call_later(FAREWELL, self.abort)
 
     def abort(self) -> None:
         """Close at once."""
@@ -340,7 +362,10 @@ class Wire(asyncio.Protocol):
         if not self._greeted:
             self._out.clear()  # a stranger gets no frames
         self.owner.strange(data)
-        self.close(PROTOCOL_ERROR if self._greeted else None)
+        if self._greeted and not self._client:
+            self.end(PROTOCOL_ERROR)
+        else:
+            self.close()
 
     def _take(self, buffer: bytes) -> bytes:
         """Take all whole frames; return what is left."""

@@ -25,6 +25,7 @@ from ..reasons import reason
 from . import exproto_pb2 as pb
 from .adapter import AdapterHub, AdapterMap, Broker, GrpcLink
 from .caller import Caller, Inbound, Take
+from .http2 import NO_ERROR
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -202,12 +203,11 @@ class Service:
             for _ in range(ACCEPTED):
                 await asyncio.sleep(0)
             self._server.close()
-        for caller in self.callers:
-            caller.wire.goaway(caller.wire.last)
         await self._until(lambda: not any(caller.waits for caller in self.callers))
         for caller in tuple(self.callers):
+            # Not before the last answer: EMQX's gun forgets at a GOAWAY what it waits for.
             caller.end_streams()
-            caller.wire.close()
+            caller.wire.end(NO_ERROR)
         for broker in self.adapters:
             await broker.close()
         await self._until(lambda: not self.callers and all(broker.client.closed for broker in self.adapters))
