@@ -18,7 +18,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from exproto_app import Message
 
-from .broker import PATIENCE
+from .process import PATIENCE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
