@@ -1,4 +1,4 @@
-"""What several suites share: how hypothesis runs, and an Erlang VM, in which each test has its listeners."""
+"""What several suites share: how hypothesis runs, an Erlang VM and an MQTT broker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from .erlang.broker import MISSING, Vm, running
+from .behaviour.hosts import PASSWORD
+from .erlang.broker import MISSING as NO_ERLANG
+from .erlang.broker import Vm, running
+from .mqtt.broker import MISSING as NO_MOSQUITTO
+from .mqtt.broker import Broker, free_port
 
 # A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
 settings.register_profile("usual", deadline=None)
@@ -17,8 +21,19 @@ settings.load_profile("usual")
 
 @pytest.fixture(scope="session")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
-    """Run an Erlang VM with the harness."""
-    if MISSING:
-        pytest.skip(f"the Erlang VM isn't installed: no {MISSING}")
+    """Run an Erlang VM with the harness, in which each test has listeners of its own."""
+    if NO_ERLANG:
+        pytest.skip(f"the Erlang VM isn't installed: no {NO_ERLANG}")
     with running(tmp_path_factory.mktemp("harness")) as vm:
         yield vm
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Run a Mosquitto that knows one user, and lets in who shows no name; tests use names of their own."""
+    if NO_MOSQUITTO:
+        pytest.skip(f"Mosquitto isn't installed: no {NO_MOSQUITTO}")
+    pytest.importorskip("mqtt5", reason="the uplink needs Python 3.11 and mqtt5")
+    folder = tmp_path_factory.mktemp("mosquitto")
+    with free_port() as port, Broker(folder, port, users={"device": PASSWORD}, anonymous=True) as broker:
+        yield broker

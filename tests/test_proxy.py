@@ -26,7 +26,8 @@ from exproto_app.errors import FramingError, SetupError
 from exproto_app.framing import Line
 from exproto_app.models import Address
 
-from .test_gateway import Authority, trusting, unclosed_by_old_asyncio
+from .certificates import Authority, trusting
+from .test_gateway import unclosed_by_old_asyncio
 
 PATIENCE = 30
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"

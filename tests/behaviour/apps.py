@@ -8,6 +8,7 @@ import threading
 import attrs
 
 from exproto_app import App, ClientInfo, Connection, Limits, Message
+from exproto_app.commands import Outcome
 from exproto_app.errors import CommandError
 from exproto_app.framing import LengthPrefix, Line
 
@@ -43,6 +44,11 @@ def say_goodbye(app: App[State]) -> None:
     def gone(conn: Connection[State], reason: str) -> None:
         if conn.state.name:
             conn.publish(f"end/{conn.state.name}", reason.encode())
+
+
+def shows(conn: Connection[State], clientid: str, password: str) -> Outcome[None]:
+    """Register as the one user that a broker knows, or, without a password, as nobody."""
+    return conn.register(clientid, username="device" if password else "", password=password or None)
 
 
 async def outcome(awaitable: object) -> bytes:
@@ -91,13 +97,13 @@ def thread(conn: Connection[State], frame: bytes) -> bytes:
 @turns.on_received(b"register ")
 def register(conn: Connection[State], frame: bytes) -> None:
     clientid, _, password = frame[9:].decode().partition(" ")
-    conn.register(clientid, password=password or None)
+    shows(conn, clientid, password)
 
 
 @turns.on_received(b"login ")
 async def login(conn: Connection[State], frame: bytes) -> bytes:
     clientid, _, password = frame[6:].decode().partition(" ")
-    return await outcome(conn.register(clientid, password=password or None))
+    return await outcome(shows(conn, clientid, password))
 
 
 @turns.on_received(b"testament ")

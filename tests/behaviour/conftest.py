@@ -11,7 +11,7 @@ import pytest
 
 from .hosts import HOSTS, Host
 
-SYSTEM = {"erlport"}
+SYSTEM = {"erlport", "mqtt", "mqtt-shared"}
 """Hosts that need programs besides Python."""
 
 _numbers = itertools.count(1)

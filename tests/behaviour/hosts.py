@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import pytest
 
 from exproto_app import App, ClientInfo, Message
-from exproto_app.channel import Channel
+from exproto_app.channel import Channel, Hub
 from exproto_app.commands import Publish
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.hub import MemoryHub
@@ -240,12 +240,12 @@ class GatewayHost:
 
     abilities = frozenset({"udp", "pressure", "retain"})
 
-    def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
+    def __init__(self, app: App[Any], stack: contextlib.ExitStack, hub: Hub | None = None) -> None:
         self._app = app
         self._stack = stack
         self._published = Published()
         self._loop = asyncio.new_event_loop()
-        self._hub = MemoryHub(login, watch=self._watch)
+        self._hub = hub or MemoryHub(login, watch=self._watch)
         listeners = [f"{name}={kind}://127.0.0.1:0" for name in app.protocols for kind in ("tcp", "udp")]
         self._gateway = Gateway(app, listeners, hub=self._hub)
         started = threading.Event()
@@ -318,6 +318,24 @@ def erlport(
     return ErlangHost(request.getfixturevalue("vm"), app, stack, record)
 
 
+def mqtt(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Serve the app of this name on real sockets, each device a client of a real broker."""
+    from tests.mqtt.host import MqttHost  # noqa: PLC0415 - it is made of what stands above
+
+    return MqttHost(app_of(app, stack, record), stack, request.getfixturevalue("mosquitto"))
+
+
+def mqtt_shared(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Likewise, but all devices share one client of the broker."""
+    from tests.mqtt.host import MqttHost  # noqa: PLC0415 - as above
+
+    return MqttHost(app_of(app, stack, record), stack, request.getfixturevalue("mosquitto"), shared=True)
+
+
 def unary(
     app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
 ) -> Host:
@@ -339,6 +357,8 @@ def streams(
 HOSTS: dict[str, Callable[[str, contextlib.ExitStack, pytest.FixtureRequest, Path | None], Host]] = {
     "memory": memory,
     "gateway": gateway,
+    "mqtt": mqtt,
+    "mqtt-shared": mqtt_shared,
     "erlport": erlport,
     "grpc": unary,
     "grpc-streams": streams,

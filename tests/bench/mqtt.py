@@ -28,7 +28,7 @@ from .servers import Server, allow_files
 
 __all__ = ["main"]
 
-MODULE = f"{__package__}.mqtt_servers"
+MODULE = "tests.bench.mqtt_servers"
 ROUNDS = 7
 PATIENCE = 30.0
 

@@ -16,10 +16,10 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from exproto_app import App, Connection, Limits
-from exproto_app.drivers.gateway import Gateway, Options
+from exproto_app.drivers.gateway import Gateway
 from exproto_app.errors import CommandError
 from exproto_app.framing import Line
 
@@ -41,6 +41,10 @@ def topic_of(number: int) -> str:
 
 PUBLISHED = 2 + 2 + len(topic_of(0)) + 1 + PAYLOAD
 """Bytes of such a line as a PUBLISH of QoS 0 without properties."""
+
+
+Started: TypeAlias = Callable[..., Awaitable[None]]
+"""Is told the port, and how to bring `Counts` up to date where that has to be done."""
 
 
 class Counts:
@@ -163,7 +167,7 @@ class HandDevice(asyncio.Protocol):
             self.session.write(b"\xe0\0")
 
 
-async def serve_by_hand(qos: int, port: int, started: Callable[[int], Awaitable[None]]) -> None:
+async def serve_by_hand(qos: int, port: int, started: Started) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: HandDevice(qos, port), "127.0.0.1", 0, backlog=BACKLOG)
     await started(server.sockets[0].getsockname()[1])
@@ -173,9 +177,7 @@ async def serve_by_hand(qos: int, port: int, started: Callable[[int], Awaitable[
 # --- gmqtt
 
 
-async def serve_gmqtt(  # noqa: C901 - one script, as its user would write it
-    qos: int, port: int, started: Callable[[int], Awaitable[None]]
-) -> None:
+async def serve_gmqtt(qos: int, port: int, started: Started) -> None:  # noqa: C901 - one script, as its user would write it
     import gmqtt  # noqa: PLC0415 - where it is not there, nothing else needs it
 
     class Client(gmqtt.Client):  # type: ignore[misc] # it has no types
@@ -284,29 +286,28 @@ def app_of(qos: int) -> App[str]:
     return app
 
 
-async def serve_ours(qos: int, port: int, started: Callable[[int], Awaitable[None]]) -> None:
+async def serve_ours(qos: int, port: int, started: Started) -> None:
     from exproto_app.drivers.mqtt import MqttHub  # noqa: PLC0415 - of an extra
 
     app = app_of(qos)
     hub = MqttHub(f"mqtt://127.0.0.1:{port}")
-    async with Gateway(app, ["tcp://127.0.0.1:0"], hub=hub, options=Options()) as gateway:
+    async with Gateway(app, ["tcp://127.0.0.1:0"], hub=hub) as gateway:
 
-        def connections() -> int:
+        def count() -> None:
+            # A connection counts until all that it has received is handled.
+            Counts.connections = app.stats["connections_opened"] - app.stats["connections_closed"]
             Counts.lines = app.stats["frames_received"]
-            return gateway.open
 
-        Counts.connections = property(lambda _: connections())  # type: ignore[assignment] # read by answer()
-        await started(gateway.addresses[0][2].port)
+        await started(gateway.addresses[0][2].port, count)
 
 
 SERVERS = {"by_hand": serve_by_hand, "gmqtt": serve_gmqtt, "ours": serve_ours}
 
 
-async def answer(port: int) -> None:
-    """Tell the *port*, then answer until the input ends."""
+async def answer(port: int, count: Callable[[], None] = lambda: None) -> None:
+    """Tell the *port*, then answer until the input ends; *count* brings `Counts` up to date."""
     print(port, flush=True)
     ended = asyncio.Event()
-    counts = Counts()
 
     def asked() -> None:
         if not sys.stdin.readline():
@@ -314,7 +315,8 @@ async def answer(port: int) -> None:
             ended.set()
             return
         gc.collect()  # garbage is nobody's memory
-        print(counts.connections, counts.registered, counts.lines, flush=True)
+        count()
+        print(Counts.connections, Counts.registered, Counts.lines, flush=True)
 
     asyncio.get_running_loop().add_reader(sys.stdin, asked)
     await ended.wait()

@@ -18,7 +18,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from exproto_app import Message
 
-from .broker import PATIENCE
+from .process import PATIENCE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,7 +82,7 @@ class Client:
 
     def connect(self) -> ReasonCode:
         """Connect, and return what the broker said of it."""
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # as paho left it
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # its library's gap
         properties.SessionExpiryInterval = self._session_expiry
         clean = self._session_expiry == 0
         self._paho.connect("127.0.0.1", self._port, 60, clean_start=clean, properties=properties)

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.behaviour.hosts import SocketDevice
+from tests.behaviour.hosts import PATIENCE, SocketDevice
 
-from .broker import MISSING, PATIENCE, Broker, Tls, free_port
+from .broker import MISSING, Broker, Tls, free_port
 from .client import Client
 
 pytestmark = [
