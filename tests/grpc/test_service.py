@@ -198,6 +198,21 @@ def test_batches_of_messages_arrive_whole_and_in_order(stack: contextlib.ExitSta
     device.expect(b"".join(b"%d\n" % number for number in range(500)))
 
 
+def test_too_much_before_the_beginning_closes_the_device(
+    stack: contextlib.ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "EARLY", 3)
+    behind = Behind(echo_app(), stack, streaming=True)
+    early = pb.ReceivedBytesRequest(conn="early", bytes=b"x").SerializeToString()
+    for _ in range(5):
+        assert call(behind, "OnReceivedBytes", early, "ConnectionHandler") == b""
+    wait(lambda: [request.conn for request in behind.calls("Close")] == ["early"])
+    assert "4 events came before its beginning, limit is 3" in caplog.text
+    (broker,) = behind.service.adapters
+    assert not broker.early
+    assert broker.early_bytes == 0
+
+
 def test_a_takeover_that_the_broker_doesnt_tell_of(stack: contextlib.ExitStack) -> None:
     app = echo_app()
     ends = Ends(app)
