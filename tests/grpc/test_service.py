@@ -15,7 +15,17 @@ from typing import Any
 import grpc
 import pytest
 
-from exproto_app import Address, App, Connection, DeniedError, Message, Router, SetupError, UnavailableError
+from exproto_app import (
+    Address,
+    App,
+    CommandError,
+    Connection,
+    DeniedError,
+    Message,
+    Router,
+    SetupError,
+    UnavailableError,
+)
 from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, service
 from exproto_app.drivers.grpc import exproto_pb2 as pb
 from exproto_app.drivers.grpc.adapter import PACE
@@ -587,6 +597,40 @@ def test_whatever_comes_is_answered_with_success(
     device = behind.connect()
     device.send(b"fine\n")
     device.expect(b"fine\n")
+
+
+def test_events_after_the_end_are_ignored(stack: contextlib.ExitStack) -> None:
+    app = echo_app()
+    behind = Behind(app, stack)
+    device = behind.connect()
+    device.send(b"x\n")
+    device.expect(b"x\n")
+    (conn,) = behind.node.conns
+    device.hang_up()
+    wait(lambda: app.stats["connections_closed"] == 1)
+    late = pb.ReceivedBytesRequest(conn=conn, bytes=b"late\n").SerializeToString()
+    assert call(behind, "OnReceivedBytes", late) == b""
+    created = pb.SocketCreatedRequest(conn=conn).SerializeToString()
+    assert call(behind, "OnSocketCreated", created) == b""
+    assert app.stats["events_ignored"] == 1
+    assert app.stats["connections_opened"] == 1
+    assert app.stats["connections_restarted"] == 0
+
+
+def test_an_adapter_that_answers_unknown(stack: contextlib.ExitStack) -> None:
+    app: App[Any] = App(framing=Line())
+
+    @app.on_received
+    async def subscribe(conn: Connection[Any], frame: bytes) -> bytes:
+        try:
+            await conn.subscribe("down")
+        except CommandError as error:
+            return str(error).encode()
+        return b"subscribed"
+
+    device = Behind(app, stack).connect()
+    device.send(b"go\n")
+    device.expect(b"the broker takes no Subscribe before register has succeeded\n")
 
 
 def test_five_megabytes_at_once(stack: contextlib.ExitStack) -> None:
