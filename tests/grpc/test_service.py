@@ -240,7 +240,10 @@ def test_a_takeover_that_the_broker_doesnt_tell_of(stack: contextlib.ExitStack) 
     newer.expect(b"fine\n")
 
 
-def test_a_connection_that_crashed_is_found_when_something_is_sent(stack: contextlib.ExitStack) -> None:
+def test_a_connection_that_crashed_is_found_when_something_is_sent(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "GRACE", 0.05)
     app = echo_app()
     ends = Ends(app)
     behind = Behind(app, stack)
@@ -262,6 +265,7 @@ def test_a_connection_that_crashed_is_found_when_something_is_sent(stack: contex
 def test_silence_alone_ends_nothing(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
+    monkeypatch.setattr(adapter, "GRACE", 0.05)
     monkeypatch.setattr(service, "SILENCE", 0.01)
     monkeypatch.setattr(service, "SWEEP", 0.05)
     app = echo_app()
