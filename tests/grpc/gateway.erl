@@ -1,16 +1,16 @@
 %% The HTTP/2 of a real EMQX, in small: it calls the handler with gun and serves the adapter with cowboy, used as
 %% EMQX's grpc-erl uses them, so that ours meets the code that it will meet in the field.
 %%
-%% `erl … -run gateway main SERVICE PORT IDLE`: SERVICE of the handler on PORT is called; IDLE is the adapter's
-%% idle_timeout in milliseconds. It prints its ports, waits for a line that says that the handler is there, and
-%% prints each call that failed; it ends with its input.
+%% `erl … -run gateway main SERVICE IDLE`: SERVICE of the handler is called; IDLE is the adapter's idle_timeout in
+%% milliseconds. It prints its ports, reads the handler's port, and prints each call that failed; it ends with its
+%% input.
 -module(gateway).
 
 -export([main/1, init/2]).
 
 -define(CHANNELS, 3).
 
-main([Service, Port, Idle]) ->
+main([Service, Idle]) ->
     process_flag(trap_exit, true),
     %% Not as applications: those want ssl, which nobody uses here and Debian packs by itself.
     [{ok, _} = Module:start(normal, []) || Module <- [ranch_app, cowboy_app, gun_app]],
@@ -25,8 +25,8 @@ main([Service, Port, Idle]) ->
     {ok, Listener} = gen_tcp:listen(0, [binary, {ip, {127, 0, 0, 1}}, {active, true}, {backlog, 1024}]),
     {ok, Own} = inet:port(Listener),
     io:format("ports ~b ~b~n", [Own, ranch:get_port(adapter)]),
-    "\n" = io:get_line(""),
-    Channels = [spawn_link(fun() -> channel(list_to_integer(Port)) end) || _ <- lists:seq(1, ?CHANNELS)],
+    {ok, [Port], _} = io_lib:fread("~d", io:get_line("")),
+    Channels = [spawn_link(fun() -> channel(Port) end) || _ <- lists:seq(1, ?CHANNELS)],
     spawn_link(fun() -> accept(Listener, list_to_tuple(Channels), "/emqx.exproto.v1." ++ Service) end),
     eof = io:get_line(""),
     halt(0, [{flush, false}]).

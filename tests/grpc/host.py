@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Coroutine
@@ -70,8 +69,6 @@ class Behind:
         self.ours = LoopThread()
         stack.callback(self.ours.stop)
         protocols = list(app.protocols)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.bind = Address("127.0.0.1", free.getsockname()[1])
         self.nodes = [
             self.broker.run(self._node(streaming, len(protocols), options, f"127.0.0.{number}"))
             for number in range(1, nodes + 1)
@@ -83,21 +80,26 @@ class Behind:
                 port: name for node in self.nodes for port, name in zip(node.ports, protocols, strict=True)
             }
         self.service = self.ours.run(self.serve())
+        self.bind = self.service.address
+        for node in self.nodes:
+            self.broker.run(self._connect(node))
         for node in self.nodes:
             stack.callback(self._stop_node, node)
         stack.callback(self.stop)
 
     async def _node(self, streaming: bool, protocols: int, options: dict[str, Any], host: str) -> Node:
         node = Node(
-            str(self.bind) if host == self.bind.host else await self._proxy(host),
             streaming=streaming,
             passwords=lambda _, password: password in ("", PASSWORD),
             published=self.messages.put,
             host=host,
             **options,
         )
-        await node.start(tcp=protocols, udp=protocols)
+        await node.listen(tcp=protocols, udp=protocols)
         return node
+
+    async def _connect(self, node: Node) -> None:
+        await node.connect(str(self.bind) if node.host == self.bind.host else await self._proxy(node.host))
 
     def _stop_node(self, node: Node) -> None:
         self.broker.run(node.stop())
@@ -129,7 +131,8 @@ class Behind:
         adapters = [f"{node.host}=http://{node.host}:{node.adapter_port}" for node in self.nodes]
         if len(adapters) == 1:
             adapters = [adapters[0].partition("=")[2]]
-        service = Service(self.app, self.bind, AdapterMap(adapters), ports=self.ports)
+        bind = Address("127.0.0.1", 0)
+        service = Service(self.app, bind, AdapterMap(adapters), ports=self.ports)
         await service.start()
         return service
 

@@ -218,7 +218,6 @@ class Node:
 
     def __init__(
         self,
-        handler: str,
         *,
         streaming: bool = False,
         passwords: Callable[[str, str], bool] = lambda clientid, password: True,
@@ -228,7 +227,6 @@ class Node:
         host: str = "127.0.0.1",
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.handler = handler
         self.streaming = streaming
         self.passwords = passwords
         self.idle_timeout = idle_timeout
@@ -257,11 +255,24 @@ class Node:
         self._next_channel = itertools.count()
         self._methods: list[dict[str, Any]] = []
 
-    async def start(self, *, tcp: int = 1, udp: int = 1, channels: int = 2) -> None:
+    async def listen(self, *, tcp: int = 1, udp: int = 1) -> None:
+        """Serve the adapter, and wait for devices."""
         await self.start_adapter()
+        for _ in range(tcp):
+            server = await self.loop.create_server(lambda: TcpDevice(self), self.host, 0, backlog=4096)
+            self._servers.append(server)
+            self.ports.append(server.sockets[0].getsockname()[1])
+        for number in range(udp):
+            transport, _ = await self.loop.create_datagram_endpoint(
+                lambda: UdpDevices(self), local_addr=(self.host, self.ports[number])
+            )
+            self._servers.append(transport)
+
+    async def connect(self, handler: str, *, channels: int = 2) -> None:
+        """Call *handler* from now on."""
         for _ in range(channels):
             options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = grpc.aio.insecure_channel(self.handler, options=options)
+            channel = grpc.aio.insecure_channel(handler, options=options)
             self._channels.append(channel)
             service = f"/{PACKAGE}.{'ConnectionHandler' if self.streaming else 'ConnectionUnaryHandler'}/"
             make = channel.stream_unary if self.streaming else channel.unary_unary
@@ -275,15 +286,6 @@ class Node:
                     for name, request in EVENTS.items()
                 }
             )
-        for _ in range(tcp):
-            server = await self.loop.create_server(lambda: TcpDevice(self), self.host, 0, backlog=4096)
-            self._servers.append(server)
-            self.ports.append(server.sockets[0].getsockname()[1])
-        for number in range(udp):
-            transport, _ = await self.loop.create_datagram_endpoint(
-                lambda: UdpDevices(self), local_addr=(self.host, self.ports[number])
-            )
-            self._servers.append(transport)
 
     async def start_adapter(self) -> None:
         self._adapter = grpc.aio.server(options=[("grpc.so_reuseport", 0)])

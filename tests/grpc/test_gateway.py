@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -54,10 +53,8 @@ class Gateway:
         self.ours = LoopThread()
         stack.callback(self.ours.stop)
         self.errors: list[str] = []
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            bind = Address("127.0.0.1", free.getsockname()[1])
         paths = [str(path) for path in (beam, *BEAMS)]
-        options = ["-run", "gateway", "main", service, str(bind.port), "300"]
+        options = ["-run", "gateway", "main", service, "300"]
         command = ["erl", "-noshell", "-pa", *paths, *options]
         env = {**os.environ, "ERL_CRASH_DUMP_BYTES": "0"}
         pipe = subprocess.PIPE
@@ -71,11 +68,11 @@ class Gateway:
         self._reader.start()
         assert words[:1] == ["ports"]
         self.port, adapter = int(words[1]), int(words[2])
-        self.service = Service(app, bind, AdapterMap([f"http://127.0.0.1:{adapter}"]))
+        self.service = Service(app, Address("127.0.0.1", 0), AdapterMap([f"http://127.0.0.1:{adapter}"]))
         self.ours.run(self.service.start())
         self._running = True
         stack.callback(self.stop)
-        self._in.write("\n")
+        self._in.write(f"{self.service.address.port}\n")
 
     def _stop_gateway(self) -> None:
         self._in.close()

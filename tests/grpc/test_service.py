@@ -15,7 +15,17 @@ from typing import Any
 import grpc
 import pytest
 
-from exproto_app import Address, App, Connection, DeniedError, Message, Router, SetupError, UnavailableError
+from exproto_app import (
+    Address,
+    App,
+    CommandError,
+    Connection,
+    DeniedError,
+    Message,
+    Router,
+    SetupError,
+    UnavailableError,
+)
 from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, service
 from exproto_app.drivers.grpc import exproto_pb2 as pb
 from exproto_app.drivers.grpc.adapter import PACE
@@ -198,6 +208,21 @@ def test_batches_of_messages_arrive_whole_and_in_order(stack: contextlib.ExitSta
     device.expect(b"".join(b"%d\n" % number for number in range(500)))
 
 
+def test_too_much_before_the_beginning_closes_the_device(
+    stack: contextlib.ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "EARLY", 3)
+    behind = Behind(echo_app(), stack, streaming=True)
+    early = pb.ReceivedBytesRequest(conn="early", bytes=b"x").SerializeToString()
+    for _ in range(5):
+        assert call(behind, "OnReceivedBytes", early, "ConnectionHandler") == b""
+    wait(lambda: [request.conn for request in behind.calls("Close")] == ["early"])
+    assert "4 events came before its beginning, limit is 3" in caplog.text
+    (broker,) = behind.service.adapters
+    assert not broker.early
+    assert broker.early_bytes == 0
+
+
 def test_a_takeover_that_the_broker_doesnt_tell_of(stack: contextlib.ExitStack) -> None:
     app = echo_app()
     ends = Ends(app)
@@ -215,7 +240,10 @@ def test_a_takeover_that_the_broker_doesnt_tell_of(stack: contextlib.ExitStack) 
     newer.expect(b"fine\n")
 
 
-def test_a_connection_that_crashed_is_found_when_something_is_sent(stack: contextlib.ExitStack) -> None:
+def test_a_connection_that_crashed_is_found_when_something_is_sent(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "GRACE", 0.05)
     app = echo_app()
     ends = Ends(app)
     behind = Behind(app, stack)
@@ -237,6 +265,7 @@ def test_a_connection_that_crashed_is_found_when_something_is_sent(stack: contex
 def test_silence_alone_ends_nothing(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
+    monkeypatch.setattr(adapter, "GRACE", 0.05)
     monkeypatch.setattr(service, "SILENCE", 0.01)
     monkeypatch.setattr(service, "SWEEP", 0.05)
     app = echo_app()
@@ -572,6 +601,40 @@ def test_whatever_comes_is_answered_with_success(
     device = behind.connect()
     device.send(b"fine\n")
     device.expect(b"fine\n")
+
+
+def test_events_after_the_end_are_ignored(stack: contextlib.ExitStack) -> None:
+    app = echo_app()
+    behind = Behind(app, stack)
+    device = behind.connect()
+    device.send(b"x\n")
+    device.expect(b"x\n")
+    (conn,) = behind.node.conns
+    device.hang_up()
+    wait(lambda: app.stats["connections_closed"] == 1)
+    late = pb.ReceivedBytesRequest(conn=conn, bytes=b"late\n").SerializeToString()
+    assert call(behind, "OnReceivedBytes", late) == b""
+    created = pb.SocketCreatedRequest(conn=conn).SerializeToString()
+    assert call(behind, "OnSocketCreated", created) == b""
+    assert app.stats["events_ignored"] == 1
+    assert app.stats["connections_opened"] == 1
+    assert app.stats["connections_restarted"] == 0
+
+
+def test_an_adapter_that_answers_unknown(stack: contextlib.ExitStack) -> None:
+    app: App[Any] = App(framing=Line())
+
+    @app.on_received
+    async def subscribe(conn: Connection[Any], frame: bytes) -> bytes:
+        try:
+            await conn.subscribe("down")
+        except CommandError as error:
+            return str(error).encode()
+        return b"subscribed"
+
+    device = Behind(app, stack).connect()
+    device.send(b"go\n")
+    device.expect(b"the broker takes no Subscribe before register has succeeded\n")
 
 
 def test_five_megabytes_at_once(stack: contextlib.ExitStack) -> None:

@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import attrs
+
 from ...channel import Channel
 from ...commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
 from ...errors import (
@@ -24,7 +26,7 @@ from ...errors import (
 from . import exproto_pb2 as pb
 from .client import CANCELLED, NOT_FOUND, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
 
-__all__ = ["AdapterHub", "AdapterMap", "Broker", "GrpcLink"]
+__all__ = ["AdapterHub", "AdapterMap", "Broker", "Early", "GrpcLink"]
 
 log = logging.getLogger("exproto_app")
 
@@ -227,6 +229,15 @@ class GrpcLink:
         self.broker.call("Close", request.SerializeToString(), answered)
 
 
+@attrs.define(eq=False)
+class Early:
+    """What came of a connection before its beginning: events, of *size* bytes, and the streams that stand."""
+
+    feeds: list[Callable[[GrpcLink], object]] = attrs.Factory(list)
+    size: int = 0
+    streams: list[Callable[[], None]] = attrs.Factory(list)
+
+
 class Broker:
     """One adapter and the connections behind it."""
 
@@ -236,7 +247,7 @@ class Broker:
         self.waiter = self.loop.create_future
         self.links: dict[bytes, GrpcLink] = {}
         self.closed: dict[bytes, None] = {}
-        self.early: dict[bytes, list[tuple[Callable[[GrpcLink], object], int]]] = {}
+        self.early: dict[bytes, Early] = {}
         self.early_bytes = 0
         self.callers = 0  # connections on which it calls us
         self._methods = {

@@ -23,7 +23,7 @@ from ...router import Router
 from ...runner import Runner
 from ..reasons import reason
 from . import exproto_pb2 as pb
-from .adapter import AdapterHub, AdapterMap, Broker, GrpcLink
+from .adapter import AdapterHub, AdapterMap, Broker, Early, GrpcLink
 from .caller import Caller, Inbound, Take
 from .http2 import NO_ERROR
 
@@ -34,8 +34,11 @@ __all__ = ["Service", "Tls"]
 
 log = logging.getLogger("exproto_app")
 
-EARLY: Final = 100
-"""Events of one connection that may come before the one that begins it: streams have no order."""
+EARLY: Final = 1_000
+"""Events of one connection that may come before the one that begins it: streams have no order.
+
+The window of their stream, which stands still until then, holds no more than that.
+"""
 
 EARLY_ALL: Final = 10_000
 """Connections with such events."""
@@ -338,9 +341,8 @@ class Service:
         if link.datagram:
             link.lift_idle_limit()
         self._connect(link, info, router, resumed=False)
-        for feed, size in broker.early.pop(conn, ()):
-            broker.early_bytes -= size
-            feed(link)
+        if conn in broker.early:
+            self._feed_early(broker, conn, link)
         return True
 
     def _closed(self, caller: Caller, call: Inbound, message: bytes) -> bool:
@@ -354,7 +356,7 @@ class Service:
         if link is not None:
             end(link)
         elif call.streaming and conn not in broker.closed:
-            self._hold(broker, conn, end, 0)
+            self._hold(caller, call, conn, end, size=0)
         return True
 
     def _end(self, words: str, link: GrpcLink, *, late: bool) -> None:
@@ -379,7 +381,7 @@ class Service:
                 self.count("events_ignored")
                 return True
             if call.streaming:
-                self._hold(broker, key, feed, size)
+                self._hold(caller, call, key, feed, size=size)
                 return True
             link = self._meet(broker, key)
             if link is None:
@@ -392,36 +394,42 @@ class Service:
             return False
         return True
 
-    def _hold(self, broker: Broker, conn: bytes, feed: Feed, size: int) -> None:
+    def _hold(self, caller: Caller, call: Inbound, conn: bytes, feed: Feed, *, size: int) -> None:
         """Keep an event until its connection begins: streams have no order among each other."""
-        held = broker.early.get(conn)
-        if held is None:
-            if len(broker.early) >= EARLY_ALL:
-                self._too_early(f"{EARLY_ALL} connections have events before their beginning")
-                return
-            held = broker.early[conn] = []
-            self._loop.call_later(EARLY_WAIT, self._held_too_long, broker, conn, held)
-        if len(held) >= EARLY:
-            self._too_early(f"{EARLY} events of one connection come before its beginning")
-        elif broker.early_bytes + size > EARLY_BYTES:
-            self._too_early(f"{broker.early_bytes} bytes come before the beginning of their connections")
-        else:
-            broker.early_bytes += size
-            held.append((feed, size))
-
-    def _too_early(self, words: str) -> None:
-        self.count("events_ignored")
-        self.say("early", "grpc ! %s, that is the limit: further ones are ignored", words)
-
-    def _held_too_long(self, broker: Broker, conn: bytes, held: list[tuple[Feed, int]]) -> None:
-        if broker.early.get(conn) is not held:
+        broker = caller.broker
+        if broker is None:
             return
-        del broker.early[conn]
-        broker.early_bytes -= sum(size for _, size in held)
-        link = None if self.stopping else self._meet(broker, conn)
+        early = broker.early.get(conn)
+        if early is None:
+            early = broker.early[conn] = Early()
+            self._loop.call_later(EARLY_WAIT, self._held_too_long, broker, conn, early)
+        early.feeds.append(feed)
+        early.size += size
+        broker.early_bytes += size
+        if caller.wire.hold(call.stream):
+            early.streams.append(partial(caller.wire.unhold, call.stream))
+        too_early = _too_early(broker, early)
+        if too_early:
+            # With one event less the device's stream would have a hole: it shall come anew.
+            log.warning("%s ! closed: %s", conn.decode(), too_early)
+            self.count("events_ignored")
+            broker.ignore(conn)
+            self._feed_early(broker, conn, None)
+            GrpcLink(broker, conn, datagram=False).close()
+
+    def _feed_early(self, broker: Broker, conn: bytes, link: GrpcLink | None) -> None:
+        """Feed what was kept of *conn* to *link*, or drop it; have the streams go on."""
+        early = broker.early.pop(conn)
+        broker.early_bytes -= early.size
         if link is not None:
-            for feed, _ in held:
+            for feed in early.feeds:
                 feed(link)
+        for go_on in early.streams:
+            go_on()
+
+    def _held_too_long(self, broker: Broker, conn: bytes, early: Early) -> None:
+        if broker.early.get(conn) is early:
+            self._feed_early(broker, conn, None if self.stopping else self._meet(broker, conn))
 
     def _meet(self, broker: Broker, conn: bytes) -> GrpcLink | None:
         """Meet a connection that this process never saw begin (rule 8)."""
@@ -530,6 +538,17 @@ def _start(message: bytes, at: int) -> int:
         if byte < 0x80:
             return index + 1 if index + 1 + size == len(message) else 0
     return 0
+
+
+def _too_early(broker: Broker, early: Early) -> str:
+    """Return what is too much of what came before its beginning, nothing if it isn't."""
+    if len(early.feeds) > EARLY:
+        return f"{len(early.feeds)} events came before its beginning, limit is {EARLY}"
+    if len(broker.early) > EARLY_ALL:
+        return f"events of {len(broker.early)} connections wait for their beginning, limit is {EARLY_ALL}"
+    if broker.early_bytes > EARLY_BYTES:
+        return f"{broker.early_bytes} bytes wait for their connections, limit is {EARLY_BYTES}"
+    return ""
 
 
 def _feed_bytes(data: bytes, link: GrpcLink) -> None:
