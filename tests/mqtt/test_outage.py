@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from signal import SIGKILL
 
 import pytest
@@ -100,10 +101,18 @@ class TestKilled:
             assert device.ask("ask strange/s 1 hello") == "ok"
             assert stranger.line() == "strange/s qos 1: hello"
 
+    def test_again_and_again_it_is_no_takeover(self, start: Start) -> None:
+        broker = start()
+        with Site(broker.url) as site:
+            device = site.client("d")
+            for number in range(3):
+                broker.restart()
+                assert device.ask(f"ask up 1 {number}") == "ok"
+
     def test_a_device_that_may_no_longer_come_back_is_closed(self, start: Start) -> None:
         broker = start(users={"gate": "g", "d": "pass", "o": "word"}, persistent=True)
-        gate = {"username": "gate", "password": "g"}
-        with Client(broker.port, "counter", session_expiry=60, **gate) as counter:
+        counting = partial(Client, broker.port, "counter", username="gate", password="g", session_expiry=60)
+        with counting() as counter:
             counter.subscribe("end/#", qos=1)
         broker.save()
         with Site(broker.url.replace("//", "//gate:g@")) as site:
@@ -114,7 +123,7 @@ class TestKilled:
             broker.start()
             device.expect_end()
             assert other.ask("ask up 1 still here") == "ok"
-            with Client(broker.port, "counter", session_expiry=60, **gate) as counter:
+            with counting() as counter:
                 words = b"kicked: the broker refused 'd': not authorized (0x87)"
                 assert counter.next("end/d").payload == words
 
@@ -194,6 +203,7 @@ def test_wills_of_a_gateway_that_is_killed(start: Start) -> None:
 
 async def talk(port: int) -> None:
     """Have devices log in and say their lines, each after the last one's acknowledgement."""
+
     async def device(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         lines = [f"login d{number}", *(f"ask up/{number} 1 {number} {line}" for line in range(LINES))]

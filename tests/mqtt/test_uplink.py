@@ -155,6 +155,19 @@ class TestTheBrokersWord:
 
         run(test)
 
+    def test_an_end_without_a_word_does_not_but_another_soon_after_does(self) -> None:
+        async def test() -> None:
+            async with fake() as broker, site(broker) as here:
+                device, other = await here.device("a"), await here.device("b")
+                broker.clients["a"].close()
+                assert await device.ask("ask hello") == "ok"
+                broker.clients["a"].close()
+                assert await device.read() == ""
+                await broker.until(lambda broker: b"taken over" in broker.payloads())
+                assert await other.ask("ask still here") == "ok"
+
+        run(test)
+
     def test_a_client_that_may_not_come_back_is_kicked(self) -> None:
         async def test() -> None:
             async with fake() as broker, site(broker) as here:

@@ -36,6 +36,9 @@ STEADY: Final = 10.0
 HIGH_WATER: Final = 65_536
 """Bytes that may wait in a socket's buffer; then what is published waits in the session's queue."""
 
+AGAIN: Final = 60.0
+"""Seconds after its return within which a session that is closed once more counts as thrown out."""
+
 MUTE: Final = 3
 """Times that a broker closes at our CONNECT without a word, until we take it for one of MQTT 3."""
 
@@ -62,6 +65,13 @@ class Client(Protocol):
         """Take note of the broker's DISCONNECT; return whether to connect again."""
         ...
 
+    def thrown_out(self, at: float) -> bool:
+        """Take note that the broker closed the connection at time *at*, soon after the session had come back.
+
+        It gave no reason, either time, as when another client has the clientid. Return whether to give in.
+        """
+        ...
+
     def message(self, message: Message, ids: list[int], taken: Callable[[], object] | None) -> None:
         """Take a message."""
         ...
@@ -81,6 +91,8 @@ class Link(asyncio.Protocol):
     __slots__ = (
         "_attempts",
         "_closing",
+        "_returned",
+        "_thrown_out_at",
         "_transport",
         "_wait",
         "broker",
@@ -101,6 +113,8 @@ class Link(asyncio.Protocol):
         self.trouble = ""
         self._transport: asyncio.Transport | None = None
         self._attempts = 0
+        self._returned: bool | None = None  # None until the session was up for the first time
+        self._thrown_out_at = 0.0
         self.dialling = False
         self._closing = False
         self._wait: asyncio.TimerHandle | None = None
@@ -190,6 +204,9 @@ class Link(asyncio.Protocol):
         if self.stopped or self._closing:
             self._answered()
             return
+        now = self.broker.loop.time()
+        if was_online and self._returned and now - self.session.since < AGAIN:
+            self._thrown_out_at = now
         if self.dialling and not was_online and exc is None:
             self.broker.mute += 1
         words = "it closed the connection" if exc is None else _why(exc)
@@ -204,6 +221,7 @@ class Link(asyncio.Protocol):
 
     def accepted(self) -> None:
         self.broker.mute = 0
+        self._returned = self._returned is not None
         self._answered()
         self.client.accepted()
 
@@ -280,7 +298,9 @@ class Link(asyncio.Protocol):
 
     def _dial(self) -> None:
         self._wait = None
-        self.broker.dial(self)
+        thrown_out_at, self._thrown_out_at = self._thrown_out_at, 0.0
+        if not (thrown_out_at and self.client.thrown_out(thrown_out_at)):
+            self.broker.dial(self)
 
 
 @attrs.define(eq=False)

@@ -209,6 +209,13 @@ class Own(Sender):
 
     def disconnected(self, code: int, words: str) -> bool:
         if code == TAKEN_OVER:
-            clientid = self.link.session.login.clientid
-            log.error("mqtt ! another client uses the clientid of the gateway, %s: %s", clientid, words)
+            self._contested(words)
         return True
+
+    def thrown_out(self, _: float) -> bool:
+        self._contested("perhaps, for the broker closed the connection twice and gave no reason")
+        return False
+
+    def _contested(self, words: str) -> None:
+        clientid = self.link.session.login.clientid
+        log.error("mqtt ! another client uses the clientid of the gateway, %s: %s", clientid, words)
