@@ -53,5 +53,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,grpc,mqtt,uvloop]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,door,grpc,metrics,mqtt,uvloop]'
 	touch $@ .venv/run

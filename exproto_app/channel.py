@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from . import tap as events
 from .app import App
 from .commands import (
     DONE,
@@ -39,6 +40,7 @@ from .host import Runtime, Timer
 from .lane import BrokerLane
 from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
 from .router import Handler, Router
+from .tap import Mask, Tap, Watcher
 from .topics import split_share
 from .turns import TURN, After, Failed, Request, Turn
 
@@ -51,6 +53,12 @@ KEEPALIVE_FACTOR = 1.5
 
 ROUNDING = 1e-6
 """Seconds that sums of times may be off."""
+
+LONGEST_NAME = 64
+"""Characters of a clientid in the log."""
+
+HOLD = 1.0
+"""Seconds that bytes of no whole frame are held back from watchers, lest half a password shows."""
 
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
@@ -136,6 +144,7 @@ class Shared(Protocol):
     limits: Limits
     counters: dict[str, int]
     clients: dict[str, Channel]
+    masks: list[Mask]
     when_failed: Callable[[BaseException], object] | None
 
     def later(self, channel: Channel, /) -> None:
@@ -150,8 +159,16 @@ class Shared(Protocol):
         """Let go of *channel*: it has ended."""
         ...
 
+    def count(self, name: str, number: int = 1, /) -> None:
+        """Count what has no counter from the start."""
+        ...
+
     def once(self, what: Hashable, text: str, /, *args: object) -> None:
         """Log a warning the first time that *what* happens."""
+        ...
+
+    def unwatch(self, watcher: Watcher, /) -> None:
+        """Have *watcher* look at nothing any more."""
         ...
 
 
@@ -226,6 +243,7 @@ class Channel:
         "sent",
         "silence",
         "stall",
+        "tap",
         "tasks",
         "ticking",
         "ticks",
@@ -249,6 +267,7 @@ class Channel:
         self.only = protocol.only
         self.quick: Handler | None = None  # takes frames that come alone, once the device has spoken
         self.write = link.write
+        self.tap: Tap | None = None  # while somebody looks; then the three above are None
         self.id = conn_id
         self.conn: Connection[Any] = Connection(
             self, conn_id=conn_id, protocol=router.name, info=info, state=None
@@ -314,10 +333,95 @@ class Channel:
         self.silence = 0.0
         self.heard = 0.0
 
+    def __str__(self) -> str:
+        """Name the connection as the log does: `ID/PROTOCOL`, then `/CLIENTID` once it is registered."""
+        name = f"{self.id}/{self.protocol.router.name}"
+        return name if self.client is None else f"{name}/{_one_word(self.client.clientid)}"
+
+    # --- what watchers see
+
+    def watch(self, watcher: Watcher, *, late: bool = True) -> None:
+        """Show *watcher* what happens here; with *late* it is told first what it has missed."""
+        if self.ended:
+            return
+        if self.tap is None:
+            shared = self.engine
+            self.tap = Tap(
+                self.id,
+                self.protocol.router.name,
+                time=shared.runtime.time,
+                masks=shared.masks,
+                broken=shared.unwatch,
+            )
+            self._choose_paths()
+        self.tap.add(watcher, events.Opened(self.conn.info, late=True, client=self.client) if late else None)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Show *watcher* nothing more; without any, the quick paths are taken again."""
+        if self.tap is None:
+            return
+        self.tap.remove(watcher)
+        if not self.tap.watchers:
+            self.tap = None
+            self._choose_paths()
+
+    def _choose_paths(self) -> None:
+        """Take the quick paths where nobody looks."""
+        if self.tap is not None:
+            self.only = self.quick = self.write = None
+            return
+        self.only, self.write = self.protocol.only, self.link.write
+        self.quick = self.only if self.first is None and not self.datagram else None
+
+    def _show(self, event: events.Event) -> None:
+        """Show *event*, after the turn that it belongs to as long as that may tell a password."""
+        if self.tap is not None:
+            in_turn = self.running or self.turn is not None or self.registers > 0
+            self.tap.show(event, hold=in_turn and self.client is None)
+
+    def _show_received(self, tap: Tap, data: bytes) -> None:
+        tap.show(events.Received(data), hold=self.client is None or tap.has_secrets)
+
+    def _show_held(self, tap: Tap) -> None:
+        """Show what was held back, unless more of the turn or of the frame is to come."""
+        if self.client is None and (self.turn is not None or self.registers):
+            return
+        runtime = self.engine.runtime
+        unfinished = not self.gone and (self.queued or self.frames is not None or self.decoder.buffered)
+        if unfinished and runtime.ticks and (self.client is None or tap.has_secrets):
+            tap.release_later(runtime.call_later, HOLD)
+        else:
+            tap.release()
+
+    def _show_frame(self, frame: bytes, handler: Handler | None) -> None:
+        self._show(events.Frame(frame, None if handler is None else handler.name))
+
+    def _show_delivered(self, messages: Sequence[Message]) -> None:
+        more = len(messages)
+        for message in messages:
+            more -= 1
+            handler = self.protocol.router.routes.deliver(message.topic.removeprefix(self.mount))
+            self._show(events.Delivered(message, None if handler is None else handler.name, more))
+
+    def _show_dropped(self, what: str, count: int) -> None:
+        if count:
+            self._show(events.Dropped(what, count))
+
+    def _show_command(self, command: Command) -> None:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                self._show(events.Published(Message(topic, payload, qos, retain)))
+            case Subscribe(topic, qos):
+                self._show(events.Subscribed(topic, qos))
+            case Unsubscribe(topic):
+                self._show(events.Unsubscribed(topic))
+
     # --- events, from the driver
 
     def begin(self, *, resumed: bool) -> None:
         """Run `on_connect`, the first turn."""
+        if self.tap is not None:
+            self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
         if self.datagram:
@@ -351,7 +455,12 @@ class Channel:
             return
         handler = self.quick
         if handler is None or self.requests:
-            self._take(data)
+            if self.tap is None:
+                self._take(data)
+            else:
+                self._show_received(self.tap, data)
+                self._take(data)
+                self.held = True  # so that `pump` shows what was held back
         elif self.raw and 0 < size <= FRAME_LIMIT:
             self._run_frame(data, handler)
         else:
@@ -372,18 +481,22 @@ class Channel:
         With *taken* none is dropped for want of room: the broker sends no more of those before it is called,
         when the turn of the last one has ended. It isn't if the connection ends before.
         """
+        ends = self.gone or self.closing is not None
         room = self.engine.limits.deliveries - self.deliveries if taken is None else len(messages)
-        if self.gone or self.closing is not None:
+        if ends:
             room = 0
         if len(messages) > room:
             dropped = len(messages) - room
-            self.counters["deliveries_dropped"] += dropped
+            self._dropped("deliveries", dropped, "closing" if ends else "queue_full")
+            self._show_dropped("messages", dropped)
             before, self.dropped = self.dropped, self.dropped + dropped
             if before.bit_length() != self.dropped.bit_length():  # a flood of messages is none of lines
-                log.warning("%s ! %d messages dropped: %s", self.id, self.dropped, self._why_no_room())
+                log.warning("%s ! %d messages dropped: %s", self, self.dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
             return
+        if self.tap is not None:
+            self._show_delivered(messages)
         if self.mount:
             messages = [self._unmounted(message) for message in messages]
         self.counters["messages_delivered"] += len(messages)
@@ -439,14 +552,17 @@ class Channel:
             self.detail = detail
         self._cancel_timers()
         unsent = self.outbox_bytes
+        if self.tap is not None:
+            self._show_dropped("bytes", unsent)
+            self._show(events.Closed(self.reason or reason, self.detail))
         if unsent:
-            self.counters["bytes_dropped"] += unsent
+            self._dropped("bytes", unsent, "unsent")
         self.outbox.clear()
         self.outbox_bytes, self.writable, self.congestion = 0, True, False
         left = self.decoder.buffered
         log.debug(
             "%s = closed: %s %s (%d bytes unsent, %d in no frame)",
-            self.id,
+            self,
             self.reason,
             self.detail,
             unsent,
@@ -512,6 +628,8 @@ class Channel:
             return self._refused(command, self._closed())
         if self.engine.runtime.elsewhere():
             return self.engine.from_thread(partial(self.issue, command))
+        if self.tap is not None and type(command) is Register:
+            self.tap.keep_secret(command.password, command.client)
         return self._lane().issue(command)
 
     def request(
@@ -650,6 +768,8 @@ class Channel:
             or self.gone
             or self.closing is not None
         )
+        if self.tap is not None:
+            self._show_held(self.tap)
         if self.paused and self.queued <= limits.inbox // 2 and not self.held_back:
             self.paused = False
             self.link.resume()
@@ -673,9 +793,12 @@ class Channel:
     def _enqueue_data(self, data: bytes) -> None:
         limit = self.engine.limits.inbox
         if self.gone or (self.datagram and self.queued > limit):
-            self.counters["bytes_dropped"] += len(data)
-            log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self.id, len(data), self.queued, limit)
+            self._dropped("bytes", len(data), "closing" if self.gone else "queue_full")
+            self._show_dropped("bytes", len(data))
+            log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self, len(data), self.queued, limit)
             return
+        if self.tap is not None:
+            self._show_received(self.tap, data)
         self._enqueue(self._take_queued, data)
         self.queued += len(data)
         if self.queued > limit and not self.paused:
@@ -710,8 +833,10 @@ class Channel:
             frames = [*frames, *decoder.finish()]
         if decoder.error is None:
             return frames
-        self.engine.counters["datagrams_dropped"] += 1
-        log.warning("%s ! datagram of %d bytes dropped: %s", self.id, len(data), decoder.error)
+        self._dropped("datagrams", 1, "framing")
+        if self.tap is not None:
+            self._show(events.Failed("framing", decoder.error))
+        log.warning("%s ! datagram of %d bytes dropped: %s", self, len(data), decoder.error)
         self.decoder = Decoder(self.protocol.router.framing)
         return []
 
@@ -757,6 +882,8 @@ class Channel:
                         continue
                     if only is None:
                         handler = self.protocol.router.routes.received(frame)
+                        if self.tap is not None:
+                            self._show_frame(frame, handler)
                         if handler is None or handler.blocking:
                             self._run_special(handler, frame)
                             if self.held:
@@ -787,7 +914,7 @@ class Channel:
             return
         self.counters["frames_unhandled"] += 1
         name = self.protocol.router.name
-        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self.id, name, frame[:64])
+        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, frame[:64])
 
     def _run(
         self,
@@ -873,7 +1000,7 @@ class Channel:
         if turn.ended:
             return
         if turn.error is not None:
-            log.error("%s ! %s goes on although it was cancelled", self.id, turn.handler.name)
+            log.error("%s ! %s goes on although it was cancelled", self, turn.handler.name)
             self._finished(turn, None, turn.error)
             return
         turn.error = TimeoutError(f"{turn.handler.name} ran longer than {seconds:g} s")
@@ -931,7 +1058,7 @@ class Channel:
             self.counters["messages_unhandled"] += 1
             name = self.protocol.router.name
             text = "%s ! no on_deliver of %r takes %r"
-            self.engine.once(("deliver", name), text, self.id, name, first.topic)
+            self.engine.once(("deliver", name), text, self, name, first.topic)
             self._taken(takers)
         elif takers:
             self._run(handler, (self.conn, argument), partial(self._taken, takers))
@@ -950,11 +1077,13 @@ class Channel:
         """Judge a handler's *error*: the router's on_error, then the app's, else the connection ends."""
         name = where.name if isinstance(where, Handler) else where
         if self.gone and isinstance(error, ClosedError):
-            log.debug("%s ! %s ended with the connection", self.id, name)
+            log.debug("%s ! %s ended with the connection", self, name)
             if after is not None:
                 after()
             return
         self.counters["handler_errors"] += 1
+        if self.tap is not None:
+            self._show(events.Failed(name or "framing", error))
         if self.engine.when_failed is not None and where is not None:
             self.engine.when_failed(error)
         self._ask_on_error(self.protocol.errors, name, error, after)
@@ -964,14 +1093,14 @@ class Channel:
     ) -> None:
         if not handlers:
             if isinstance(error, FramingError):
-                log.warning("%s ! %s", self.id, error)
+                log.warning("%s ! %s", self, error)
             else:
-                log.error("%s ! %s failed: %r", self.id, name, error, exc_info=error)
+                log.error("%s ! %s failed: %r", self, name, error, exc_info=error)
             self.end("error", str(error) or repr(error))
             if after is not None:
                 after()
             return
-        log.info("%s ! %s failed: %r", self.id, name or "framing", error)
+        log.info("%s ! %s failed: %r", self, name or "framing", error)
         handler, *others = handlers
         self.in_error, self.keeping = True, False
 
@@ -984,7 +1113,9 @@ class Channel:
 
         def failed(another: BaseException) -> None:
             self.in_error = False
-            log.error("%s ! %s failed: %r", self.id, handler.name, another, exc_info=another)
+            if self.tap is not None:
+                self._show(events.Failed(handler.name, another))
+            log.error("%s ! %s failed: %r", self, handler.name, another, exc_info=another)
             self._ask_on_error(tuple(others), name, error, after)
 
         self._run(handler, (self.conn, error), judged, failed)
@@ -995,9 +1126,9 @@ class Channel:
 
         def after() -> None:
             dropped = self.decoder.recover()
-            self.counters["bytes_dropped"] += dropped
+            self._dropped("bytes", dropped, "framing")
             if self.closing is None and not self.gone:
-                log.info("%s ! %d of %d bytes skipped after a framing error", self.id, dropped, left)
+                log.info("%s ! %d of %d bytes skipped after a framing error", self, dropped, left)
                 self._take(b"")  # what stands behind the error has come already
 
         self._failed(None, after, error)
@@ -1009,8 +1140,7 @@ class Channel:
         if self.first is not None:
             self.first.cancel()
             self.first = None
-            if not self.datagram:
-                self.quick = self.only
+            self._choose_paths()
 
     def _said_nothing(self) -> None:
         self.first = None
@@ -1129,6 +1259,8 @@ class Channel:
         """Offer *frame* to the requests in the order of their sending; return whether one took it."""
         for request in self.requests or ():
             if request.sent and (request.match is None or request.match(frame)):
+                if self.tap is not None:
+                    self._show(events.Frame(frame, "request"))
                 self._close_request(request)
                 self._go_on(request.turn, partial(request.settle, frame))
                 return True
@@ -1183,7 +1315,11 @@ class Channel:
             return self._register(command)
         if type(command) is Publish:
             self.counters["messages_published"] += 1
-        return self.engine.hub.execute(self, self._mounted(command) if self.mount else command)
+        if self.mount:
+            command = self._mounted(command)
+        if self.tap is not None:
+            self._show_command(command)
+        return self.engine.hub.execute(self, command)
 
     def _register(self, command: Register) -> Outcome[None]:
         if self.client is not None:
@@ -1196,7 +1332,7 @@ class Channel:
         hub = self.engine.hub
         if command.session_expiry and not hub.keeps_sessions:
             text = "%s ! session_expiry is ignored: this host keeps no sessions of clients that have gone"
-            self.engine.once("session_expiry", text, self.id)
+            self.engine.once("session_expiry", text, self)
         mount = command.client.mountpoint
         if command.will is not None and mount:
             command.will = attrs.evolve(command.will, topic=mount + command.will.topic)
@@ -1217,12 +1353,14 @@ class Channel:
         shared.clients[client.clientid] = self
         shared.app.clients[client.clientid] = self.conn
         self.protocol.router.live[client.clientid] = self.conn
+        if self.tap is not None:
+            self._show(events.Registered(client))
         self._speaks()
         if client.keepalive and not shared.runtime.ticks:
-            shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self.id)
+            shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self)
         elif client.keepalive:
             self.start_timer(KEEPALIVE_FACTOR * client.keepalive)
-        log.debug("%s = registered %r", self.id, client.clientid)
+        log.debug("%s = registered %r", self, client.clientid)
         if older is None or older.ended:
             self._register_done(outcome, None)
             return
@@ -1272,13 +1410,15 @@ class Channel:
     def _refused(self, command: object, error: CommandError) -> Outcome[Any]:
         outcome = refused(error)
         if isinstance(error, ClosedError):
-            log.debug("%s ! %s after the end", self.id, _name(command))
+            log.debug("%s ! %s after the end", self, _name(command))
         else:
             self._blame(command, outcome)
         return outcome
 
     def _blame(self, command: object, outcome: Outcome[Any]) -> None:
         """Have a failure judged, once its issuer has had the chance to await it."""
+        if self.tap is not None and outcome.error is not None and not isinstance(outcome.error, ClosedError):
+            self._show(events.Refused(_name(command), _object(command), outcome.error))
         if self.running or self.turn is not None:
             if self.failures is None:
                 self.failures = []
@@ -1297,10 +1437,10 @@ class Channel:
         if outcome.awaited:
             return
         if isinstance(outcome.error, ClosedError):
-            log.debug("%s ! %s after the end", self.id, _name(command))
+            log.debug("%s ! %s after the end", self, _name(command))
             return
         self.counters["commands_failed"] += 1
-        log.warning("%s ! %s failed: %s", self.id, _name(command), outcome.error)
+        log.warning("%s ! %s failed: %s", self, _name(command), outcome.error)
         if isinstance(command, Register) and self.client is None:
             self.end("error", f"register failed: {outcome.error}")
 
@@ -1325,6 +1465,9 @@ class Channel:
         self.outbox.clear()
         self.counters["bytes_sent"] += self.outbox_bytes
         self.outbox_bytes = 0
+        if self.tap is not None:
+            for chunk in chunks:
+                self._show(events.Sent(chunk))
         result = self.link.send(chunks)
         if result is None:
             if self.sent and self.writable:
@@ -1344,7 +1487,9 @@ class Channel:
                 outcome.fail(result.error)
         if result.error is not None and not self.gone:
             self.counters["sends_failed"] += 1
-            log.warning("%s ! send failed: %s", self.id, result.error)
+            if self.tap is not None:
+                self._show(events.Refused("send", "", result.error))
+            log.warning("%s ! send failed: %s", self, result.error)
         if not self.running:
             self._later()
 
@@ -1359,10 +1504,16 @@ class Channel:
 
     def _lost(self, detail: str) -> None:
         """Give the device up."""
-        log.warning("%s ! lost: %s", self.id, detail)
+        log.warning("%s ! lost: %s", self, detail)
         self.end("lost", detail)
         self.close_called = True
         self.link.abort()
+
+    def _dropped(self, what: str, count: int, why: str) -> None:
+        """Count what is lost, in all and by its reason."""
+        if count:
+            self.counters[f"{what}_dropped"] += count
+            self.engine.count(f"{what}_dropped.{why}", count)
 
     # --- the end
 
@@ -1371,10 +1522,11 @@ class Channel:
         dropped = length_hint(self.frames or ())
         for run, argument in self.queue or ():
             if run == self._run_messages:
-                self.counters["deliveries_dropped"] += len(argument)
+                self._dropped("deliveries", len(argument), "closing")
             elif run == self._take_queued:
-                self.counters["bytes_dropped"] += len(argument)
-        self.counters["frames_dropped"] += dropped
+                self._dropped("bytes", len(argument), "closing")
+        self._dropped("frames", dropped, "closing")
+        self._show_dropped("frames", dropped)
         self.frames = self.queue = None
         self.queued = self.deliveries = 0
 
@@ -1468,6 +1620,9 @@ class Channel:
         self.ended = True
         if self.end_timer is not None:
             self.end_timer.cancel()
+        if self.tap is not None:
+            self.tap.release()
+            self.tap = None
         if self.client is not None:
             clientid = self.client.clientid
             if self.engine.clients.get(clientid) is self:
@@ -1487,6 +1642,15 @@ class Channel:
         return f"{self.deliveries} wait, limit is {self.engine.limits.deliveries}"
 
 
+def _one_word(text: str) -> str:
+    """Return *text* so that it can neither end a line of the log nor fill it."""
+    if len(text) > LONGEST_NAME:
+        text = f"{text[:LONGEST_NAME]}…"
+    if text.isprintable() and " " not in text:
+        return text
+    return text.encode("unicode_escape").decode().replace(" ", "\\x20")
+
+
 def _owed(item: Message | Owed, takers: list[Callable[[], object]]) -> Message:
     """Return the message, and put who waits for its end among *takers*."""
     if type(item) is Owed:
@@ -1497,6 +1661,11 @@ def _owed(item: Message | Owed, takers: list[Callable[[], object]]) -> Message:
 
 def _topic(item: Message | Owed) -> str:
     return item.message.topic if isinstance(item, Owed) else item.topic
+
+
+def _object(command: object) -> str:
+    """Return what *command* is about."""
+    return command.client.clientid if isinstance(command, Register) else getattr(command, "topic", "")
 
 
 def _name(command: object) -> str:

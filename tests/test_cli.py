@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -33,14 +34,16 @@ def run(*arguments: object, stdin: str = "", cwd: Path | None = None) -> tuple[i
 
 
 @contextlib.contextmanager
-def gateway(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def gateway(
+    *arguments: object, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """Run the gateway; give the process, and the lines up to the one that says that it serves."""
     process = subprocess.Popen(
         [*COMMAND, "run", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={"PYTHONUNBUFFERED": "1"},
+        env={"PYTHONUNBUFFERED": "1", "EXPROTO_MQTT_LISTEN": "off"},
     )
     assert process.stdout is not None
     try:
@@ -235,3 +238,19 @@ def test_unknown_commands() -> None:
     assert run("fly")[0] == 2
     assert run()[0] in (0, 2)
     assert run("--version")[0] == 0
+
+
+def test_the_log_may_be_json() -> None:
+    with gateway(ECHO, "--listen", "tcp://127.0.0.1:0", "--log-format", "json", "--log-level", "debug") as (
+        process,
+        lines,
+    ):
+        with socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device:
+            assert device.recv(6) == b"hello\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        logged = [json.loads(line) for line in [*lines, *process.stdout] if line.startswith("{")]
+    (registered,) = (line for line in logged if " = registered " in line["message"])
+    assert registered["protocol"] == "default"
+    assert registered["clientid"].startswith("hello-127.0.0.1:")
+    assert any(line["message"] == "gateway = stopped" for line in logged)

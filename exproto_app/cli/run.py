@@ -12,18 +12,21 @@ from typing import Any
 import attrs
 import click
 
-from ..app import App
-from ..channel import Hub
 from ..drivers.gateway import Gateway, Listen, Options
 from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..drivers.gateway.users import Users
 from ..errors import SetupError
 from ..hub import MemoryHub
+from ..logs import configure
+from ..metrics import Metrics
 from ..models import Address, Limits
 from ..target import load
-from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .door import DoorChoice, choose_door, door_option, opened
+from .observe import log_options, metrics_option, observed, open_metrics
+from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
+from .watching import watching, watching_options
 from .worker import Worker
 
 __all__ = ["command"]
@@ -90,8 +93,11 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
 @uplink_options
+@door_option
+@watching_options
 @stats_option
-@verbosity_option
+@metrics_option
+@log_options
 @loop_option
 def command(
     target: str,
@@ -103,18 +109,20 @@ def command(
     proxy_protocol: bool,
     users: str | None,
     mqtt: str | None,
+    mqtt_listen: str | None,
     workers: int | None,
     max_connections: int,
     handshake_timeout: float,
     stats: float | None,
+    metrics: str | None,
     log_level: str,
+    log_format: str,
     loop: str,
     **others: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, on listeners of its own."""
     worker = Worker.take()
-    name = f"worker {worker.number}: " if worker else ""
-    logging.basicConfig(level=log_level.upper(), format=f"%(asctime)s %(levelname)s {name}%(message)s")
+    configure(log_level, log_format, worker=worker.number if worker else None)
     parsed = [
         Listen.parse(text, proxy_protocol=proxy_protocol, cert=cert, key=key, client_ca=client_ca)
         for text in listens or (DEFAULT_LISTEN,)
@@ -131,46 +139,49 @@ def command(
         uplink["mqtt_client_id"] += f"-{worker.number}"
     login = Users(users) if users else None
     hub = make_hub(mqtt, login, uplink)
+    door = choose_door(mqtt_listen, hub)
     app = load(target)
     given = {name: value for name, value in others.items() if value is not None}
     app.limits = attrs.evolve(app.limits, **given)
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
-    main = _serve(app, parsed, hub, options, stats=stats, with_uvloop=uvloop is not None, worker=worker)
-    run_loop(main, uvloop)
+    gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
+    served = open_metrics(app, metrics, worker=worker.number if worker else None)
+    main = _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker)
+    with watching(app, worker=worker.number if worker else None):
+        run_loop(main, uvloop)
 
 
 async def _serve(
-    app: App[Any],
-    listens: list[Listen],
-    hub: Hub,
-    options: Options,
+    gateway: Gateway,
+    door: DoorChoice | None,
+    metrics: Metrics | None,
     *,
     stats: float | None,
     with_uvloop: bool,
     worker: Worker | None,
 ) -> None:
-    sockets = worker.sockets if worker else None
-    gateway = Gateway(app, listens, hub=hub, options=options, sockets=sockets)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     if worker is None:
         on_signals(loop, stop)
     else:
         worker.obey(loop, stop)
-    async with gateway:
-        lines = _announcement(gateway, with_uvloop=with_uvloop)
-        if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
-            log.warning("gateway ! no --users FILE: any password is taken")
-        if worker is None:
-            click.echo("\n".join(lines) + "; Ctrl-C ends it")
-        else:
-            worker.ready(lines)
-        reporter = asyncio.ensure_future(report(app.stats, stats)) if stats else None
-        await stop.wait()
-        log.info("gateway = stopping: %d connections", gateway.open)
-        if reporter is not None:
-            reporter.cancel()
+    with observed(gateway, metrics):
+        async with gateway, opened(door, gateway) as at_door:
+            *listeners, how = _announcement(gateway, with_uvloop=with_uvloop)
+            lines = [*listeners, *at_door, how]
+            if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
+                log.warning("gateway ! no --users FILE: any password is taken")
+            if worker is None:
+                click.echo("\n".join(lines) + "; Ctrl-C ends it")
+            else:
+                worker.ready(lines)
+            reporter = asyncio.ensure_future(report(gateway.app.stats, stats)) if stats else None
+            await stop.wait()
+            log.info("gateway = stopping: %d connections", gateway.open)
+            if reporter is not None:
+                reporter.cancel()
     log.info("gateway = stopped")
 
 

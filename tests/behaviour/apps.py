@@ -192,6 +192,12 @@ async def publish(conn: Connection[State], frame: bytes) -> bytes:
     return await outcome(conn.publish(topic.decode(), payload, qos=1))
 
 
+@turns.on_received(b"retain ")
+async def retain(conn: Connection[State], frame: bytes) -> bytes:
+    topic, _, payload = frame[7:].partition(b" ")
+    return await outcome(conn.publish(topic.decode(), payload, qos=1, retain=True))
+
+
 @turns.on_received(b"announce ")
 async def announce(conn: Connection[State], frame: bytes) -> bytes:
     return await outcome(turns.publish(frame[9:].decode(), b"by the app"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from pathlib import Path
 
 import pytest
 
-from .hosts import PASSWORD, Host
+from exproto_app.testing import replay
 
-Serve: TypeAlias = Callable[..., Host]
+from . import apps
+from .conftest import Serve
+from .hosts import PASSWORD
 
 
 class TestTurns:
@@ -134,6 +135,23 @@ class TestVerbs:
         device.expect_unordered(b"done\n", topic + b" qos 1: hello\n")
         device.send(b"unsubscribe %s\npublish %s alone\necho end\n" % (topic, topic))
         device.expect(b"done\ndone\nend\n")
+
+    def test_a_retained_message_awaits_who_subscribes_until_it_is_cleared(
+        self, serve: Serve, unique: str
+    ) -> None:
+        host = serve("turns", "retain")
+        first, second = host.connect(), host.connect()
+        topic = f"kept/{unique}".encode()
+        first.send(b"login %s\nretain %s old\nretain %s new\n" % (unique.encode(), topic, topic))
+        first.expect(b"done\ndone\ndone\n")
+        second.send(b"login %s-2\nsubscribe kept/%s/#\n" % (unique.encode(), unique.encode()))
+        second.expect(b"done\n")
+        second.expect_unordered(b"1\n", topic + b" qos 1: new\n")
+        first.send(b"retain %s \n" % topic)
+        first.expect(b"done\n")
+        second.expect(topic + b" qos 1: \n")
+        first.send(b"subscribe %s\necho nothing kept\n" % topic)
+        first.expect(b"1\nnothing kept\n")
 
     def test_a_wrong_password_is_denied(self, serve: Serve, unique: str) -> None:
         device = serve("turns").connect()
@@ -488,3 +506,39 @@ class TestLimits:
         device = serve("bounded").connect()
         device.send(b"".join(b"echo %d\n" % number for number in range(20_000)))
         device.expect(b"".join(b"%d\n" % number for number in range(20_000)))
+
+
+class TestRecordings:
+    """What was recorded on any host replays in memory, without a difference."""
+
+    def test_a_recording_replays_in_memory(self, serve: Serve, unique: str, tmp_path: Path) -> None:
+        name, path = unique.encode(), tmp_path / "field.jsonl"
+        host = serve("turns", record=path)
+        device, other = host.connect(), host.connect()
+        device.send(b"name %s\nwho\nlogin %s %s\nwho\n" % (name, name, PASSWORD.encode()))
+        device.expect(b"ok\nnobody\ndone\n%s\n" % name)
+        other.send(b"login %s-2 wrong\nask\necho behind\n" % name)
+        other.expect(b"DeniedError\nquestion\nbehind\n")
+        device.send(b"slow 1\nthread up/%s\nsubscribe jobs/%s\nsubscribe %s/down\n" % (name, name, name))
+        device.expect(b"slow 1\nexproto-app\ndone\n1\n1\n")
+        host.publish(f"jobs/{unique}", b"one", 1)
+        device.expect(b"job one\n")
+        host.publish(f"{unique}/down", b"two", 1)
+        device.expect(b"%s/down qos 1: two\n" % name)
+        other.send(b"note a\nanswer 42\nqueue\n1\n2\n")
+        other.expect_unordered(
+            b"noted\n", b"got answer 42 after a\n", b"first?\n", b"second?\n", b"1 then 2\n"
+        )
+        device.send(b"spawn up/%s\nann" % name)
+        device.expect(b"spawned\nlater\npublished\n")
+        device.send(b"ounce all\nthree\nunsubscribe jobs/%s\n" % name)
+        device.expect(b"done\none\ntwo\nthree\ndone\n")
+        device.send(b"last words up/%s\n" % name)
+        device.expect(b"going\nsaid after terminate\ngone\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"terminated"
+        serve.stop()
+        assert replay(apps.turns, path) == []
+        assert replay(apps.turns, path, chunk=1) == []
+        assert PASSWORD not in path.read_text()
+        assert PASSWORD.encode().hex() not in path.read_text()

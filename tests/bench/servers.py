@@ -7,12 +7,16 @@ many connections it has; at the end of the input it stops.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import importlib
 import importlib.util
+import itertools
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +26,13 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from exproto_app import App, Connection
+from exproto_app.channel import Channel
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import RAW, Framing, Line
+from exproto_app.metrics import Metrics
+from exproto_app.models import Address
+from exproto_app.recorder import record
+from exproto_app.tap import Event, Tap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["LOOPS", "Server", "allow_files"]
 
 LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
+
+METRICS = "_metrics"
+"""What the kind of a server with metrics ends with."""
 
 BACKLOG = 4096
 """As the gateway's, so that both take a storm of connections alike."""
@@ -83,7 +95,42 @@ def echo(framing: Framing) -> App:
     return app
 
 
-FRAMINGS: dict[str, Framing] = {"line": Line(), "raw": RAW}
+def look(tap: Tap, now: float, event: Event) -> None:
+    """Watch, as cheaply as can be."""
+
+
+def watched(kind: str) -> App:
+    """Return an echo of lines: `none` of its connections is watched any more, or `one` in a hundred is."""
+    app = echo(Line())
+    numbers = itertools.count()
+
+    @app.on_connect
+    def begin(conn: Connection) -> None:
+        channel = cast("Channel", conn._verbs)
+        if kind == "none" or next(numbers) % 100 == 0:
+            channel.watch(look)
+        if kind == "none":
+            channel.unwatch(look)
+
+    return app
+
+
+def recorded() -> App:
+    """Return an echo of lines, all of which is recorded."""
+    app = echo(Line())
+    folder = tempfile.mkdtemp(prefix="exproto-app-bench-")
+    atexit.register(shutil.rmtree, folder)  # behind the recorder's own farewell
+    record(app, Path(folder, "recording"), keep=1)
+    return app
+
+
+APPS: dict[str, Callable[[], App]] = {
+    "line": lambda: echo(Line()),
+    "raw": lambda: echo(RAW),
+    "line_watched_none": lambda: watched("none"),
+    "line_watched_one": lambda: watched("one"),
+    "line_recorded": recorded,
+}
 BY_HAND: dict[str, Callable[[], ByHand]] = {"line_by_hand": LineByHand, "raw_by_hand": RawByHand}
 
 
@@ -101,9 +148,15 @@ async def serve(kind: str) -> None:
         await answer_counts(lambda: ByHand.open)
         server.close()
         return
-    async with Gateway(echo(FRAMINGS[kind]), ["tcp://127.0.0.1:0"]) as gateway:
+    app = APPS[kind.removesuffix(METRICS)]()
+    async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway:
         print(gateway.addresses[0][2].port, flush=True)
+        metrics = Metrics(app, Address("127.0.0.1", 0)) if kind.endswith(METRICS) else None
+        if metrics is not None:
+            metrics.start(gateway)
         await answer_counts(lambda: gateway.open)
+        if metrics is not None:
+            metrics.stop()
 
 
 async def answer_counts(count: Callable[[], int]) -> None:

@@ -180,23 +180,29 @@ class GrpcHost:
             patch.setattr(service, "EARLY_WAIT", 0.3)
         self._behind = Behind(app, stack, streaming=streaming)
         self._protocols = list(app.protocols)
+        self._connected = 0
 
     def connect(
         self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
     ) -> SocketDevice:
         number = 0 if protocol is None else self._protocols.index(protocol)
-        if not unknown:
-            return self._behind.connect(number, udp=udp)
         node = self._behind.node
-        known = set(node.conns)
-        node.unseen = True
-        device = self._behind.connect(number)
+        if unknown:
+            self._accepted()
+            node.unseen = True
+        device = self._behind.connect(number, udp=udp)
+        self._connected += not udp
+        if unknown:
+            self._accepted()
+            node.unseen = False
+        return device
+
+    def _accepted(self) -> None:
+        """Wait until the broker has accepted all that have connected."""
         deadline = time.monotonic() + PATIENCE
-        while not node.conns.keys() - known:
+        while self._behind.node.accepted < self._connected:
             assert time.monotonic() < deadline, "the broker never saw it"
             time.sleep(0.005)
-        node.unseen = False
-        return device
 
     def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
         self._behind.route(topic, payload, qos)

@@ -178,6 +178,7 @@ class TcpDevice(asyncio.Protocol):
         self.node = node
 
     def connection_made(self, transport: Any) -> None:
+        self.node.accepted += 1
         self.conn = Conn(
             self.node,
             pb.TCP,
@@ -241,9 +242,12 @@ class Node:
         self.record = True
         self.errors: list[str] = []
         self.hang: set[str] = set()
+        self.gates: dict[str, asyncio.Event] = {}
+        self.held = 0
         self.adapter_port = 0
         self.ports: list[int] = []
         self.denied = "denied/"
+        self.accepted = 0
         self.unseen = False  # as if those who connect now had done so before the handler started
         self._pending: dict[tuple[str, str], list[Any]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -290,7 +294,6 @@ class Node:
                 response_serializer=pb.CodeResponse.SerializeToString,
             )
             for name, request in REQUESTS.items()
-            if self.raw_publish or name != "RawPublish"
         }
         service = grpc.method_handlers_generic_handler(f"{PACKAGE}.ConnectionAdapter", handlers)
         self._adapter.add_generic_rpc_handlers((service,))
@@ -352,11 +355,16 @@ class Node:
     # --- the adapter
 
     def _adapter_method(self, name: str) -> Any:
-        async def method(request: Any, _: Any) -> Any:
+        async def method(request: Any, context: Any) -> Any:
+            if name == "RawPublish" and not self.raw_publish:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "Service Not Found")  # as grpc-erl says it
             if self.record:
                 self.calls.append((name, request))
             if name in self.hang:
                 await asyncio.sleep(3600)
+            if name in self.gates:
+                self.held += 1
+                await self.gates[name].wait()
             if name == "RawPublish":
                 self.route(request.topic, request.payload, request.qos)
                 return answer()

@@ -241,6 +241,15 @@ def test_who_never_reads_is_not_read(server: Server) -> None:
     assert not server.sink.paused
 
 
+def test_who_resets_the_connection_while_it_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        raise OSError(107, "Transport endpoint is not connected")  # as the kernel says it then
+
+    monkeypatch.setattr(server.sink, "write_eof", gone)
+    server.feed(PREFACE + SETTINGS, framed(PUSH, 4, 1, bytes(8)))
+    assert ended_with(server.sink) == (0, PROTOCOL)
+
+
 def test_events_without_their_rest_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caller, "MAX_PARTS", 100_000)
     server.feed(PREFACE + SETTINGS)
@@ -380,6 +389,33 @@ def test_no_answer_harms_the_client(pieces: list[bytes]) -> None:
 def test_an_answer_that_is_none(said: bytes, outcome: tuple[int, bytes]) -> None:
     outcomes, _ = asked([said])
     assert outcomes[0] == outcome
+
+
+def test_a_late_answer_is_nobodys_and_costs_no_reset() -> None:
+    async def ask() -> None:
+        client = Client("127.0.0.1", 9)
+        connection, sink = ClientConnection(client), Sink()
+        connection.wire.connection_made(sink)  # type: ignore[arg-type] # as much of it as is used
+        connection.wire.data_received(SETTINGS)
+        outcomes: list[int] = []
+        client.call(client.method("/a/Send"), b"x", lambda status, _: outcomes.append(status))
+        for late in client._calls:
+            late.deadline = 0.0
+        client._sweep()
+        assert outcomes == [4]
+        assert connection.given_up == 1
+        connection.wire.data_received(
+            framed(HEADERS, 4, 1, ANSWER) + framed(DATA, 0, 1, bytes(5)) + framed(HEADERS, 5, 1, TRAILERS)
+        )
+        await asyncio.sleep(0)
+        assert outcomes == [4]
+        assert not connection.calls
+        assert connection.given_up == 0
+        assert RST not in [kind for kind, *_ in frames(sink.data.removeprefix(PREFACE))]
+        connection.wire.connection_lost(None)
+        await client.close()
+
+    asyncio.run(ask())
 
 
 def test_a_client_ends_the_connection_with_its_code() -> None:

@@ -16,8 +16,9 @@ import grpc
 import pytest
 
 from exproto_app import Address, App, Connection, DeniedError, Message, Router, SetupError, UnavailableError
-from exproto_app.drivers.grpc import AdapterMap, Service, client, service
+from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, service
 from exproto_app.drivers.grpc import exproto_pb2 as pb
+from exproto_app.drivers.grpc.adapter import PACE
 from exproto_app.framing import Line
 from tests.behaviour.hosts import PASSWORD, PATIENCE
 
@@ -131,6 +132,29 @@ def test_what_would_crash_the_broker_is_never_sent(stack: contextlib.ExitStack) 
     assert device.read(len(b"ValueError")) == b"ValueError"
     wait(lambda: b"still here\n" in device.read(1) + device.seen or device.seen.endswith(b"here\n"))
     assert behind.calls("Publish") == []
+
+
+def test_what_the_broker_would_take_wrongly_is_never_sent(stack: contextlib.ExitStack) -> None:
+    app: App[Any] = App(framing=Line())
+
+    @app.on_received
+    def refuse(conn: Connection[Any], frame: bytes) -> bytes:
+        verbs: list[Callable[[], object]] = [
+            lambda: conn.register(""),
+            lambda: conn.publish("t", b"x", 3),
+            lambda: conn.subscribe("t", 3),
+            lambda: conn.start_timer(0),
+        ]
+        for verb in verbs:
+            with pytest.raises(ValueError, match=r"empty|qos|timer"):
+                verb()
+        return b"refused"
+
+    behind = Behind(app, stack)
+    device = behind.connect()
+    device.send(b"go\n")
+    device.expect(b"refused\n")
+    assert {name for name, _ in behind.node.calls} == {"Send"}
 
 
 def test_what_a_turn_sends_is_one_call_on_tcp(stack: contextlib.ExitStack) -> None:
@@ -307,6 +331,27 @@ def test_stopping_closes_every_device_and_answers_what_is_in_flight(
     assert behind.node.errors == []
 
 
+def test_closes_are_paced(stack: contextlib.ExitStack) -> None:
+    behind = Behind(echo_app(), stack)
+    devices = [behind.connect() for _ in range(PACE + 10)]
+    for device in devices:
+        device.send(b"hi\n")
+    for device in devices:
+        device.expect(b"hi\n")
+    gate = asyncio.Event()
+    behind.node.gates["Close"] = gate
+    stopping = asyncio.run_coroutine_threadsafe(behind.service.stop(), behind.ours.loop)
+    stack.callback(lambda: setattr(behind, "service", None))
+    wait(lambda: behind.node.held == PACE)
+    # All others wait for an answer to one of these: a call that isn't one of them still gets through.
+    assert call(behind, "OnReceivedBytes", pb.ReceivedBytesRequest(conn="?").SerializeToString()) == b""
+    assert behind.node.held == PACE
+    behind.broker.loop.call_soon_threadsafe(gate.set)
+    stopping.result(PATIENCE)
+    for device in devices:
+        device.expect_end()
+
+
 @pytest.mark.parametrize("rounds", range(5))
 def test_who_connects_while_it_stops_leaves_nothing_behind(rounds: int) -> None:
     async def begin_and_stop() -> None:
@@ -476,9 +521,17 @@ def test_health(stack: contextlib.ExitStack) -> None:
     channel = raw_channel(behind)
     check = channel.unary_unary("/grpc.health.v1.Health/Check")
     assert check(b"", timeout=PATIENCE) == b"\x08\x01"
-    watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=PATIENCE)
-    assert next(watch) == b"\x08\x01"
-    watch.cancel()
+    known = b"\x0a\x26emqx.exproto.v1.ConnectionUnaryHandler"
+    assert check(known, timeout=PATIENCE) == b"\x08\x01"
+    with pytest.raises(grpc.RpcError) as caught:
+        check(b"\x0a\x03tea", timeout=PATIENCE)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+    assert next(watch(b"\x0a\x03tea", timeout=PATIENCE)) == b"\x08\x03"
+    watched = watch(b"", timeout=PATIENCE)
+    assert next(watched) == b"\x08\x01"
+    behind.stop()
+    assert list(watched) == [b"\x08\x02"]
 
 
 def test_a_method_that_there_is_not(stack: contextlib.ExitStack) -> None:
@@ -587,6 +640,54 @@ def test_who_calls_is_told(stack: contextlib.ExitStack, caplog: pytest.LogCaptur
     assert "EMQX at 127.0.0.1 calls ConnectionHandler; its adapter is 127.0.0.1:" in caplog.text
     assert "prefer service_name = ConnectionUnaryHandler" in caplog.text
     wait(lambda: "answers: the first Send succeeded" in caplog.text)
+
+
+def test_nobody_calls_and_nobody_answers(
+    stack: contextlib.ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SILENT_START", 0.2)
+    behind = Behind(echo_app(), stack)
+    wait(lambda: "no broker has called within 0.2 s" in caplog.text)
+    behind.node.hang.add("Send")
+    device = behind.connect()
+    device.send(b"hi\n")
+    wait(lambda: behind.calls("Send"))
+    behind.ours.loop.call_soon_threadsafe(behind.service._look_for_brokers)
+    wait(lambda: f"nothing was answered by 127.0.0.1:{behind.node.adapter_port}" in caplog.text)
+
+
+def test_the_app_publishes_through_a_broker_that_is_there(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "DEADLINE", 0.5)
+    monkeypatch.setattr(adapter, "CLOSE_WAIT", 0.1)
+    app = echo_app()
+    behind = Behind(app, stack, nodes=2)
+    devices = [behind.connect(node=number) for number in (0, 1)]
+    for device in devices:
+        device.send(b"hi\n")
+        device.expect(b"hi\n")
+    behind.broker.run(behind.nodes[1].stop())
+    broker = next(it for it in behind.service.adapters if it.client.name.startswith("127.0.0.2"))
+    wait(lambda: broker.callers == 0)
+    behind.ours.run(awaited(app.publish("alarms", b"fire")))
+    assert behind.messages.get("alarms") == b"fire"
+    behind.stop()  # while the dead node's calls end soon
+
+
+def test_what_the_app_publishes_is_bounded(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "RAW", 3)
+    app = echo_app()
+    Behind(app, stack).ours.run(publish_at_once(app, 4))
+    assert app.stats["commands_failed"] == 1
+
+
+async def publish_at_once(app: App[Any], count: int) -> None:
+    for outcome in [app.publish("t", b"x") for _ in range(count)]:
+        with contextlib.suppress(UnavailableError):
+            await outcome
 
 
 def test_a_taken_port() -> None:

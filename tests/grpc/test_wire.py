@@ -292,6 +292,10 @@ def test_reading_by_hand(data: bytes, conn: str) -> None:
     assert message[start:] == data if data else start == 0
 
 
+def test_the_reason_of_a_call_that_failed() -> None:
+    assert reason("{shutdown,{error,{on_received_bytes,{'UNKNOWN',<<>>}}}}") == "lost"
+
+
 def test_the_reasons_that_emqx_gave() -> None:
     found = {pb.SocketClosedRequest.FromString(it).reason for it in recorded("OnSocketClosed")}
     assert {words: reason(words) for words in sorted(found)} == {

@@ -197,6 +197,9 @@ class TestTls:
             assert site.client("d").ask("ask up 1 hi") == "ok"
         with Site(broker.url, "--mqtt-ca", authority.file) as site:
             site.wait_for("TLS failed: TLSV13_ALERT_CERTIFICATE_REQUIRED")
+        required = Site(broker.url, "--mqtt-ca", authority.file, "--mqtt-required")
+        assert required.wait() == 1
+        assert "is required and can't be used: TLS failed" in required.lines[-1]
 
     def test_a_broker_that_speaks_no_tls(self, start: Start, authority: Authority) -> None:
         broker = start()

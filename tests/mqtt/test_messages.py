@@ -212,13 +212,13 @@ class TestDown:
         broker = start()
         with Client(broker.port) as other, Site(broker.url, "--deliveries", 20) as site:
             slow, quick = site.client("slow"), site.client("quick")
-            assert [slow.ask(f"sub jobs/# {qos}"), quick.ask("sub jobs/last 1")] == [f"ok {qos}", "ok 1"]
+            assert [slow.ask(f"sub jobs/# {qos}"), quick.ask("sub last 2")] == [f"ok {qos}", "ok 2"]
             other.publish("jobs/x", b"hold", qos)
             assert slow.line() == "holding"
             for number in range(1000):
                 other.post("jobs/x", b"%d" % number, qos)
-            other.publish("jobs/last", b"flooded", qos=1)
-            assert quick.line() == "jobs/last qos 1: flooded"
+            other.publish("last", b"flooded", qos)
+            assert quick.line() == f"last qos {qos}: flooded"
             assert quick.ask("open") == "opened"
             slow.expect(b"jobs/x qos %d: hold\n" % qos)
             slow.expect(b"".join(b"jobs/x qos %d: %d\n" % (qos, number) for number in range(1000)))

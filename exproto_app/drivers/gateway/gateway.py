@@ -75,8 +75,6 @@ class Door:
     context: ssl.SSLContext | None = None
     open: int = 0
     pending: set[HeaderLink] = attrs.field(factory=set)
-    _refused: int = 0
-    _headless: int = 0
 
     @property
     def engine(self) -> Engine:
@@ -97,17 +95,8 @@ class Door:
             self.open += 1
             gateway.open += 1
             return True
-        counters = self.engine.counters
-        counters["connections_refused"] = counters.get("connections_refused", 0) + 1
-        self._refused += 1
-        if _worth_a_line(self._refused):
-            log.warning(
-                "gateway ! connection of %s refused (no. %d): %s, limit is %d",
-                peer,
-                self._refused,
-                where,
-                limit,
-            )
+        self.engine.count("connections_refused")
+        log.warning("%s ! connection refused: %s, limit is %d", peer, where, limit)
         return False
 
     def leave(self) -> None:
@@ -117,18 +106,9 @@ class Door:
 
     def headless(self, peer: Address, why: str, data: bytes) -> None:
         """Count and log a connection that is closed for want of a PROXY header; *data* is what came."""
-        counters = self.engine.counters
-        counters["proxy_headers_refused"] = counters.get("proxy_headers_refused", 0) + 1
-        self._headless += 1
-        if _worth_a_line(self._headless):
-            log.warning(
-                "gateway ! connection of %s closed (no. %d): %s; %d bytes came: %s",
-                peer,
-                self._headless,
-                why,
-                len(data),
-                data[:SHOWN].hex(" "),
-            )
+        self.engine.count("proxy_headers_refused")
+        shown = data[:SHOWN].hex(" ")
+        log.warning("%s ! connection closed: %s; %d bytes came: %s", peer, why, len(data), shown)
 
 
 class Gateway:
@@ -160,6 +140,11 @@ class Gateway:
         self._servers: list[asyncio.Server] = []
         self._ports: list[UdpPort] = []
         self.addresses: list[tuple[Listen, Router[Any], Address]] = []
+
+    @property
+    def serving(self) -> bool:
+        """Whether the listeners are open."""
+        return bool(self.addresses) and not self.stopping
 
     async def start(self) -> None:
         """Start the app, then open the listeners."""
@@ -245,8 +230,3 @@ class Gateway:
             ssl_handshake_timeout=None if door.context is None else self.options.handshake_timeout,
             backlog=BACKLOG,
         )
-
-
-def _worth_a_line(number: int) -> bool:
-    """Tell whether *number* is 1, 2, 4, 8…: a storm is no flood of lines."""
-    return number & (number - 1) == 0

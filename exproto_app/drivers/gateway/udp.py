@@ -58,7 +58,7 @@ class UdpPort(asyncio.DatagramProtocol):
         if link is None:
             peer = Address(*addr[:2])
             if not self.door.admit(peer):
-                self._drop()
+                self._drop("refused")
                 return
             link = self._links[addr] = UdpLink(self, addr)
             info = ConnectionInfo("udp", peer, self._sockname)
@@ -81,11 +81,11 @@ class UdpPort(asyncio.DatagramProtocol):
             try:
                 self._draining.sendto(datagram, peer)
             except OSError:
-                self._drop()
+                self._drop("socket_full")
         elif self.writable:
             self.transport.sendto(datagram, peer)
         else:
-            self._drop()
+            self._drop("socket_full")
 
     def forget(self, link: UdpLink) -> None:
         """Let the next datagram of this peer begin a new connection."""
@@ -93,8 +93,9 @@ class UdpPort(asyncio.DatagramProtocol):
             del self._links[link.peer]
         self.door.leave()
 
-    def _drop(self) -> None:
-        self.door.engine.counters["datagrams_dropped"] += 1
+    def _drop(self, why: str) -> None:
+        self.door.engine.count("datagrams_dropped")
+        self.door.engine.count(f"datagrams_dropped.{why}")
 
 
 class UdpLink:

@@ -22,7 +22,7 @@ from ...errors import (
     UnsupportedError,
 )
 from . import exproto_pb2 as pb
-from .client import CANCELLED, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
+from .client import CANCELLED, NOT_FOUND, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
 
 __all__ = ["AdapterHub", "AdapterMap", "Broker", "GrpcLink"]
 
@@ -33,6 +33,9 @@ GRACE: Final = 1.0
 
 CLOSE_WAIT: Final = 3.0
 """Seconds until a connection that we closed counts as gone although the broker didn't say so."""
+
+MISSING: Final = {UNIMPLEMENTED, NOT_FOUND}
+"""What an adapter answers that has no such method; EMQX's grpc-erl says NOT_FOUND."""
 
 PACE: Final = 64
 """Closes and probes that are on their way to one broker at a time."""
@@ -201,10 +204,13 @@ class GrpcLink:
         else:
             outcome.fail(error)
 
+    def __str__(self) -> str:
+        return self.conn.decode() if self.channel is None else str(self.channel)
+
     def _idle_lifted(self, status: int, answer: bytes) -> None:
         error = self.judge("StartTimer", status, answer)
         if error is not None and not self.closing:
-            log.warning("%s ! the broker will end it after its idle_timeout: %s", self.conn.decode(), error)
+            log.warning("%s ! the broker will end it after its idle_timeout: %s", self, error)
 
     def _close(self, done: Callable[[], None]) -> None:
         request = pb.CloseSocketRequest(conn=self.conn.decode())
@@ -212,7 +218,7 @@ class GrpcLink:
         def answered(status: int, answer: bytes) -> None:
             error = self.judge("Close", status, answer)
             if error is not None and not isinstance(error, ClosedError) and status != CANCELLED:
-                log.warning("%s ! the broker didn't close it: %s", self.conn.decode(), error)
+                log.warning("%s ! the broker didn't close it: %s", self, error)
             if self._timer is None and self.channel is not None:
                 words = "the broker didn't tell of its end"
                 self._timer = self.broker.loop.call_later(CLOSE_WAIT, self.gone, words)
@@ -366,6 +372,11 @@ class AdapterHub:
         self._waiter = self._loop.create_future
         self._said_retain = False
 
+    @property
+    def ready(self) -> bool:
+        """Whether no adapter is known to be away; they are called when there is something to say."""
+        return not any(broker.client.away for broker in self.adapters)
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Call the adapter for what a device's connection asks."""
         link = channel.link
@@ -439,7 +450,7 @@ class AdapterHub:
 
         def done(status: int, answer: bytes) -> None:
             broker.raw -= 1
-            if status == UNIMPLEMENTED:
+            if status in MISSING:
                 words = (
                     "EMQX before 5.1 publishes only for a live connection, not for an app or one that ended"
                 )
@@ -472,7 +483,7 @@ def _pass_on(outcome: Outcome[Any], result: Outcome[None]) -> None:
 def _judge(name: str, status: int, answer: bytes) -> tuple[CommandError | None, bool]:
     """Return what an answer of the adapter means, and whether the connection is dead."""
     words = answer.decode(errors="replace")
-    if status == UNIMPLEMENTED:
+    if status in MISSING:
         return UnsupportedError(f"this EMQX has no {name}: {words}"), False
     if status != OK:
         hint = "" if status == UNAVAILABLE else f" (status {status})"

@@ -48,17 +48,17 @@ class Inbound:
     """A call that is not answered yet.
 
     *streaming*: it brings one message after another. *endless*: it gets no answer but *last*, when the
-    service stops. *waits*: its answer is withheld.
+    service stops. *waits*: its answer is withheld. *begun*: a part of its answer is out.
     """
 
-    __slots__ = ("buffer", "ended", "endless", "last", "stream", "streaming", "take", "waits")
+    __slots__ = ("begun", "buffer", "ended", "endless", "last", "stream", "streaming", "take", "waits")
 
     def __init__(self, stream: int, take: Take, *, streaming: bool) -> None:
         self.stream = stream
         self.take = take
         self.streaming = self.endless = streaming
         self.buffer: bytearray | None = None
-        self.ended = self.waits = False
+        self.begun = self.ended = self.waits = False
         self.last = EMPTY
 
 
@@ -170,20 +170,24 @@ class Caller:
 
     def answer(self, stream: int, message: bytes = EMPTY) -> None:
         """Answer with success."""
-        if self._drop(stream) is None:
+        call = self._drop(stream)
+        if call is None:
             return
         wire = self.wire
         number = stream.to_bytes(4, "big")
-        block = wire.encoder.encode(RESPONSE)
+        if not call.begun:
+            block = wire.encoder.encode(RESPONSE)
+            wire.write(bytes((0, 0, len(block), HEADERS, END_HEADERS)) + number + block)
         end = wire.encoder.encode(TRAILERS)
-        wire.write(bytes((0, 0, len(block), HEADERS, END_HEADERS)) + number + block)
         tail = bytes((0, 0, len(end), HEADERS, END_HEADERS | END_STREAM)) + number + end
         wire.send(stream, message, ended=False, tail=tail)
 
-    def begin(self, stream: int, message: bytes) -> None:
+    def begin(self, call: Inbound, message: bytes) -> None:
         """Answer with *message*, and leave the stream open."""
-        self.wire.write(framed(HEADERS, END_HEADERS, stream, self.wire.encoder.encode(RESPONSE)))
-        self.wire.send(stream, message, ended=False)
+        call.begun = True
+        block = self.wire.encoder.encode(RESPONSE)
+        self.wire.write(framed(HEADERS, END_HEADERS, call.stream, block))
+        self.wire.send(call.stream, message, ended=False)
 
     def withhold(self, call: Inbound, link: GrpcLink) -> None:
         """Answer when *link* says so; on a stream, take no more until then."""

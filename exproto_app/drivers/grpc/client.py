@@ -13,13 +13,14 @@ from ...models import Address
 from .blocks import Fields
 from .http2 import Wire
 
-__all__ = ["CANCELLED", "OK", "UNAVAILABLE", "UNIMPLEMENTED", "Client", "Done", "Method"]
+__all__ = ["CANCELLED", "NOT_FOUND", "OK", "UNAVAILABLE", "UNIMPLEMENTED", "Client", "Done", "Method"]
 
 log = logging.getLogger("exproto_app")
 
 OK: Final = 0
 CANCELLED: Final = 1
 DEADLINE_EXCEEDED: Final = 4
+NOT_FOUND: Final = 5
 UNIMPLEMENTED: Final = 12
 UNAVAILABLE: Final = 14
 
@@ -267,6 +268,11 @@ class Client:
         self._said = -SAY_AGAIN
         self._down = False
         self._closed = False
+
+    @property
+    def away(self) -> bool:
+        """Whether the last attempt to reach it failed."""
+        return self._down
 
     @property
     def closed(self) -> bool:

@@ -11,6 +11,7 @@ nobody who speaks gRPC does it by accident.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from struct import Struct
@@ -316,14 +317,16 @@ class Wire(asyncio.Protocol):
         To close at once could cost it what it has not read yet: the kernel answers with a reset what a peer
         sends to a closed socket.
         """
-        if self._transport is None:
+        if self._transport is None or not self._settled:
+            self.close()  # nobody is there who would understand it
             return
         last = 0 if self._client else self.last
         self._out.append(framed(GOAWAY, 0, 0, _pack32(last) + _pack32(code)))
         self._flush()
         self._ended = True
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # it has gone by itself; the loop tells that soon
+                self._transport.write_eof()
         self._loop.call_later(FAREWELL, self.abort)
 
     def abort(self) -> None:
@@ -362,10 +365,7 @@ class Wire(asyncio.Protocol):
         if not self._greeted:
             self._out.clear()  # a stranger gets no frames
         self.owner.strange(data)
-        if self._greeted and not self._client:
-            self.end(PROTOCOL_ERROR)
-        else:
-            self.close()
+        self.close()
 
     def _take(self, buffer: bytes) -> bytes:
         """Take all whole frames; return what is left."""

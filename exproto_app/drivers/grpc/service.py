@@ -162,6 +162,11 @@ class Service:
         self._loop: asyncio.AbstractEventLoop
         self._time: Callable[[], float]
 
+    @property
+    def serving(self) -> bool:
+        """Whether brokers may call."""
+        return self._server is not None and not self.stopping
+
     async def start(self) -> None:
         """Start the app, then listen."""
         context = self._tls.context() if self._tls is not None else None
@@ -242,8 +247,7 @@ class Service:
 
     def count(self, name: str) -> None:
         """Count what isn't the engine's."""
-        counters = self.runner.engine.counters
-        counters[name] = counters.get(name, 0) + 1
+        self.runner.engine.count(name)
 
     # --- events
 
@@ -487,7 +491,7 @@ class Service:
     def _watch(self, caller: Caller, call: Inbound, message: bytes) -> bool:
         call.endless, call.last = True, NOT_SERVING
         known = message[2:] in SERVICES
-        caller.begin(call.stream, (NOT_SERVING if self.stopping else SERVING) if known else SERVICE_UNKNOWN)
+        caller.begin(call, (NOT_SERVING if self.stopping else SERVING) if known else SERVICE_UNKNOWN)
         return False
 
     # --- silence

@@ -222,16 +222,6 @@ class Device(Sender):
             self._over("kicked", words)
         return not self.lost
 
-    def thrown_out(self, at: float) -> bool:
-        # Mosquitto (2.0.11) says nothing to the older of two clients. Who comes back throws the newer one
-        # out, which comes back once too; so the older gives in, unless the broker left everybody.
-        own = self.hub.own.link.session
-        if not own.online or own.since > at:
-            return False
-        words = "the broker closed the connection twice and gave no reason, as when another client takes over"
-        self._over("taken over", words)
-        return True
-
     def message(self, message: Message, _: list[int], taken: Callable[[], object] | None) -> None:
         if self.channel is not None:
             self.channel.delivered((message,), taken)

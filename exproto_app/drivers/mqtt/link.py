@@ -15,7 +15,7 @@ import attrs
 
 from ...errors import CommandError, DeniedError, UnavailableError
 from ...models import Message
-from .reasons import DENIED, NO_MQTT5, UNSUPPORTED_VERSION
+from .reasons import DENIED, NO_MQTT5, TAKEN_OVER, UNSUPPORTED_VERSION
 from .session import Bounds, Login, ProtocolError, Session
 from .url import Url
 
@@ -35,9 +35,6 @@ STEADY: Final = 10.0
 
 HIGH_WATER: Final = 65_536
 """Bytes that may wait in a socket's buffer; then what is published waits in the session's queue."""
-
-AGAIN: Final = 60.0
-"""Seconds after its return within which a session that is closed once more counts as thrown out."""
 
 MUTE: Final = 3
 """Times that a broker closes at our CONNECT without a word, until we take it for one of MQTT 3."""
@@ -65,13 +62,6 @@ class Client(Protocol):
         """Take note of the broker's DISCONNECT; return whether to connect again."""
         ...
 
-    def thrown_out(self, at: float) -> bool:
-        """Take note that the broker closed the connection at time *at*, soon after the session had come back.
-
-        It gave no reason, either time, as when another client has the clientid. Return whether to give in.
-        """
-        ...
-
     def message(self, message: Message, ids: list[int], taken: Callable[[], object] | None) -> None:
         """Take a message."""
         ...
@@ -90,9 +80,8 @@ class Link(asyncio.Protocol):
 
     __slots__ = (
         "_attempts",
+        "_closed_at",
         "_closing",
-        "_returned",
-        "_thrown_out_at",
         "_transport",
         "_wait",
         "broker",
@@ -113,8 +102,7 @@ class Link(asyncio.Protocol):
         self.trouble = ""
         self._transport: asyncio.Transport | None = None
         self._attempts = 0
-        self._returned: bool | None = None  # None until the session was up for the first time
-        self._thrown_out_at = 0.0
+        self._closed_at = 0.0
         self.dialling = False
         self._closing = False
         self._wait: asyncio.TimerHandle | None = None
@@ -204,9 +192,9 @@ class Link(asyncio.Protocol):
         if self.stopped or self._closing:
             self._answered()
             return
-        now = self.broker.loop.time()
-        if was_online and self._returned and now - self.session.since < AGAIN:
-            self._thrown_out_at = now
+        if was_online and self._usurped():
+            self.disconnected(TAKEN_OVER, "the broker closed it twice without a word, for another client")
+            return
         if self.dialling and not was_online and exc is None:
             self.broker.mute += 1
         words = "it closed the connection" if exc is None else _why(exc)
@@ -221,7 +209,6 @@ class Link(asyncio.Protocol):
 
     def accepted(self) -> None:
         self.broker.mute = 0
-        self._returned = self._returned is not None
         self._answered()
         self.client.accepted()
 
@@ -255,6 +242,22 @@ class Link(asyncio.Protocol):
         self.client.finished()
 
     # --- inside
+
+    def _usurped(self) -> bool:
+        """Tell whether the broker closed this session twice in a row, soon, and not the gateway's own.
+
+        Mosquitto doesn't say that another client has taken the clientid (measured, 2.0.11): it only closes.
+        The one that was there first finds out first, since it is the first to have come back.
+        """
+        before, self._closed_at = self._closed_at, self.broker.loop.time()
+        since, own = self.session.since, self.broker.own
+        return (
+            0 < before < since < before + STEADY
+            and self._closed_at - since < STEADY
+            and own is not None
+            and own.session.online
+            and own.session.since < before
+        )
 
     def _abort(self) -> None:
         if self._transport is not None:
@@ -298,14 +301,15 @@ class Link(asyncio.Protocol):
 
     def _dial(self) -> None:
         self._wait = None
-        thrown_out_at, self._thrown_out_at = self._thrown_out_at, 0.0
-        if not (thrown_out_at and self.client.thrown_out(thrown_out_at)):
-            self.broker.dial(self)
+        self.broker.dial(self)
 
 
 @attrs.define(eq=False)
 class Broker:
-    """The broker as all links see it: who dials, who has something to write, who is to be looked after."""
+    """The broker as all links see it: who dials, who has something to write, who is to be looked after.
+
+    *own* is the link of the gateway's own client.
+    """
 
     url: Url
     tls: ssl.SSLContext | None
@@ -324,6 +328,7 @@ class Broker:
     _unwritten: list[Link] = attrs.field(factory=list)
     ticks: list[Callable[[float], object]] = attrs.field(factory=list)
     when_away: Callable[[str], object] | None = None
+    own: Link | None = None
     waiter: Callable[[], asyncio.Future[None]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

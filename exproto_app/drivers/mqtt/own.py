@@ -201,6 +201,8 @@ class Own(Sender):
         self.link.retry(str(error))
 
     def failed(self, words: str, *, worst: bool) -> None:
+        if self.up is not None and not self.up.done():
+            self.up.set_result(words)
         if self.link.trouble != words or worst:
             log.error("mqtt ! the gateway's own client: %s; trying again", words)
 
@@ -209,13 +211,6 @@ class Own(Sender):
 
     def disconnected(self, code: int, words: str) -> bool:
         if code == TAKEN_OVER:
-            self._contested(words)
+            clientid = self.link.session.login.clientid
+            log.error("mqtt ! another client uses the clientid of the gateway, %s: %s", clientid, words)
         return True
-
-    def thrown_out(self, _: float) -> bool:
-        self._contested("perhaps, for the broker closed the connection twice and gave no reason")
-        return False
-
-    def _contested(self, words: str) -> None:
-        clientid = self.link.session.login.clientid
-        log.error("mqtt ! another client uses the clientid of the gateway, %s: %s", clientid, words)

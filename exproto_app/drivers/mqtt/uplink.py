@@ -86,6 +86,11 @@ class MqttHub:
     def __str__(self) -> str:
         return f"{self.url}{', shared' if self.options.shared else ''}"
 
+    @property
+    def ready(self) -> bool:
+        """Whether the gateway's own client is connected, once it has been started."""
+        return self.own.link.connected
+
     async def start(self, engine: Engine) -> None:
         """Connect the gateway's own client. Raises `UnavailableError` if it has to be there and isn't."""
         options = self.options
@@ -98,6 +103,7 @@ class MqttHub:
             timeout=options.timeout,
         )
         self.own = Own(self)
+        self.broker.own = self.own.link
         self.broker.ticks.append(self._tick)
         self.broker.start()
         self.own.link.open()
