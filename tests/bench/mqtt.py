@@ -92,7 +92,7 @@ class Subscriber:
 @contextmanager
 def broker(*options: str, persistent: bool = False) -> Iterator[Broker]:
     """Run a Mosquitto that keeps whatever it is given."""
-    options = ("max_queued_messages 0", "max_connections -1", *options)
+    options = ("max_queued_messages 1000000", "max_connections -1", *options)
     with (
         TemporaryDirectory(prefix="exproto-app-bench-") as folder,
         free_port() as port,

@@ -19,7 +19,7 @@ from .process import PATIENCE, Process
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MISSING", "Broker", "Tls", "free_port"]
+__all__ = ["DYNAMIC_SECURITY", "MISSING", "Broker", "Tls", "free_port"]
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Debian puts Mosquitto where users don't look for programs."""
@@ -37,6 +37,12 @@ def _path_of(name: str) -> str:
 
 MISSING: Final = ", ".join(name for name in ("mosquitto", "mosquitto_passwd") if _program(name) is None)
 """Programs that this machine lacks."""
+
+
+DYNAMIC_SECURITY: Final = next(
+    (str(path) for path in Path("/usr").glob("lib*/**/mosquitto_dynamic_security.so")), None
+)
+"""Mosquitto's plugin for users and rights that may be changed while it runs."""
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Client:
         if username or password is not None:
             self._paho.username_pw_set(username, password)
         self._paho.reconnect_delay_set(1, 1)
-        self._paho.max_inflight_messages_set(0)
+        self._paho.max_queued_messages_set(0)
         self._paho.on_connect = lambda _c, _u, _f, code, _p: self._connected.put(code)
         self._paho.on_disconnect = self._on_disconnect
         self._paho.on_message = self._on_message

@@ -6,8 +6,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from signal import SIGKILL
-from typing import Any
 
 import pytest
 
@@ -101,10 +101,18 @@ class TestKilled:
             assert device.ask("ask strange/s 1 hello") == "ok"
             assert stranger.line() == "strange/s qos 1: hello"
 
+    def test_again_and_again_it_is_no_takeover(self, start: Start) -> None:
+        broker = start()
+        with Site(broker.url) as site:
+            device = site.client("d")
+            for number in range(3):
+                broker.restart()
+                assert device.ask(f"ask up 1 {number}") == "ok"
+
     def test_a_device_that_may_no_longer_come_back_is_closed(self, start: Start) -> None:
         broker = start(users={"gate": "g", "d": "pass", "o": "word"}, persistent=True)
-        gate: dict[str, Any] = {"username": "gate", "password": "g"}
-        with Client(broker.port, "counter", session_expiry=60, **gate) as counter:
+        counting = partial(Client, broker.port, "counter", username="gate", password="g", session_expiry=60)
+        with counting() as counter:
             counter.subscribe("end/#", qos=1)
         broker.save()
         with Site(broker.url.replace("//", "//gate:g@")) as site:
@@ -115,7 +123,7 @@ class TestKilled:
             broker.start()
             device.expect_end()
             assert other.ask("ask up 1 still here") == "ok"
-            with Client(broker.port, "counter", session_expiry=60, **gate) as counter:
+            with counting() as counter:
                 words = b"kicked: the broker refused 'd': not authorized (0x87)"
                 assert counter.next("end/d").payload == words
 

@@ -438,12 +438,12 @@ class TestDeliveries:
         old()
         assert peer.sent() == []
 
-    def test_a_broker_that_exceeds_our_receive_maximum_breaks_the_protocol(self) -> None:
-        peer = Peer(bounds=Bounds(receive_max=2))
+    def test_a_broker_that_exceeds_our_receive_maximum_by_far_breaks_the_protocol(self) -> None:
+        peer = Peer(bounds=Bounds(receive_max=2, excess=1))
         peer.up()
-        peer.say(incoming(b"a", 1), incoming(b"b", 2))
-        with pytest.raises(ProtocolError, match="2 unacknowledged"):
-            peer.say(incoming(b"c", 3))
+        peer.say(incoming(b"a", 1), incoming(b"b", 2), incoming(b"c", 3))
+        with pytest.raises(ProtocolError, match=r"3 of its messages are unacknowledged.*2 are allowed"):
+            peer.say(incoming(b"d", 4))
 
     @given(st.lists(st.integers(1, 80), max_size=12))
     def test_packets_may_be_cut_anywhere(self, cuts: list[int]) -> None:

@@ -192,7 +192,7 @@ class Link(asyncio.Protocol):
         if self.stopped or self._closing:
             self._answered()
             return
-        if was_online and exc is None and self._usurped():
+        if was_online and self._usurped():
             self.disconnected(TAKEN_OVER, "the broker closed it twice without a word, for another client")
             return
         if self.dialling and not was_online and exc is None:

@@ -89,14 +89,16 @@ class Bounds:
     """What one session may use.
 
     Counts: *messages* waiting for the broker, and likewise unacknowledged by it, with as many other commands;
-    *receive_max* messages of QoS 1 and 2 of the broker that aren't handled yet. Bytes: *queue* of what waits,
-    *packet_max* of a packet that the broker may send. Times, in seconds: *timeout* for an answer, *ping* of
-    silence after which the broker is asked for one.
+    *receive_max* messages of QoS 1 and 2 of the broker that aren't handled yet, and *excess* more of one that
+    doesn't keep to it: Mosquitto 2.0.11 answers each acknowledgement with 20 messages of its queue.
+    Bytes: *queue* of what waits, *packet_max* of a packet that the broker may send.
+    Times, in seconds: *timeout* for an answer, *ping* of silence after which the broker is asked for one.
     """
 
     messages: int = 256
     queue: int = 65_536
     receive_max: int = 64
+    excess: int = 1_000
     packet_max: int = 1_048_576
     timeout: float = 10.0
     ping: float = 60.0
@@ -713,8 +715,11 @@ class Session:
             self._incoming = {}
         handled = self._incoming.get(packet_id)
         if handled is None:
-            if len(self._incoming) >= self.bounds.receive_max:
-                words = f"it sent more than the {self.bounds.receive_max} unacknowledged messages allowed"
+            if len(self._incoming) >= self.bounds.receive_max + self.bounds.excess:
+                words = (
+                    f"{len(self._incoming)} of its messages are unacknowledged, and it sends more; "
+                    f"{self.bounds.receive_max} are allowed"
+                )
                 raise ProtocolError(words, DisconnectReasonCode.RECEIVE_MAX_EXCEEDED)
             self._incoming[packet_id] = False
             taken = partial(self._taken, self._epoch, packet_id, qos)
