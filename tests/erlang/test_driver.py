@@ -664,12 +664,13 @@ def test_a_burst_of_ten_thousand_callbacks(start: Start, vm: Vm) -> None:
     """Nothing is lost, answers come first in first out, and memory doesn't grow from burst to burst."""
     broker = start(ECHO)
     sizes = []
-    for _ in range(3):
+    for _ in range(6):
         outcomes = vm.request(Atom("burst"), broker.id, 10_000, 2, patience=60.0)
         assert outcomes == [("true", "true")] * 2
         sizes.append(resident(broker.ups[-1]))
     assert len(broker.ups) == 1
-    assert sizes[2] < sizes[0] * 1.25
+    # The first bursts fill the allocator's pools; a message kept of each callback would add 16 MB a burst.
+    assert sizes[5] < sizes[2] * 1.25
 
 
 def test_drivers_stand_beside_each_other(vm: Vm, start: Start) -> None:
