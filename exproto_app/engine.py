@@ -17,7 +17,8 @@ from typing import Any
 from .app import App
 from .channel import Channel, Hub, Link, Served
 from .commands import Outcome, Publish
-from .framing import RAW, Decoder, Framing
+from .framing import RAW, Framing
+from .framing.combined import STOCK
 from .host import Runtime
 from .models import ConnectionInfo
 from .router import Router
@@ -182,7 +183,7 @@ def _checked(framing: Framing) -> Callable[[bytes], bytes]:
     if framing is RAW:
         return bytes  # which gives back the bytes that it gets
     encode = framing.encode
-    if type(framing).__module__ == Decoder.__module__:
+    if type(framing) in STOCK:
         return encode
 
     def checked(frame: bytes) -> bytes:

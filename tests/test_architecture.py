@@ -20,6 +20,7 @@ LAYERS = (
     "models",
     "topics",
     "commands",
+    "checksums",
     "framing",
     "connection",
     "router",

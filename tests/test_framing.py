@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from exproto_app import framing as module
 from exproto_app.errors import FramingError, SetupError
 from exproto_app.framing import (
+    JT808,
     RAW,
+    SLIP,
     Decoder,
     Decoding,
     Delimiter,
@@ -27,10 +29,7 @@ from exproto_app.framing import (
     SplitFraming,
     StartEnd,
 )
-
-JT808 = StartEnd(b"\x7e", b"\x7e", {b"\x7e": b"\x7d\x02", b"\x7d": b"\x7d\x01"})
-SLIP = StartEnd(b"\xc0", b"\xc0", {b"\xc0": b"\xdb\xdc", b"\xdb": b"\xdb\xdd"})
-
+from exproto_app.framing import decoder as decoder_module
 
 # --- users' framings
 
@@ -347,14 +346,14 @@ def test_a_generator_is_woken_when_its_bytes_are_there(
 ) -> None:
     """Waiting for bytes, one at a time, doesn't copy those that wait."""
     woken = 0
-    run = module._Stream._run
+    run = decoder_module._Stream._run
 
-    def counting(self: module._Stream) -> list[bytes]:
+    def counting(self: decoder_module._Stream) -> list[bytes]:
         nonlocal woken
         woken += 1
         return run(self)
 
-    monkeypatch.setattr(module._Stream, "_run", counting)
+    monkeypatch.setattr(decoder_module._Stream, "_run", counting)
     assert decoded(framing, bytewise(framing.encode(bytes(60_000)))) == [bytes(60_000)]
     assert woken <= 3
 
