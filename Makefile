@@ -53,5 +53,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,grpc,uvloop]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,grpc,uvloop]'
 	touch $@ .venv/run

@@ -250,7 +250,7 @@ class TestClient:
 
     def __init__(
         self,
-        app: App[Any],
+        app: App[Any, Any],
         protocol: str | None = None,
         *,
         login: Callable[..., bool | Awaitable[bool]] | None = None,
@@ -361,7 +361,7 @@ class TestClient:
         self._connected()[0].run(seconds)
 
     @property
-    def connection(self) -> Connection[Any]:
+    def connection(self) -> Connection[Any, Any]:
         """The connection as the handlers see it."""
         if self._connection is None:
             raise RuntimeError("the app refused this connection, so there is none")

@@ -115,7 +115,7 @@ assert_type(uplink, Callable[[Connection, bytes], bytes])
 assert_type(login, Callable[[Connection, bytes], bytes | None])
 assert_type(hello, Callable[[Connection[Device], bytes], Coroutine[Any, Any, bytes]])
 assert_type(command, Callable[[Connection[Device], Message], bytes])
-assert_type(app.connections["x"], Connection[Any])
+assert_type(app.connections["x"], Connection[Any, Any])
 assert_type(gt06.connections["x"], Connection[Device])
 
 
