@@ -246,7 +246,7 @@ class FirstOf(Stock):
             except FramingError as error:
                 wrong = wrong or error
                 continue
-            if not data or self._choose(data, 0, final=True) is branch:
+            if not data or self._chosen(data, 0) is branch:
                 return data
         raise wrong or FramingError(f"frame would be taken for one of another framing: {shown(frame)}")
 
@@ -353,7 +353,7 @@ class FirstOf(Stock):
             branch = self._choose(data, start, final=final)
             if branch is not None:
                 return branch
-            final = yield from reader.wait(len(data) - start + 1, b"")
+            final = yield from reader.wait(len(data) - start + 1, b"", keep=True)
 
 
 def _packer(size: int, order: Literal["big", "little"], mark: bytes, *, text: bool) -> Callable[[int], bytes]:
@@ -581,6 +581,10 @@ class Resync(Stock):
     def __attrs_post_init__(self) -> None:
         _readable("Resync", self.framing)
         starts = self.start or _starts(self.framing)
+        if isinstance(self.framing, StartEnd) and self.framing.shared:
+            raise SetupError(
+                "Resync: a frame may begin anywhere in StartEnd(…, shared=True), also in garbage"
+            )
         if not starts:
             raise SetupError(f"Resync: {self.framing!r} may start with any bytes; tell with which, by start=")
         fields = {

@@ -148,16 +148,22 @@ class Reader:
         """The bytes at hand, and where those begin that are to be read."""
         return self._data, self._start
 
-    def wait(self, size: int, ends: bytes | None = None) -> Generator[Need, None, bool]:
+    def wait(
+        self, size: int, ends: bytes | None = None, *, keep: bool = False
+    ) -> Generator[Need, None, bool]:
         """Wait for *size* bytes or, before that, for *ends*; return whether the end of a datagram came.
 
-        That is told only to those who wait for *ends*; it may be empty.
+        That is told only to those who wait for *ends*, which may be empty; with *keep* to the next who waits
+        too.
         """
         self._wanted = size
         self._delimiter = ends
-        yield NEED
+        if not self._ended:
+            yield NEED
         self._delimiter = None
-        ended, self._ended = self._ended, False
+        ended = self._ended
+        if not keep:
+            self._ended = False
         return ended
 
     def move(self, place: int) -> None:
