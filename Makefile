@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTO := exproto_app/drivers/grpc
 
-.PHONY: run test check format lint types bench proto clean
+.PHONY: run test check format lint types bench fuzz proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
@@ -34,6 +34,10 @@ proto: .venv/proto
 
 bench: .venv/dev
 	$(BIN)/python -m tests.bench
+
+# Hostile bytes for every framing, about two minutes.
+fuzz: .venv/dev
+	$(BIN)/python -m pytest tests/test_framing_fuzz.py -q --hypothesis-profile=fuzz
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

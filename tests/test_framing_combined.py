@@ -356,6 +356,8 @@ def test_a_users_error_is_a_bad_frame() -> None:
     ("framing", "stream"),
     [
         (Resync(StartEnd(b"<", b">", limit=1_000)), b"<" * 100_000),
+        (Resync(StartEnd(b"<", b">", limit=1_000)), b"<" * 100_000 + b">"),
+        (Resync(StartEnd(b"<", b">", {b">": b"!a", b"!": b"!b"}, limit=1_000)), b"<" * 100_000 + b">"),
         (Resync(StartEnd(b"<", b"<", limit=1_000)), b"<a" * 50_000),
         (Resync(LengthPrefix(2, start=b"xx", limit=1_000)), b"x" * 100_000),
         (
@@ -378,8 +380,8 @@ def test_hostile_bytes_cost_no_more_than_their_number(
         nonlocal looks
         found = first(self, data, start)
         looks += found[1] - start if isinstance(found, tuple) else 1
-        if getattr(found, "searched", False):
-            looks += len(data) - start
+        if getattr(found, "excess", 0):
+            looks += found.size or len(data) - start
         return found
 
     monkeypatch.setattr(type(inner), "first", counting)

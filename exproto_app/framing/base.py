@@ -74,13 +74,13 @@ class Wait:
 class Wrong:
     """What is wrong behind the good frames, and how many bytes to skip to go on; 0 where nobody can tell.
 
-    *searched*: these are too many bytes without the end of a frame, so none that starts among them and is
-    within the limit has ended either.
+    *excess*: the end of a frame is that many bytes too far away, so a frame that begins fewer bytes behind is
+    too long as well.
     """
 
     reason: str
     size: int
-    searched: bool = False
+    excess: int = 0
 
 
 MIXED: Final = Wrong("", 0)

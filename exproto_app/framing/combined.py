@@ -659,11 +659,9 @@ class Resync(Stock):
 
     def _next(self, data: bytes, start: int, wrong: Wrong) -> int:
         """Return where to look for a frame next."""
-        if wrong.size:
+        if wrong.size and not wrong.excess:
             return start + wrong.size
-        begin = start + 1
-        if wrong.searched:
-            begin = max(begin, len(data) - self.limit)
+        begin = start + max(1, wrong.excess)
         found = self._pattern.search(data, begin)
         return found.start() if found else max(begin, len(data) - half(data, self._starts))
 

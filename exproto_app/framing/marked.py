@@ -22,12 +22,12 @@ def _first_line(data: bytes, start: int, delimiter: bytes, strip: bytes, limit: 
         frame = data[start:end].removesuffix(strip)
         behind = end + len(delimiter)
         if len(frame) > limit:
-            return Wrong(over(len(frame), limit), behind - start)
+            return Wrong(over(len(frame), limit), behind - start, len(frame) - limit)
         return frame, behind
     size = len(data) - start - (len(strip) if data.endswith(strip, start) else 0)
     # A part of the delimiter may have come.
     if size >= limit + len(delimiter):
-        return Wrong(over(len(data) - start, limit), 0, searched=True)
+        return Wrong(over(len(data) - start, limit), 0, size - limit - len(delimiter) + 1)
     return Wait(limit + len(strip) + len(delimiter), delimiter)
 
 
@@ -233,7 +233,7 @@ class StartEnd(Stock):
             reason = f"frame has an escape that stands for nothing: {shown(data[begin:end])}"
             return Wrong(reason, behind - start)
         if len(frame) > self.limit:
-            return Wrong(over(len(frame), self.limit), behind - start)
+            return Wrong(over(len(frame), self.limit), behind - start, len(frame) - self.limit)
         return frame, behind
 
     def cut(self, data: bytes) -> Cut:
@@ -310,7 +310,7 @@ class StartEnd(Stock):
         content = size - len(self.end) + 1
         least = (content + 1) // 2 if self._escapes else content
         if least > self.limit:
-            return Wrong(over(least, self.limit), 0, searched=True)
+            return Wrong(over(least, self.limit), 0, least - self.limit)
         most = 2 * self.limit if self._escapes else self.limit
         return Wait(before + most + len(self.end), self.end)
 
