@@ -164,7 +164,6 @@ class Channel:
     """The engine's half of one connection. Drivers feed it; `Connection` issues its verbs to it."""
 
     __slots__ = (
-        "builds",
         "client",
         "close_called",
         "closing",
@@ -196,7 +195,6 @@ class Channel:
         "only",
         "outbox",
         "outbox_bytes",
-        "parse",
         "paused",
         "protocol",
         "queue",
@@ -246,7 +244,6 @@ class Channel:
         self.datagram = info.socktype in ("udp", "dtls")
         self.decoder = Decoder(router.framing)
         self.raw = router.framing is RAW
-        self.parse = protocol.parse
         self.frames: Iterator[bytes] | None = None
         self.queue: deque[Event] | None = None
         self.queued = 0
@@ -266,7 +263,6 @@ class Channel:
 
         # The device's lane.
         self.encode = protocol.encode
-        self.builds = protocol.builds
         self.outbox: list[bytes] = []
         self.outbox_bytes = 0
         self.writable = True
@@ -434,6 +430,11 @@ class Channel:
         self._later()
 
     # --- verbs, from the Connection
+
+    @property
+    def builds(self) -> bool:
+        """Whether a codec makes frames of what is sent."""
+        return self.protocol.builds
 
     def send(self, data: Any, *, raw: bool) -> Outcome[None]:
         """Put *data* into the device's lane."""
@@ -708,7 +709,7 @@ class Channel:
 
     def _run_frames(self) -> None:  # noqa: C901, PLR0912 - the hot path is flat
         """Run the turns of the frames at hand until something holds the connection: the hot path."""
-        conn, encode, only, parse = self.conn, self.encode, self.only, self.parse
+        conn, encode, only, parse = self.conn, self.encode, self.only, self.protocol.parse
         append = self.outbox.append
         handler = only
         if self.frames is None:
@@ -811,7 +812,7 @@ class Channel:
         """Take what *handler* gave; return whether its turn has ended with that."""
         if reply is None:
             return True
-        if isinstance(reply, bytes) or (self.builds and not hasattr(reply, "__await__")):
+        if isinstance(reply, bytes) or (self.protocol.builds and not hasattr(reply, "__await__")):
             data = self.encode(reply)
             self.outbox.append(data)
             self.outbox_bytes += len(data)

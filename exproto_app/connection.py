@@ -30,10 +30,14 @@ class Verbs(Protocol):
     """The engine's half of a connection, which carries its verbs out; the methods are `Connection`'s."""
 
     client: ClientInfo | None
-    builds: bool  # whether a codec makes frames of what is sent
     gone: bool
     reason: Reason | None
     detail: str
+
+    @property
+    def builds(self) -> bool:
+        """Whether a codec makes frames of what is sent."""
+        ...
 
     # Each is explained at the verb of the same name.
     def send(self, data: Any, *, raw: bool) -> Outcome[None]: ...  # noqa: D102 - see above

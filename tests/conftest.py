@@ -11,7 +11,7 @@ from .erlang.broker import MISSING, Vm, running
 
 settings.register_profile("default", max_examples=30, deadline=None)
 settings.register_profile(
-    "fuzz", max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "fuzz", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
 
