@@ -285,6 +285,13 @@ def test_a_users_limit_counts_what_waits() -> None:
     assert str(decoder.error) == "frame has 165 bytes, limit is 100"
 
 
+def test_a_users_split_keeps_its_limit() -> None:
+    """A frame over it is an error that stops neither those before nor those behind it."""
+    good, bad = CountedSplit().encode(b"good"), CountedSplit().encode(b"x" * 11)
+    for chunks in ([good + bad + good], bytewise(good + bad + good)):
+        assert told(CountedSplit(limit=10), chunks) == [b"good", "frame has 11 bytes, limit is 10", b"good"]
+
+
 def test_until_takes_a_limit_of_its_own() -> None:
     """`reader.until` may be given less than the framing's limit."""
 

@@ -57,8 +57,7 @@ class _Splitter:
             while buffer and self.error is None:
                 size = len(buffer)
                 more = self._framing.split(buffer)
-                self._judge(more, size)
-                frames += more
+                frames += self._judged(more, size)
                 if len(buffer) == size:
                     break
         except Exception as error:  # noqa: BLE001 - a user's framing may raise anything
@@ -68,16 +67,24 @@ class _Splitter:
             self.error = FramingError(over(len(buffer), self._limit))
         return frames
 
-    def _judge(self, frames: object, size: int) -> None:
+    def _judged(self, frames: object, size: int) -> Items:
+        """Return *frames* if they may be some; those over the limit are errors, which stop no others."""
         if not isinstance(frames, list):
             raise TypeError(f"it returned {type(frames).__name__}, not a list")
+        limit = self._limit
         for frame in frames:
-            if type(frame) is not bytes:
-                if not isinstance(frame, Bad):
+            if type(frame) is not bytes or len(frame) > limit:
+                if not isinstance(frame, bytes | Bad):
                     raise TypeError(f"it returned a frame of {type(frame).__name__}, not bytes")
                 self.mixed = True
         if frames and len(self._buffer) >= size:
             raise RuntimeError("it returned frames and removed nothing")
+        return [self._within(frame) for frame in frames] if self.mixed else frames
+
+    def _within(self, frame: bytes | Bad) -> bytes | Bad:
+        if isinstance(frame, Bad) or len(frame) <= self._limit:
+            return frame
+        return Fatal(frame, over(len(frame), self._limit))
 
     def finish(self) -> Items:
         size = self.buffered
@@ -85,6 +92,7 @@ class _Splitter:
         if size and self.error is None:
             frames, self.error = _finish(self._framing, self._buffer)
             self.mixed = True
+            frames = [self._within(frame) for frame in frames]
         if self.error is not None:
             self._skipped = size
         self._buffer.clear()
