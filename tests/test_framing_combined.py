@@ -98,6 +98,8 @@ def test_a_function_of_the_first_bytes_is_asked_with_more_and_more() -> None:
         return None if len(data) < 3 else data[2] == 0
 
     framing = FirstOf((binary, LengthPrefix(1)), Line())
+    assert asked == [bytes([byte]) for byte in range(256)]
+    asked.clear()
     stream = b"\x02a\x00xyz\n"
     assert decoded(framing, [stream]) == [b"a\x00", b"xyz"]
     assert asked == [stream[:1], stream[:2], stream[:3], b"x", b"xy", b"xyz"]

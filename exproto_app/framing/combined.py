@@ -135,12 +135,18 @@ class _Branch:
             if data.startswith(self.prefixes, start):
                 return True
             return None if not final and partial(data, start, self.prefixes) else False
-        # Byte by byte: what it says must not depend on how the network cuts the stream.
-        for size in range(1, min(len(data) - start, _SNIFF) + 1):
-            verdict = self.test(data[start : start + size])
-            if verdict is not None:
-                return bool(verdict)
-        return None if not final and len(data) - start < _SNIFF else False
+        verdict = _verdict(self.test, data, start)
+        return verdict if verdict is not None or not final else False
+
+
+def _verdict(test: Predicate, data: bytes, start: int) -> bool | None:
+    """Return what *test* says of what begins at *start*; None where more bytes have to tell."""
+    # Byte by byte: what it says must not depend on how the network cuts the stream.
+    for size in range(1, min(len(data) - start, _SNIFF) + 1):
+        verdict = test(data[start : start + size])
+        if verdict is not None:
+            return bool(verdict)
+    return None if len(data) - start < _SNIFF else False
 
 
 def _branch(choice: object, *, last: bool) -> _Branch:
@@ -166,14 +172,52 @@ def _branch(choice: object, *, last: bool) -> _Branch:
     return _Branch(cast("Framing", framing), cast("tuple[bytes, ...]", prefixes), None, first, run)
 
 
-def _sure(branches: tuple[_Branch, ...]) -> _Branch | None:
-    """Return the one of *branches* that takes whatever begins with their byte, if that is sure."""
+def _at(branch: _Branch, byte: bytes) -> _Branch | None:
+    """Return *branch* as it is for frames that begin with *byte*; None if it takes none of them."""
+    if branch.test is None:
+        return branch if any(prefix[:1] in (b"", byte) for prefix in branch.prefixes) else None
+    try:
+        verdict = branch.test(byte)
+    except Exception:  # noqa: BLE001 - it will tell when a frame comes
+        verdict = None
+    if verdict is None:
+        return branch
+    return _Branch(branch.framing, (byte,), None, branch.first, None) if verdict else None
+
+
+def _sure(branches: tuple[_Branch, ...]) -> tuple[Any, Any] | None:
+    """Return `first` and `run` of who takes whatever begins with the byte of *branches*, if that is sure."""
     branch = branches[0] if branches else None
-    if branch is None or branch.test is not None or branch.first is None:
+    if branch is None or branch.test is not None:
         return None
-    if b"" in branch.prefixes or (len(branches) == 1 and branch.run is not None):
-        return branch  # who runs looks at the whole start by itself
-    return branch if all(len(prefix) == 1 for prefix in branch.prefixes) else None
+    # Who runs looks at the whole start by itself.
+    alone = len(branches) == 1 and branch.run is not None
+    if alone or all(len(prefix) <= 1 for prefix in branch.prefixes):
+        return branch.first, branch.run
+    return None
+
+
+_Way: TypeAlias = tuple[
+    tuple[bytes, ...],
+    "Predicate | None",
+    "Callable[[bytes, int], Found] | None",
+    "Callable[[bytes, int], tuple[Items, int, bool]] | None",
+]
+
+
+def _ways(branches: tuple[_Branch, ...]) -> tuple[_Way, ...]:
+    """Return what `cut` has to ask where the first byte alone doesn't tell: a run is for who stands alone."""
+    ways: list[_Way] = []
+    before: tuple[bytes, ...] = ()
+    for branch in branches:
+        alone = not any(other.startswith(branch.prefixes) or _within(branch, other) for other in before)
+        ways.append((branch.prefixes, branch.test, branch.first, branch.run if alone else None))
+        before += branch.prefixes
+    return tuple(ways)
+
+
+def _within(branch: _Branch, other: bytes) -> bool:
+    return any(prefix.startswith(other) for prefix in branch.prefixes)
 
 
 @attrs.frozen(init=False, repr=False)
@@ -188,7 +232,8 @@ class FirstOf(Stock):
         FirstOf((b"\x00\x0f", LengthPrefix(2)), LengthPrefix(4, start=bytes(4)), Line())
 
     Instead of bytes there may be a function: it gets the first byte, then the first two and so on, up to 64,
-    until it returns True or False; None asks for more. A frame that nobody takes is a `FramingError`.
+    until it returns True or False; None asks for more. It has to be a function of these bytes alone, for what
+    it says to each first byte is asked beforehand. A frame that nobody takes is a `FramingError`.
     `encode` uses the first choice that can frame it so that it comes back as it is.
     """
 
@@ -197,11 +242,10 @@ class FirstOf(Stock):
     limit: int = attrs.field(init=False, eq=False)
     _branches: tuple[_Branch, ...] = attrs.field(init=False, eq=False)
     _table: tuple[tuple[_Branch, ...], ...] = attrs.field(init=False, eq=False)  # by the first byte
-    # Likewise, those of the one who takes it for sure, if there is one.
-    _firsts: tuple[Callable[[bytes, int], Found], ...] = attrs.field(init=False, eq=False)
-    _runs: tuple[Callable[[bytes, int], tuple[Items, int, bool]] | None, ...] = attrs.field(
-        init=False, eq=False
-    )
+    # Likewise: who takes it for sure, or else what is to be asked.
+    _sure: tuple[tuple[Any, Any] | None, ...] = attrs.field(init=False, eq=False)
+    _ways: tuple[tuple[_Way, ...], ...] = attrs.field(init=False, eq=False)
+    _longest: int = attrs.field(init=False, eq=False)  # bytes of a prefix
 
     def __init__(self, *choices: Framing | tuple[bytes | Predicate, Framing]) -> None:
         self.__attrs_init__(choices)
@@ -209,21 +253,17 @@ class FirstOf(Stock):
             raise SetupError("FirstOf: no framing is given")
         branches = tuple(_branch(choice, last=choice is choices[-1]) for choice in choices)
         table = tuple(
-            tuple(
-                branch
-                for branch in branches
-                if any(prefix[:1] in (b"", bytes([byte])) for prefix in branch.prefixes)
-            )
+            tuple(found for branch in branches if (found := _at(branch, bytes([byte]))) is not None)
             for byte in range(256)
         )
-        sure = tuple(map(_sure, table))
         fields = {
             "mode": "cut" if all(branch.first for branch in branches) else "decode",
             "limit": max(_limit(branch.framing) for branch in branches),
             "_branches": branches,
             "_table": table,
-            "_firsts": tuple(branch.first if branch else self.first for branch in sure),
-            "_runs": tuple(branch.run if branch else None for branch in sure),
+            "_sure": tuple(map(_sure, table)),
+            "_ways": tuple(map(_ways, table)),
+            "_longest": max(len(prefix) for branch in branches for prefix in branch.prefixes),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -246,7 +286,8 @@ class FirstOf(Stock):
             except FramingError as error:
                 wrong = wrong or error
                 continue
-            if not data or self._chosen(data, 0) is branch:
+            chosen = self._chosen(data, 0) if data else branch
+            if isinstance(chosen, _Branch) and chosen.framing is branch.framing:
                 return data
         raise wrong or FramingError(f"frame would be taken for one of another framing: {shown(frame)}")
 
@@ -283,14 +324,13 @@ class FirstOf(Stock):
         """Return the frames in *data* and what is left behind them."""
         items: Items = []
         append = items.append
-        firsts, runs = self._firsts, self._runs
+        sure, choose = self._sure, self._way
         wrong: Wrong | None = None
-        before = None  # whose frame was the last one; in mixed streams one after another is faster than runs
+        before: Any = None  # whose frame was the last one: in mixed streams one by one is faster than runs
         start, size = 0, len(data)
         while start < size:
-            byte = data[start]
-            first = firsts[byte]
-            if first is before and (run := runs[byte]):
+            first, run = sure[data[start]] or choose(data, start)
+            if run is not None and run is before:
                 more, start, mixed = run(data, start)
                 items += more
                 if mixed:
@@ -298,7 +338,7 @@ class FirstOf(Stock):
                 before = None
                 continue
             found = first(data, start)
-            before = first
+            before = run
             if type(found) is not tuple:
                 if type(found) is Wrong:
                     wrong = found
@@ -310,6 +350,23 @@ class FirstOf(Stock):
                 append(item)
                 wrong = MIXED
         return items, data[start:], wrong
+
+    def _way(self, data: bytes, start: int) -> tuple[Any, Any]:
+        """Return how to take what begins at *start*: one frame, and, where there is such, a run of them."""
+        far = len(data) - start >= self._longest
+        for prefixes, test, first, run in self._ways[data[start]]:
+            if test is not None:
+                try:
+                    taken = _verdict(test, data, start)
+                except Exception:  # noqa: BLE001 - `first` asks again, and tells
+                    break
+            else:
+                taken = data.startswith(prefixes, start)
+            if taken:
+                return first, run
+            if taken is None or not far:
+                break
+        return self.first, None
 
     def waits(self, data: bytes) -> Wait:
         """Tell what *data*, which `cut` left, waits for."""
@@ -325,13 +382,14 @@ class FirstOf(Stock):
 
     def decode(self, reader: Reader) -> Decoding:
         """Yield the frames, where one of the framings is a user's own."""
-        running: dict[_Branch, Decoding] = {}
+        running: dict[int, Decoding] = {}  # by the framing, which may be unhashable
         try:
             while True:
                 branch = yield from self._next(reader)
-                frames = running.get(branch)
+                key = id(branch.framing)
+                frames = running.get(key)
                 if frames is None:
-                    frames = running[branch] = _generator(branch.framing, reader)
+                    frames = running[key] = _generator(branch.framing, reader)
                 for item in frames:
                     if type(item) is bytes and len(item) > _limit(branch.framing):
                         raise FramingError(over(len(item), _limit(branch.framing)))
@@ -339,7 +397,7 @@ class FirstOf(Stock):
                     if item is not NEED:
                         break
                 else:
-                    del running[branch]
+                    del running[key]
         finally:
             for frames in running.values():
                 frames.close()

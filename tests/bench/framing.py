@@ -393,6 +393,8 @@ def short_gt06() -> Framing:
 GT06 = FirstOf(short_gt06(), Checked(LengthPrefix(2, start=b"\x79\x79", end=b"\r\n"), CRC16_X25, start=-2))
 EITHER = FirstOf((b"\x02", LengthPrefix(1, start=b"\x02")), Line())
 TELTONIKA = Checked(LengthPrefix(4, start=bytes(4), adjustment=4), CRC16_ARC, size=4)
+BY_FUNCTION = FirstOf((lambda data: data[0] < 32, LengthPrefix(1, start=b"\x02")), Line())
+BOTH_TELTONIKAS = FirstOf(TELTONIKA, (b"\x00\x0f", LengthPrefix(2)))
 NMEA = Checked(Line(ending=b"\r\n"), XOR, start=1, mark=b"*", text=True)
 
 
@@ -422,6 +424,8 @@ CASES = (
     Case("octet_counting", OctetCounting(), by_octets, 0.4, text=True),
     Case("length_marked", short_gt06(), by_gt06, 0.4),
     Case("first_of", EITHER, by_either, 0.4, text=True),
+    Case("first_of_function", BY_FUNCTION, by_either, 0.4, text=True),
+    Case("first_of_checked_teltonika", BOTH_TELTONIKAS, by_arc, 0.4),
     Case("checked_jt808", Checked(JT808, XOR), by_xor, 0.4),
     Case("checked_teltonika", TELTONIKA, by_arc, 0.4),
     Case("checked_nmea", NMEA, by_nmea, 0.4, text=True, before=b"$"),
@@ -447,7 +451,7 @@ def stream(case: Case) -> bytes:
         if case.name == "checked_generator":
             frame = b"\x01\x03" + bytes([len(frame)]) + frame
         framing = case.framing
-        if case.name == "first_of" and len(pieces) % 2:
+        if case.by_hand is by_either and len(pieces) % 2:
             framing = Line()
         pieces.append(framing.encode(case.before + frame))
         size += len(pieces[-1])
