@@ -13,6 +13,7 @@ from .errors import SetupError
 from .framing import RAW, Framing
 from .models import Limits
 from .router import DEFAULT, Handler, Router, only_form
+from .tap import Mask, Watcher
 from .topics import check_qos, check_topic
 
 T = TypeVar("T")
@@ -27,6 +28,14 @@ class Host(Protocol):
 
     def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> Outcome[None]:
         """Publish for the app itself."""
+        ...
+
+    def watch(self, watcher: Watcher, /) -> None:
+        """Show *watcher* what happens on all connections, also those to come, and what the app publishes."""
+        ...
+
+    def unwatch(self, watcher: Watcher, /) -> None:
+        """Show *watcher* nothing more."""
         ...
 
 
@@ -103,6 +112,8 @@ class App(Router[S, M]):
         self.shutdown: list[Handler] = []
         self.clients: dict[str, Connection[Any, Any]] = {}
         self.counters: dict[str, int] = {}
+        self.watchers: list[Watcher] = []
+        self.masks: list[Mask] = []
         self._routers: dict[str, Router[Any, Any]] = {}
         self._host: Host | None = None
 
@@ -111,7 +122,10 @@ class App(Router[S, M]):
 
     @property
     def connections(self) -> Mapping[str, Connection[Any, Any]]:
-        """The registered connections of this process, of every protocol, by clientid."""
+        """The registered connections of this process, of every protocol, by clientid.
+
+        With `run --workers` each worker is a process; a device is reached from anywhere through its topic.
+        """
         return MappingProxyType(self.clients)
 
     @property
@@ -209,6 +223,25 @@ class App(Router[S, M]):
         if self._host is None:
             raise SetupError(f"{self!r} doesn't run, so it can't publish; do it from on_startup on")
         return self._host.publish(topic, payload, qos, retain=retain)
+
+    def watch(self, watcher: Watcher, /) -> None:
+        """Show *watcher* what happens on all connections: it is called with `(tap, now, event)`.
+
+        `exproto_app.tap` has the events. It works on every host, before the app runs and while it does. A
+        watcher runs on the event loop, so it has to be quick. What `app.masks` match, functions made by
+        `tap.masking`, shows as asterisks, and so do passwords given to `register`.
+        """
+        if watcher not in self.watchers:
+            self.watchers.append(watcher)
+            if self._host is not None:
+                self._host.watch(watcher)
+
+    def unwatch(self, watcher: Watcher, /) -> None:
+        """Show *watcher* nothing more."""
+        if watcher in self.watchers:
+            self.watchers.remove(watcher)
+            if self._host is not None:
+                self._host.unwatch(watcher)
 
     def find_protocol(self, name: str | None) -> Router[Any, Any]:
         """Return the router named *name*, or the only one where it is None. Raises `SetupError`."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
+from . import tap as events
 from .app import App
 from .commands import (
     DONE,
@@ -39,6 +40,7 @@ from .host import Runtime, Timer
 from .lane import BrokerLane
 from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
 from .router import Handler, Router
+from .tap import Mask, Tap, Watcher
 from .topics import split_share
 from .turns import TURN, After, Failed, Request, Turn
 
@@ -52,11 +54,20 @@ KEEPALIVE_FACTOR = 1.5
 ROUNDING = 1e-6
 """Seconds that sums of times may be off."""
 
+LONGEST_NAME = 64
+"""Characters of a clientid in the log."""
+
+HOLD = 1.0
+"""Seconds that bytes of no whole frame are held back from watchers, lest half a password shows."""
+
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
 
 SHOWN = 256
 """Bytes of a bad frame that the log shows."""
+
+LEFT = frozenset({"device closed", "lost", "taken over", "kicked"})
+"""Reasons with which the device can't have got what a handler sent it last."""
 
 Event: TypeAlias = tuple[Callable[[Any], None], Any]
 
@@ -103,9 +114,16 @@ class Link(Protocol):
 
 
 class Hub(Protocol):
-    """The broker's side of all connections. *ordered*: it keeps the order of commands that still wait."""
+    """The broker's side of all connections.
+
+    *ordered*: it keeps the order of commands that still wait. *keeps_wills*: it sees to it that a client's
+    will is published where `Channel.will_due` says so; else the engine does. *keeps_sessions*: a client's
+    session may outlive its connection.
+    """
 
     ordered: bool
+    keeps_wills: bool
+    keeps_sessions: bool
 
     def execute(self, channel: Channel, command: Command, /) -> Outcome[Any]:
         """Carry *command* out; the outcome may come later."""
@@ -129,6 +147,7 @@ class Shared(Protocol):
     limits: Limits
     counters: dict[str, int]
     clients: dict[str, Channel]
+    masks: list[Mask]
     when_failed: Callable[[BaseException], object] | None
 
     def later(self, channel: Channel, /) -> None:
@@ -143,9 +162,25 @@ class Shared(Protocol):
         """Let go of *channel*: it has ended."""
         ...
 
+    def count(self, name: str, number: int = 1, /) -> None:
+        """Count what has no counter from the start."""
+        ...
+
     def once(self, what: Hashable, text: str, /, *args: object) -> None:
         """Log a warning the first time that *what* happens."""
         ...
+
+    def unwatch(self, watcher: Watcher, /) -> None:
+        """Have *watcher* look at nothing any more."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Owed:
+    """A message whose broker wants to know when its handler has ended."""
+
+    message: Message
+    taken: Callable[[], object]
 
 
 @attrs.frozen(eq=False)
@@ -167,6 +202,7 @@ class Channel:
         "client",
         "close_called",
         "closing",
+        "congestion",
         "conn",
         "counters",
         "datagram",
@@ -174,6 +210,7 @@ class Channel:
         "deliveries",
         "detail",
         "draining",
+        "dropped",
         "encode",
         "end_timer",
         "ended",
@@ -211,6 +248,7 @@ class Channel:
         "sent",
         "silence",
         "stall",
+        "tap",
         "tasks",
         "ticking",
         "ticks",
@@ -218,6 +256,7 @@ class Channel:
         "timers",
         "turn",
         "when_ended",
+        "will",
         "writable",
         "write",
     )
@@ -233,6 +272,7 @@ class Channel:
         self.only = protocol.only
         self.quick: Handler | None = None  # takes frames that come alone, once the device has spoken
         self.write = link.write
+        self.tap: Tap | None = None  # while somebody looks; then the three above are None
         self.id = conn_id
         self.conn: Connection[Any] = Connection(
             self, conn_id=conn_id, protocol=router.name, info=info, state=None
@@ -248,6 +288,7 @@ class Channel:
         self.queue: deque[Event] | None = None
         self.queued = 0
         self.deliveries = 0
+        self.dropped = 0
         self.turn: Turn | None = None
         self.running = False
         self.held = False
@@ -272,6 +313,8 @@ class Channel:
 
         # The broker's lane; None until the first command.
         self.lane: BrokerLane | None = None
+        self.congestion = False
+        self.will: Message | None = None
         self.registers = 0
         self.failures: list[tuple[object, Outcome[Any]]] | None = None
 
@@ -295,10 +338,95 @@ class Channel:
         self.silence = 0.0
         self.heard = 0.0
 
+    def __str__(self) -> str:
+        """Name the connection as the log does: `ID/PROTOCOL`, then `/CLIENTID` once it is registered."""
+        name = f"{self.id}/{self.protocol.router.name}"
+        return name if self.client is None else f"{name}/{_one_word(self.client.clientid)}"
+
+    # --- what watchers see
+
+    def watch(self, watcher: Watcher, *, late: bool = True) -> None:
+        """Show *watcher* what happens here; with *late* it is told first what it has missed."""
+        if self.ended:
+            return
+        if self.tap is None:
+            shared = self.engine
+            self.tap = Tap(
+                self.id,
+                self.protocol.router.name,
+                time=shared.runtime.time,
+                masks=shared.masks,
+                broken=shared.unwatch,
+            )
+            self._choose_paths()
+        self.tap.add(watcher, events.Opened(self.conn.info, late=True, client=self.client) if late else None)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Show *watcher* nothing more; without any, the quick paths are taken again."""
+        if self.tap is None:
+            return
+        self.tap.remove(watcher)
+        if not self.tap.watchers:
+            self.tap = None
+            self._choose_paths()
+
+    def _choose_paths(self) -> None:
+        """Take the quick paths where nobody looks."""
+        if self.tap is not None:
+            self.only = self.quick = self.write = None
+            return
+        self.only, self.write = self.protocol.only, self.link.write
+        self.quick = self.only if self.first is None and not self.datagram else None
+
+    def _show(self, event: events.Event) -> None:
+        """Show *event*, after the turn that it belongs to as long as that may tell a password."""
+        if self.tap is not None:
+            in_turn = self.running or self.turn is not None or self.registers > 0
+            self.tap.show(event, hold=in_turn and self.client is None)
+
+    def _show_received(self, tap: Tap, data: bytes) -> None:
+        tap.show(events.Received(data), hold=self.client is None or tap.has_secrets)
+
+    def _show_held(self, tap: Tap) -> None:
+        """Show what was held back, unless more of the turn or of the frame is to come."""
+        if self.client is None and (self.turn is not None or self.registers):
+            return
+        runtime = self.engine.runtime
+        unfinished = not self.gone and (self.queued or self.frames is not None or self.decoder.buffered)
+        if unfinished and runtime.ticks and (self.client is None or tap.has_secrets):
+            tap.release_later(runtime.call_later, HOLD)
+        else:
+            tap.release()
+
+    def _show_frame(self, frame: bytes, handler: Handler | None) -> None:
+        self._show(events.Frame(frame, None if handler is None else handler.name))
+
+    def _show_delivered(self, messages: Sequence[Message]) -> None:
+        more = len(messages)
+        for message in messages:
+            more -= 1
+            handler = self.protocol.router.routes.deliver(message.topic.removeprefix(self.mount))
+            self._show(events.Delivered(message, None if handler is None else handler.name, more))
+
+    def _show_dropped(self, what: str, count: int) -> None:
+        if count:
+            self._show(events.Dropped(what, count))
+
+    def _show_command(self, command: Command) -> None:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                self._show(events.Published(Message(topic, payload, qos, retain)))
+            case Subscribe(topic, qos):
+                self._show(events.Subscribed(topic, qos))
+            case Unsubscribe(topic):
+                self._show(events.Unsubscribed(topic))
+
     # --- events, from the driver
 
     def begin(self, *, resumed: bool) -> None:
         """Run `on_connect`, the first turn."""
+        if self.tap is not None:
+            self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
         if self.datagram:
@@ -332,7 +460,12 @@ class Channel:
             return
         handler = self.quick
         if handler is None or self.requests:
-            self._take(data)
+            if self.tap is None:
+                self._take(data)
+            else:
+                self._show_received(self.tap, data)
+                self._take(data)
+                self.held = True  # so that `pump` shows what was held back
         elif self.raw and 0 < size <= FRAME_LIMIT:
             self._run_frame(data, handler)
         else:
@@ -347,26 +480,39 @@ class Channel:
         elif self.outbox:
             self._flush()
 
-    def delivered(self, messages: Sequence[Message]) -> None:
-        """Take *messages* that the broker has for the device."""
-        room = self.engine.limits.deliveries - self.deliveries
-        if self.gone or self.closing is not None:
+    def delivered(self, messages: Sequence[Message], taken: Callable[[], object] | None = None) -> None:
+        """Take *messages* that the broker has for the device.
+
+        With *taken* none is dropped for want of room: the broker sends no more of those before it is called,
+        when the turn of the last one has ended. It isn't if the connection ends before.
+        """
+        ends = self.gone or self.closing is not None
+        room = self.engine.limits.deliveries - self.deliveries if taken is None else len(messages)
+        if ends:
             room = 0
         if len(messages) > room:
             dropped = len(messages) - room
-            self.counters["deliveries_dropped"] += dropped
-            log.warning("%s ! %d messages dropped: %s", self.id, dropped, self._why_no_room())
+            self._dropped("deliveries", dropped, "closing" if ends else "queue_full")
+            self._show_dropped("messages", dropped)
+            before, self.dropped = self.dropped, self.dropped + dropped
+            if before.bit_length() != self.dropped.bit_length():  # a flood of messages is none of lines
+                log.warning("%s ! %d messages dropped: %s", self, self.dropped, self._why_no_room())
             messages = messages[:room]
         if not messages:
             return
+        if self.tap is not None:
+            self._show_delivered(messages)
         if self.mount:
             messages = [self._unmounted(message) for message in messages]
         self.counters["messages_delivered"] += len(messages)
         self.deliveries += len(messages)
+        waiting: Sequence[Message | Owed] = messages
+        if taken is not None:
+            waiting = (*messages[:-1], Owed(messages[-1], taken))
         if self.queue and self.queue[-1][0] == self._run_messages:
-            self.queue[-1][1].extend(messages)
+            self.queue[-1][1].extend(waiting)
         else:
-            self._enqueue(self._run_messages, deque(messages))
+            self._enqueue(self._run_messages, deque(waiting))
             self._later()
 
     def unwritable(self) -> None:
@@ -385,6 +531,21 @@ class Channel:
         self._settle_sent()
         self.pump()
 
+    def congested(self) -> None:
+        """Hold turns and reading: the queue of what this device publishes is full."""
+        if self.congestion or self.gone:
+            return
+        self.congestion = self.held = True
+        if not self.paused:
+            self.paused = True
+            self.link.pause()
+
+    def relieved(self) -> None:
+        """Go on: there is room in that queue again."""
+        if self.congestion:
+            self.congestion = False
+            self._later()
+
     def terminated(self, reason: Reason = "device closed", detail: str = "") -> None:
         """Take the end of the connection; what it received before is still handled."""
         if self.gone:
@@ -396,14 +557,17 @@ class Channel:
             self.detail = detail
         self._cancel_timers()
         unsent = self.outbox_bytes
+        if self.tap is not None:
+            self._show_dropped("bytes", unsent)
+            self._show(events.Closed(self.reason or reason, self.detail))
         if unsent:
-            self.counters["bytes_dropped"] += unsent
+            self._dropped("bytes", unsent, "unsent")
         self.outbox.clear()
-        self.outbox_bytes, self.writable = 0, True
+        self.outbox_bytes, self.writable, self.congestion = 0, True, False
         left = self.decoder.buffered
         log.debug(
             "%s = closed: %s %s (%d bytes unsent, %d in no frame)",
-            self.id,
+            self,
             self.reason,
             self.detail,
             unsent,
@@ -474,6 +638,8 @@ class Channel:
             return self._refused(command, self._closed())
         if self.engine.runtime.elsewhere():
             return self.engine.from_thread(partial(self.issue, command))
+        if self.tap is not None and type(command) is Register:
+            self.tap.keep_secret(command.password, command.client)
         return self._lane().issue(command)
 
     def request(
@@ -576,7 +742,12 @@ class Channel:
                 self._judge()
             if self.outbox:
                 self._flush()
-            if self.registers or not self.writable or self.outbox_bytes > limits.outbox:
+            if (
+                self.registers
+                or (self.congestion and self.closing is None)
+                or not self.writable
+                or self.outbox_bytes > limits.outbox
+            ):
                 break
             if self.resumes:
                 self.resumes.popleft()()
@@ -603,14 +774,22 @@ class Channel:
             or self.queue
             or self.frames is not None
             or self.registers
+            or self.congestion
             or not self.writable
             or self.outbox_bytes > limits.outbox
             or self.gone
             or self.closing is not None
         )
-        if self.paused and self.queued <= limits.inbox // 2 and not self.gone and self.closing is None:
+        if self.tap is not None:
+            self._show_held(self.tap)
+        if self.paused and self.queued <= limits.inbox // 2 and not self.held_back:
             self.paused = False
             self.link.resume()
+
+    @property
+    def held_back(self) -> bool:
+        """Whether reading stays paused however little waits to be handled."""
+        return self.congestion or self.gone or self.closing is not None
 
     def _later(self) -> None:
         if not self.scheduled:
@@ -626,9 +805,12 @@ class Channel:
     def _enqueue_data(self, data: bytes) -> None:
         limit = self.engine.limits.inbox
         if self.gone or (self.datagram and self.queued > limit):
-            self.counters["bytes_dropped"] += len(data)
-            log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self.id, len(data), self.queued, limit)
+            self._dropped("bytes", len(data), "closing" if self.gone else "queue_full")
+            self._show_dropped("bytes", len(data))
+            log.warning("%s ! %d bytes dropped: %d wait, limit is %d", self, len(data), self.queued, limit)
             return
+        if self.tap is not None:
+            self._show_received(self.tap, data)
         self._enqueue(self._take_queued, data)
         self.queued += len(data)
         if self.queued > limit and not self.paused:
@@ -664,10 +846,11 @@ class Channel:
         skipped = sum(len(item.data) for item in bad if not item.frame)
         self.counters["frames_bad"] += frames
         self.counters["bytes_skipped"] += skipped
-        data, reason = bad[0].data, bad[0].reason
-        shown = data.hex() if len(data) <= SHOWN else f"{data[:SHOWN].hex()}…"
+        if self.tap is not None:
+            for item in bad:
+                self._show(events.Failed("framing", FramingError(f"{item.reason}: {_hex(item.data)}")))
         text = "%s ! %d bad frames dropped, %d bytes skipped: %s: %s"
-        log.warning(text, self.id, frames, skipped, reason, shown)
+        log.warning(text, self, frames, skipped, bad[0].reason, _hex(bad[0].data))
 
     def _cut_datagram(self, data: bytes) -> list[bytes]:
         """Return the frames of a datagram, none if any of it is wrong: each datagram starts clean."""
@@ -677,8 +860,10 @@ class Channel:
             frames = [*frames, *decoder.finish()]
         if decoder.error is None:
             return frames
-        self.engine.counters["datagrams_dropped"] += 1
-        log.warning("%s ! datagram of %d bytes dropped: %s", self.id, len(data), decoder.error)
+        self._dropped("datagrams", 1, "framing")
+        if self.tap is not None:
+            self._show(events.Failed("framing", decoder.error))
+        log.warning("%s ! datagram of %d bytes dropped: %s", self, len(data), decoder.error)
         self.decoder = Decoder(self.protocol.router.framing)
         return []
 
@@ -723,12 +908,14 @@ class Channel:
                         if self.held:
                             break
                         continue
-                    if self.requests and self._offer(frame):
+                    if self.requests and self._offer(frame, frame):
                         if self.held:
                             break  # whoever asked goes on before the next frame
                         continue
                     if only is None:
                         handler = self.protocol.router.routes.received(frame)
+                        if self.tap is not None:
+                            self._show_frame(frame, handler)
                         if handler is None or handler.blocking:
                             self._run_special(handler, frame)
                             if self.held:
@@ -758,11 +945,15 @@ class Channel:
         try:
             message = parse(frame)
         except Exception as error:  # noqa: BLE001 - a codec may raise anything at what it doesn't like
+            if self.tap is not None:
+                self._show_frame(frame, None)
             self._tell_bad([Bad(frame, f"the codec can't parse it: {error!r}")])
             return
-        if self.requests and self._offer(message):
+        if self.requests and self._offer(frame, message):
             return
         handler = self.protocol.router.routes.received(frame, message)
+        if self.tap is not None:
+            self._show_frame(frame, handler)
         if handler is None or handler.blocking:
             self._run_special(handler, message)
         else:
@@ -775,7 +966,7 @@ class Channel:
         self.counters["frames_unhandled"] += 1
         name = self.protocol.router.name
         shown = frame[:64] if isinstance(frame, bytes) else frame
-        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self.id, name, shown)
+        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, shown)
 
     def _run(
         self,
@@ -861,7 +1052,7 @@ class Channel:
         if turn.ended:
             return
         if turn.error is not None:
-            log.error("%s ! %s goes on although it was cancelled", self.id, turn.handler.name)
+            log.error("%s ! %s goes on although it was cancelled", self, turn.handler.name)
             self._finished(turn, None, turn.error)
             return
         turn.error = TimeoutError(f"{turn.handler.name} ran longer than {seconds:g} s")
@@ -878,6 +1069,9 @@ class Channel:
         turn.ended = True
         if turn.deadline is not None:
             turn.deadline.cancel()
+        # Both know the context that they were made in, where the turn before may be, which would know the one
+        # before that: no turn of a busy connection would ever be freed.
+        turn.deadline = turn.task = None
         if self.turn is turn:
             self.turn = None
         if turn.error is not None:
@@ -898,15 +1092,16 @@ class Channel:
             self.running = was_running
         self.pump()
 
-    def _run_messages(self, messages: deque[Message]) -> None:
+    def _run_messages(self, messages: deque[Message | Owed]) -> None:
         routes = self.protocol.router.routes
-        first = messages.popleft()
+        takers: list[Callable[[], object]] = []
+        first = _owed(messages.popleft(), takers)
         handler = routes.deliver(first.topic)
         argument: Any = first
         if handler is not None and handler.batch:
             argument = [first]
-            while messages and routes.deliver(messages[0].topic) is handler:
-                argument.append(messages.popleft())
+            while messages and routes.deliver(_topic(messages[0])) is handler:
+                argument.append(_owed(messages.popleft(), takers))
             self.deliveries -= len(argument) - 1
         self.deliveries -= 1
         if messages and self.queue is not None:
@@ -915,9 +1110,18 @@ class Channel:
             self.counters["messages_unhandled"] += 1
             name = self.protocol.router.name
             text = "%s ! no on_deliver of %r takes %r"
-            self.engine.once(("deliver", name), text, self.id, name, first.topic)
+            self.engine.once(("deliver", name), text, self, name, first.topic)
+            self._taken(takers)
+        elif takers:
+            self._run(handler, (self.conn, argument), partial(self._taken, takers))
         else:
             self._run(handler, (self.conn, argument))
+
+    def _taken(self, takers: list[Callable[[], object]]) -> None:
+        """Tell the broker that its messages are handled, unless the device left in the middle of it."""
+        if not self.gone and self.reason not in LEFT:
+            for taken in takers:
+                taken()
 
     # --- failures
 
@@ -925,11 +1129,13 @@ class Channel:
         """Judge a handler's *error*: the router's on_error, then the app's, else the connection ends."""
         name = where.name if isinstance(where, Handler) else where
         if self.gone and isinstance(error, ClosedError):
-            log.debug("%s ! %s ended with the connection", self.id, name)
+            log.debug("%s ! %s ended with the connection", self, name)
             if after is not None:
                 after()
             return
         self.counters["handler_errors"] += 1
+        if self.tap is not None:
+            self._show(events.Failed(name or "framing", error))
         if self.engine.when_failed is not None and where is not None:
             self.engine.when_failed(error)
         self._ask_on_error(self.protocol.errors, name, error, after)
@@ -939,14 +1145,14 @@ class Channel:
     ) -> None:
         if not handlers:
             if isinstance(error, FramingError):
-                log.warning("%s ! %s", self.id, error)
+                log.warning("%s ! %s", self, error)
             else:
-                log.error("%s ! %s failed: %r", self.id, name, error, exc_info=error)
+                log.error("%s ! %s failed: %r", self, name, error, exc_info=error)
             self.end("error", str(error) or repr(error))
             if after is not None:
                 after()
             return
-        log.info("%s ! %s failed: %r", self.id, name or "framing", error)
+        log.info("%s ! %s failed: %r", self, name or "framing", error)
         handler, *others = handlers
         self.in_error, self.keeping = True, False
 
@@ -959,7 +1165,9 @@ class Channel:
 
         def failed(another: BaseException) -> None:
             self.in_error = False
-            log.error("%s ! %s failed: %r", self.id, handler.name, another, exc_info=another)
+            if self.tap is not None:
+                self._show(events.Failed(handler.name, another))
+            log.error("%s ! %s failed: %r", self, handler.name, another, exc_info=another)
             self._ask_on_error(tuple(others), name, error, after)
 
         self._run(handler, (self.conn, error), judged, failed)
@@ -970,9 +1178,9 @@ class Channel:
 
         def after() -> None:
             dropped = self.decoder.recover()
-            self.counters["bytes_dropped"] += dropped
+            self._dropped("bytes", dropped, "framing")
             if self.closing is None and not self.gone:
-                log.info("%s ! %d of %d bytes skipped after a framing error", self.id, dropped, left)
+                log.info("%s ! %d of %d bytes skipped after a framing error", self, dropped, left)
                 self._take(b"")  # what stands behind the error has come already
 
         self._failed(None, after, error)
@@ -984,8 +1192,7 @@ class Channel:
         if self.first is not None:
             self.first.cancel()
             self.first = None
-            if not self.datagram:
-                self.quick = self.only
+            self._choose_paths()
 
     def _said_nothing(self) -> None:
         self.first = None
@@ -1004,6 +1211,8 @@ class Channel:
     def _silent(self) -> None:
         """Look whether the device was silent all the time; it may have spoken since the timer was set."""
         runtime = self.engine.runtime
+        if self.congestion:
+            self.heard = runtime.time()  # we don't listen
         left = self.heard + self.silence - runtime.time()
         if left > ROUNDING:
             self.timer = runtime.call_later(left, self._silent)
@@ -1098,19 +1307,21 @@ class Channel:
         self.send(request.frame, raw=True)
         request.deadline = self.engine.runtime.call_later(request.timeout, self._unanswered, request)
 
-    def _offer(self, frame: Any) -> bool:
-        """Offer *frame* to the requests in the order of their sending; return whether one took it."""
+    def _offer(self, frame: bytes, message: Any) -> bool:
+        """Offer *message*, the *frame* itself without a codec, to the requests; tell whether one took it."""
         for request in self.requests or ():
-            if request.tries and (request.match is None or request.match(frame)):
+            if request.tries and (request.match is None or request.match(message)):
+                if self.tap is not None:
+                    self._show(events.Frame(frame, "request"))
                 self._close_request(request)
-                self._go_on(request.turn, partial(request.settle, frame))
+                self._go_on(request.turn, partial(request.settle, message))
                 return True
         return False
 
     def _unanswered(self, request: Request) -> None:
         if request.tries <= request.retries:
             self.counters["requests_retried"] += 1
-            log.debug("%s = no answer within %g s, it is sent again", self.id, request.timeout)
+            log.debug("%s = no answer within %g s, it is sent again", self, request.timeout)
             self._ask(request)
             return
         self.counters["requests_timed_out"] += 1
@@ -1162,7 +1373,11 @@ class Channel:
             return self._register(command)
         if type(command) is Publish:
             self.counters["messages_published"] += 1
-        return self.engine.hub.execute(self, self._mounted(command) if self.mount else command)
+        if self.mount:
+            command = self._mounted(command)
+        if self.tap is not None:
+            self._show_command(command)
+        return self.engine.hub.execute(self, command)
 
     def _register(self, command: Register) -> Outcome[None]:
         if self.client is not None:
@@ -1172,10 +1387,17 @@ class Channel:
         outcome: Outcome[None] = Outcome(self.engine.runtime.waiter)
         self.registers += 1
         self.held = True
-        self.engine.hub.execute(self, command).when_done(partial(self._registered, command.client, outcome))
+        hub = self.engine.hub
+        if command.session_expiry and not hub.keeps_sessions:
+            text = "%s ! session_expiry is ignored: this host keeps no sessions of clients that have gone"
+            self.engine.once("session_expiry", text, self)
+        mount = command.client.mountpoint
+        if command.will is not None and mount:
+            command.will = attrs.evolve(command.will, topic=mount + command.will.topic)
+        hub.execute(self, command).when_done(partial(self._registered, command, outcome))
         return outcome
 
-    def _registered(self, client: ClientInfo, outcome: Outcome[None], result: Outcome[None]) -> None:
+    def _registered(self, command: Register, outcome: Outcome[None], result: Outcome[None]) -> None:
         """Take the host's answer to a register; an older connection of that client has to end first."""
         if self.gone:
             outcome.fail(self._closed())
@@ -1183,18 +1405,20 @@ class Channel:
         if result.error is not None:
             self._register_done(outcome, result.error)
             return
-        shared = self.engine
+        shared, client = self.engine, command.client
         older = shared.clients.get(client.clientid)
-        self.client, self.mount = client, client.mountpoint
+        self.client, self.mount, self.will = client, client.mountpoint, command.will
         shared.clients[client.clientid] = self
         shared.app.clients[client.clientid] = self.conn
         self.protocol.router.live[client.clientid] = self.conn
+        if self.tap is not None:
+            self._show(events.Registered(client))
         self._speaks()
         if client.keepalive and not shared.runtime.ticks:
-            shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self.id)
+            shared.once("keepalive", "%s ! keepalive is ignored: this host has no timers", self)
         elif client.keepalive:
             self.start_timer(KEEPALIVE_FACTOR * client.keepalive)
-        log.debug("%s = registered %r", self.id, client.clientid)
+        log.debug("%s = registered %r", self, client.clientid)
         if older is None or older.ended:
             self._register_done(outcome, None)
             return
@@ -1244,13 +1468,15 @@ class Channel:
     def _refused(self, command: object, error: CommandError) -> Outcome[Any]:
         outcome = refused(error)
         if isinstance(error, ClosedError):
-            log.debug("%s ! %s after the end", self.id, _name(command))
+            log.debug("%s ! %s after the end", self, _name(command))
         else:
             self._blame(command, outcome)
         return outcome
 
     def _blame(self, command: object, outcome: Outcome[Any]) -> None:
         """Have a failure judged, once its issuer has had the chance to await it."""
+        if self.tap is not None and outcome.error is not None and not isinstance(outcome.error, ClosedError):
+            self._show(events.Refused(_name(command), _object(command), outcome.error))
         if self.running or self.turn is not None:
             if self.failures is None:
                 self.failures = []
@@ -1269,10 +1495,10 @@ class Channel:
         if outcome.awaited:
             return
         if isinstance(outcome.error, ClosedError):
-            log.debug("%s ! %s after the end", self.id, _name(command))
+            log.debug("%s ! %s after the end", self, _name(command))
             return
         self.counters["commands_failed"] += 1
-        log.warning("%s ! %s failed: %s", self.id, _name(command), outcome.error)
+        log.warning("%s ! %s failed: %s", self, _name(command), outcome.error)
         if isinstance(command, Register) and self.client is None:
             self.end("error", f"register failed: {outcome.error}")
 
@@ -1297,6 +1523,9 @@ class Channel:
         self.outbox.clear()
         self.counters["bytes_sent"] += self.outbox_bytes
         self.outbox_bytes = 0
+        if self.tap is not None:
+            for chunk in chunks:
+                self._show(events.Sent(chunk))
         result = self.link.send(chunks)
         if result is None:
             if self.sent and self.writable:
@@ -1316,7 +1545,9 @@ class Channel:
                 outcome.fail(result.error)
         if result.error is not None and not self.gone:
             self.counters["sends_failed"] += 1
-            log.warning("%s ! send failed: %s", self.id, result.error)
+            if self.tap is not None:
+                self._show(events.Refused("send", "", result.error))
+            log.warning("%s ! send failed: %s", self, result.error)
         if not self.running:
             self._later()
 
@@ -1331,10 +1562,16 @@ class Channel:
 
     def _lost(self, detail: str) -> None:
         """Give the device up."""
-        log.warning("%s ! lost: %s", self.id, detail)
+        log.warning("%s ! lost: %s", self, detail)
         self.end("lost", detail)
         self.close_called = True
         self.link.abort()
+
+    def _dropped(self, what: str, count: int, why: str) -> None:
+        """Count what is lost, in all and by its reason."""
+        if count:
+            self.counters[f"{what}_dropped"] += count
+            self.engine.count(f"{what}_dropped.{why}", count)
 
     # --- the end
 
@@ -1343,10 +1580,11 @@ class Channel:
         dropped = length_hint(self.frames or ())
         for run, argument in self.queue or ():
             if run == self._run_messages:
-                self.counters["deliveries_dropped"] += len(argument)
+                self._dropped("deliveries", len(argument), "closing")
             elif run == self._take_queued:
-                self.counters["bytes_dropped"] += len(argument)
-        self.counters["frames_dropped"] += dropped
+                self._dropped("bytes", len(argument), "closing")
+        self._dropped("frames", dropped, "closing")
+        self._show_dropped("frames", dropped)
         self.frames = self.queue = None
         self.queued = self.deliveries = 0
 
@@ -1417,8 +1655,17 @@ class Channel:
         else:
             self._run(handler, (self.conn, self.reason), self._finish)
 
+    @property
+    def will_due(self) -> bool:
+        """Whether the client's will is to be published, now that it has gone: the app didn't end it."""
+        return self.will is not None and self.reason != "terminated"
+
     def _finish(self) -> None:
         """Let go of everything, once what was published last is on its way (bounded in time)."""
+        will = self.will
+        if will is not None and self.will_due and not self.engine.hub.keeps_wills:
+            self.mount = ""  # which the will's topic has already
+            self.issue(Publish(will.topic, will.payload, will.qos, will.retain))
         self.finishing = True
         if self.lane is None or not self.lane.busy:
             self._finish_now()
@@ -1431,6 +1678,9 @@ class Channel:
         self.ended = True
         if self.end_timer is not None:
             self.end_timer.cancel()
+        if self.tap is not None:
+            self.tap.release()
+            self.tap = None
         if self.client is not None:
             clientid = self.client.clientid
             if self.engine.clients.get(clientid) is self:
@@ -1448,6 +1698,36 @@ class Channel:
         if self.gone or self.closing is not None:
             return "the connection ends"
         return f"{self.deliveries} wait, limit is {self.engine.limits.deliveries}"
+
+
+def _one_word(text: str) -> str:
+    """Return *text* so that it can neither end a line of the log nor fill it."""
+    if len(text) > LONGEST_NAME:
+        text = f"{text[:LONGEST_NAME]}…"
+    if text.isprintable() and " " not in text:
+        return text
+    return text.encode("unicode_escape").decode().replace(" ", "\\x20")
+
+
+def _owed(item: Message | Owed, takers: list[Callable[[], object]]) -> Message:
+    """Return the message, and put who waits for its end among *takers*."""
+    if type(item) is Owed:
+        takers.append(item.taken)
+        return item.message
+    return item  # type: ignore[return-value] # mypy doesn't narrow by type()
+
+
+def _topic(item: Message | Owed) -> str:
+    return item.message.topic if isinstance(item, Owed) else item.topic
+
+
+def _object(command: object) -> str:
+    """Return what *command* is about."""
+    return command.client.clientid if isinstance(command, Register) else getattr(command, "topic", "")
+
+
+def _hex(data: bytes) -> str:
+    return data.hex() if len(data) <= SHOWN else f"{data[:SHOWN].hex()}…"
 
 
 def _name(command: object) -> str:

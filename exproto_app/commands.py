@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 import attrs
 
 from .errors import CommandError
-from .models import ClientInfo
+from .models import ClientInfo, Message
 
 __all__ = [
     "DONE",
@@ -29,10 +29,16 @@ T = TypeVar("T")
 
 @attrs.define
 class Register:
-    """Make the device a client of the broker; *password* None means that it has shown none."""
+    """Make the device a client of the broker; *password* None means that it has shown none.
+
+    *will* is published when the device has gone, *session_expiry* is how many seconds the broker keeps the
+    client's session after that.
+    """
 
     client: ClientInfo
     password: str | None = attrs.field(default=None, repr=False)
+    will: Message | None = None
+    session_expiry: int = 0
 
 
 @attrs.define

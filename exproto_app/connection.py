@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
 import attrs
 
 from .commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe
-from .models import ClientInfo, ConnectionInfo, Reason
+from .models import ClientInfo, ConnectionInfo, Message, Reason
 from .topics import check_filter, check_qos, check_topic
 
 if TYPE_CHECKING:
@@ -135,7 +135,14 @@ class Connection(Generic[S, M]):
         self._verbs.terminate()
 
     @overload
-    def register(self, clientid: ClientInfo, *, password: str | None = None) -> Outcome[None]: ...
+    def register(
+        self,
+        clientid: ClientInfo,
+        *,
+        password: str | None = None,
+        will: Message | None = None,
+        session_expiry: int = 0,
+    ) -> Outcome[None]: ...
     @overload
     def register(
         self,
@@ -147,15 +154,28 @@ class Connection(Generic[S, M]):
         proto_name: str = "",
         proto_ver: str = "",
         mountpoint: str = "",
+        will: Message | None = None,
+        session_expiry: int = 0,
     ) -> Outcome[None]: ...
     def register(
-        self, clientid: ClientInfo | str, *, password: str | None = None, **fields: Any
+        self,
+        clientid: ClientInfo | str,
+        *,
+        password: str | None = None,
+        will: Message | None = None,
+        session_expiry: int = 0,
+        **fields: Any,
     ) -> Outcome[None]:
         """Make the device a client of the broker, under *clientid* or as a whole `ClientInfo` says.
 
         *keepalive* is in seconds, 0 for none. The next frame is handled when the outcome is known. Refused,
         and nobody awaits it: the connection ends. Once registered, the same client again is a success that
         changes nothing; another is denied.
+
+        *will* is published when the connection has ended, unless the app itself ended it by `terminate`; its
+        topic gets the mountpoint. *session_expiry* is for how many seconds after its end the broker keeps the
+        client's session, where messages for its subscriptions of QoS 1 and 2 wait until it registers anew;
+        hosts other than the MQTT uplink have no such sessions and ignore it.
         """
         if isinstance(clientid, ClientInfo):
             if fields:
@@ -168,7 +188,9 @@ class Connection(Generic[S, M]):
             raise TypeError(f"password is {type(password).__name__}, not str")
         if not client.proto_name:
             client = attrs.evolve(client, proto_name=self.protocol)
-        return self._verbs.issue(Register(client, password))
+        _check_will(will)
+        _check_expiry(session_expiry)
+        return self._verbs.issue(Register(client, password, will, session_expiry))
 
     def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> Outcome[None]:
         """Publish *payload* to *topic*. Awaited with *qos* 1 or 2, it returns when the broker has it."""
@@ -254,6 +276,23 @@ def _check_client(client: ClientInfo) -> None:
         raise TypeError(f"keepalive is {type(client.keepalive).__name__}, not int")
     if not 0 <= client.keepalive <= 65_535:
         raise ValueError(f"keepalive is {client.keepalive}, it has to be from 0 to 65535 seconds")
+
+
+def _check_will(will: object) -> None:
+    if will is None:
+        return
+    if not isinstance(will, Message):
+        raise TypeError(f"will is {type(will).__name__}, not Message; write Message(topic, payload)")
+    check_topic(will.topic)
+    check_payload(will.payload)
+    check_qos(will.qos)
+
+
+def _check_expiry(seconds: object) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int):
+        raise TypeError(f"session_expiry is {type(seconds).__name__}, not int")
+    if not 0 <= seconds <= 0xFFFFFFFF:
+        raise ValueError(f"session_expiry is {seconds}, it has to be from 0 to 4294967295 seconds")
 
 
 def _encodable(text: str) -> bool:

@@ -20,8 +20,9 @@ from .commands import Outcome, Publish
 from .framing import RAW, Framing
 from .framing.combined import STOCK
 from .host import Runtime
-from .models import ConnectionInfo
+from .models import ConnectionInfo, Message
 from .router import Router
+from .tap import Mask, Published, Refused, Tap, Watcher
 
 __all__ = ["Engine"]
 
@@ -66,6 +67,9 @@ class Engine:
         self.clients: dict[str, Channel] = {}
         self.when_empty: Callable[[], object] | None = None
         self.when_failed: Callable[[BaseException], object] | None = None
+        self.watchers: tuple[Watcher, ...] = ()
+        self.masks: list[Mask] = app.masks
+        self._tap = Tap("", "", time=runtime.time, masks=self.masks, broken=self.unwatch)  # of the app itself
         self._protocols: dict[str, Served] = {}
         self._ready: list[Channel] = []
         self._ids = count(1)
@@ -76,6 +80,8 @@ class Engine:
         self.app.attach(self)
         self.counters.update(dict.fromkeys(COUNTERS, 0))
         self._protocols = {name: self._protocol(router) for name, router in self.app.protocols.items()}
+        for watcher in self.app.watchers:
+            self.watch(watcher)
 
     def stop(self) -> None:
         """Detach the app."""
@@ -95,7 +101,9 @@ class Engine:
         link.channel = channel
         self.channels.add(channel)
         self.counters["connections_opened"] += 1
-        log.debug("%s = connected %s %s", channel.id, router.name, info.peername)
+        log.debug("%s = connected from %s", channel, info.peername)
+        for watcher in self.watchers:
+            channel.watch(watcher, late=False)
         channel.begin(resumed=resumed)
         return channel
 
@@ -112,7 +120,8 @@ class Engine:
         if router.resume and may_resume:
             return True
         name = conn_id or str(next(self._ids))
-        log.warning("%s ! restarted: this process never saw the connection begin; it is closed", name)
+        text = "%s/%s ! restarted: this process never saw the connection begin; it is closed"
+        log.warning(text, name, router.name)
         link.close()
         return False
 
@@ -121,9 +130,27 @@ class Engine:
         if self.runtime.elsewhere():
             return self.from_thread(partial(self.publish, topic, payload, qos, retain=retain))
         self.counters["messages_published"] += 1
+        if self.watchers:
+            self._tap.show(Published(Message(topic, payload, qos, retain)))
         outcome = self.hub.publish(Publish(topic, payload, qos, retain))
-        outcome.when_done(self._published)
+        outcome.when_done(partial(self._published, topic))
         return outcome
+
+    def watch(self, watcher: Watcher) -> None:
+        """Show *watcher* what happens on all connections, also those to come, and what the app publishes."""
+        if watcher in self.watchers:
+            return
+        self.watchers = (*self.watchers, watcher)
+        self._tap.add(watcher, None)
+        for channel in tuple(self.channels):
+            channel.watch(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Show *watcher* nothing more, on no connection."""
+        self.watchers = tuple(other for other in self.watchers if other != watcher)
+        self._tap.remove(watcher)
+        for channel in self.channels:
+            channel.unwatch(watcher)
 
     def shutdown(self) -> None:
         """End every connection, after what they have received is handled."""
@@ -154,8 +181,13 @@ class Engine:
         self.channels.discard(channel)
         self.hub.gone(channel)
         self.counters["connections_closed"] += 1
+        self.count(f"connections_closed.{channel.reason}".replace(" ", "_"))
         if not self.channels and self.when_empty is not None:
             self.when_empty()
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Count what has no counter from the start; `NAME.REASON` is a part of what NAME counts."""
+        self.counters[name] = self.counters.get(name, 0) + number
 
     def once(self, what: Hashable, text: str, *args: object) -> None:
         """Log a warning the first time that *what* happens."""
@@ -173,8 +205,9 @@ class Engine:
         built = encode if build is None else _built(build, encode)
         return Served(router, None, built, errors, parse=parse, builds=build is not None)
 
-    def _published(self, outcome: Outcome[None]) -> None:
+    def _published(self, topic: str, outcome: Outcome[None]) -> None:
         if outcome.error is not None:
+            self._tap.show(Refused("publish", topic, outcome.error))
             self.counters["commands_failed"] += 1
             log.warning("app ! publish failed: %s", outcome.error)
 

@@ -1,4 +1,4 @@
-"""The embedded hub: routes messages between the connections of one process."""
+"""The embedded hub: routes messages between the connections of one process, and keeps the retained ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import inspect
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
@@ -16,9 +16,9 @@ from .channel import Channel
 from .commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
 from .errors import DeniedError, UnavailableError
 from .models import ClientInfo, Message
-from .topics import Filters, split_share
+from .topics import Filters, Topics, split_share
 
-__all__ = ["Login", "MemoryHub", "Watch"]
+__all__ = ["Login", "Member", "MemoryHub", "Watch"]
 
 log = logging.getLogger("exproto_app")
 
@@ -28,14 +28,33 @@ Login: TypeAlias = Callable[[ClientInfo, str | None], bool | Awaitable[bool]]
 Watch: TypeAlias = Callable[[Channel | None, Message], object]
 """Gets each message that is published and the channel it came from, None for the app's own."""
 
+RETAINED: Final = 10_000
+"""Retained messages that a hub keeps, and beyond which it keeps no further topic."""
+
+RETAINED_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of their topics and payloads, likewise."""
+
+
+class Member(Hashable, Protocol):
+    """Who subscribes and publishes: the `Channel` of a device, or an MQTT client that came in by a door."""
+
+    @property
+    def client(self) -> ClientInfo | None:
+        """Who it is."""
+        ...
+
+    def delivered(self, messages: Sequence[Message], /) -> None:
+        """Take messages that it is subscribed to."""
+        ...
+
 
 @attrs.define(eq=False)
 class Group:
     """The members of one shared subscription; each message goes to one of them, in turn."""
 
-    members: dict[Channel, int] = attrs.field(factory=dict)
+    members: dict[Member, int] = attrs.field(factory=dict)
 
-    def take_turn(self) -> tuple[Channel, int]:
+    def take_turn(self) -> tuple[Member, int]:
         """Return the member whose turn it is, with its QoS, and put it last."""
         channel = next(iter(self.members))
         qos = self.members.pop(channel)
@@ -44,46 +63,85 @@ class Group:
 
 
 class MemoryHub:
-    """A hub in memory, without retained messages and without sessions that outlive a connection.
+    """A hub in memory, without sessions that outlive a connection.
 
     *login* decides who may register; without it everybody may. A device's messages come back to it where it
-    is subscribed; overlapping subscriptions of one device deliver once, with the highest QoS.
+    is subscribed; overlapping subscriptions of one device deliver once, with the highest QoS. Retained
+    messages are kept as long as the hub is there, *retained* of them at most, with *retained_bytes* at most:
+    what is beyond that is delivered, but not kept, and its outcome is `UnavailableError`.
     """
 
     ordered = True
+    keeps_wills = False
+    keeps_sessions = False
 
-    def __init__(self, login: Login | None = None, *, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        login: Login | None = None,
+        *,
+        watch: Watch | None = None,
+        retained: int = RETAINED,
+        retained_bytes: int = RETAINED_BYTES,
+    ) -> None:
         self._login = login
         self._watch = watch
-        self._filters: Filters[Channel | Group, int] = Filters()
-        self._granted: dict[Channel, dict[str, int]] = {}
+        self._filters: Filters[Member | Group, int] = Filters()
+        self._granted: dict[Member, dict[str, int]] = {}
+        self._retained: Topics[Message] = Topics()
+        self._retained_bytes = 0
+        self._most = retained, retained_bytes
         self._groups: dict[str, Group] = {}
         self._ids = itertools.count(1)
 
+    def __str__(self) -> str:
+        return "the embedded hub"
+
+    @property
+    def asks(self) -> bool:
+        """Whether a login rule decides who may register."""
+        return self._login is not None
+
+    def gauges(self) -> dict[str, float]:
+        """Return what metrics tell of it."""
+        return {
+            "retained_messages": len(self._retained),
+            "retained_bytes": self._retained_bytes,
+            "subscriptions": sum(map(len, self._granted.values())),
+        }
+
+    async def admits(self, client: ClientInfo, password: str | None) -> bool:
+        """Tell whether *client*, which is no device, may come in: by the same rule. It may raise anything."""
+        if self._login is None:
+            return True
+        answer = self._login(client, password)
+        return bool(await answer if inspect.isawaitable(answer) else answer)
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""
+        if isinstance(command, Register):
+            return self._register(channel, command)
+        return self.serve(channel, command)
+
+    def serve(self, member: Member, command: Publish | Subscribe | Unsubscribe) -> Outcome[Any]:
+        """Carry out what a member asks."""
         match command:
             case Publish():
-                self._route(channel, command)
-                return DONE
+                return self._route(member, command)
             case Subscribe(topic, qos):
-                self._subscribe(channel, topic, qos)
+                self._subscribe(member, topic, qos)
                 return GRANTED[qos]
             case Unsubscribe(topic):
-                self._unsubscribe(channel, topic)
+                self._unsubscribe(member, topic)
                 return DONE
-            case Register():
-                return self._register(channel, command)
 
     def publish(self, command: Publish) -> Outcome[None]:
         """Publish for the app itself."""
-        self._route(None, command)
-        return DONE
+        return self._route(None, command)
 
-    def gone(self, channel: Channel) -> None:
-        """Forget a connection's subscriptions."""
-        for topic in tuple(self._granted.get(channel, ())):
-            self._unsubscribe(channel, topic)
+    def gone(self, member: Member) -> None:
+        """Forget a member's subscriptions."""
+        for topic in tuple(self._granted.get(member, ())):
+            self._unsubscribe(member, topic)
 
     def subscribed(self, channel: Channel, topic: str) -> bool:
         """Tell whether a message of *topic* would reach *channel*."""
@@ -92,7 +150,7 @@ class MemoryHub:
             for key, _ in self._filters.matching(topic)
         )
 
-    def _route(self, sender: Channel | None, command: Publish) -> None:
+    def _route(self, sender: Member | None, command: Publish) -> Outcome[None]:
         message = Message(
             command.topic,
             command.payload,
@@ -103,11 +161,12 @@ class MemoryHub:
             timestamp=time.time_ns() // 1_000_000,
         )
         if self._watch is not None:
-            self._watch(sender, message)
+            self._watch(sender if isinstance(sender, Channel) else None, message)
+        outcome = self._retain(message) if message.retain else DONE
         matching = self._filters.matching(command.topic)
         if not matching:
-            return
-        best: dict[Channel, int] = {}
+            return outcome
+        best: dict[Member, int] = {}
         for key, qos in matching:
             if isinstance(key, Group):
                 channel, qos = key.take_turn()  # noqa: PLW2901 - the member stands for its group
@@ -117,6 +176,25 @@ class MemoryHub:
         by_qos = [(self._for(message, qos),) for qos in range(3)]
         for channel, qos in best.items():
             channel.delivered(by_qos[qos])
+        return outcome
+
+    def _retain(self, message: Message) -> Outcome[None]:
+        """Keep *message* for later subscribers, in place of the last one; an empty one just removes that."""
+        topic = message.topic
+        before = self._retained.get(topic)
+        size = _size(message) if message.payload else 0
+        total = self._retained_bytes + size - (_size(before) if before is not None else 0)
+        most, most_bytes = self._most
+        if size and (total > most_bytes or (before is None and len(self._retained) >= most)):
+            words = f"{len(self._retained)} messages with {self._retained_bytes} bytes are kept"
+            limits = f"limits are {most} and {most_bytes}"
+            return refused(UnavailableError(f"{topic!r} isn't retained: {words}, {limits}"))
+        self._retained_bytes = total
+        if size:
+            self._retained.put(topic, message)
+        else:
+            self._retained.discard(topic)
+        return DONE
 
     @staticmethod
     def _for(message: Message, qos: int) -> Message:
@@ -125,12 +203,16 @@ class MemoryHub:
             return message
         return attrs.evolve(message, qos=min(message.qos, qos), retain=False)
 
-    def _subscribe(self, channel: Channel, topic: str, qos: int) -> None:
+    def _subscribe(self, channel: Member, topic: str, qos: int) -> None:
         granted = self._granted.setdefault(channel, {})
         group_name, plain = split_share(topic)
         granted[topic] = qos
         if not group_name:
             self._filters.add(plain, channel, qos)
+            # Not to a group (MQTT 5, 4.8.2): each of its members would get them.
+            retained = self._retained.matching(plain)
+            if retained:
+                channel.delivered([attrs.evolve(one, qos=min(one.qos, qos)) for one in retained])
             return
         group = self._groups.get(topic)
         if group is None:
@@ -138,7 +220,7 @@ class MemoryHub:
             self._filters.add(plain, group, 0)
         group.members[channel] = qos
 
-    def _unsubscribe(self, channel: Channel, topic: str) -> None:
+    def _unsubscribe(self, channel: Member, topic: str) -> None:
         granted = self._granted.get(channel)
         if granted is None or granted.pop(topic, None) is None:
             return
@@ -185,3 +267,7 @@ class MemoryHub:
     def _broken(error: BaseException) -> UnavailableError:
         log.error("hub ! the login rule failed: %r", error, exc_info=error)
         return UnavailableError(f"the login rule failed: {error!r}")
+
+
+def _size(message: Message) -> int:
+    return len(message.topic.encode()) + len(message.payload)

@@ -60,6 +60,11 @@ class BrokerLane:
         """Whether a command waits or is on its way."""
         return self._held or bool(self._pending)
 
+    @property
+    def waiting(self) -> int:
+        """How many commands wait or are on their way."""
+        return len(self._pending)
+
     def issue(self, command: Command) -> Outcome[Any]:
         """Carry *command* out when those before it allow."""
         if not self._held:

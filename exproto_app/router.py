@@ -40,9 +40,12 @@ DEFAULT = "default"
 Key: TypeAlias = bytes | str | int | tuple[Any, ...] | enum.Enum | None
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Handler:
-    """A registered function: *call* takes the short form's arguments, *where* names it in errors."""
+    """A registered function: *call* takes the short form's arguments, *where* names it in errors.
+
+    *call* is looked up each time, so that it may be replaced while somebody measures it.
+    """
 
     call: Callable[..., Any]
     function: Callable[..., Any]

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any
 
 from .app import App
@@ -20,7 +20,9 @@ from .channel import Channel, Hub
 from .commands import Waiter
 from .engine import Engine
 from .host import Timer
+from .logs import WINDOW, Repeats
 from .router import Handler
+from .timing import Timing
 
 __all__ = ["Runner"]
 
@@ -32,13 +34,20 @@ THREADS = 32
 SLOW = 1.0
 """Seconds that a handler may hold everybody up before the watchdog names it."""
 
+CALLERS = frozenset({Channel.__module__, Timing.__module__})
+"""The modules that call handlers."""
+
 
 class Runner:
-    """One app that runs on one host, in the running event loop; the engine's `Runtime`."""
+    """One app that runs on one host, in the running event loop; the engine's `Runtime`.
+
+    While it runs, what goes wrong again and again is counted instead of logged each time, unless *limit_logs*
+    is False.
+    """
 
     ticks = True
 
-    def __init__(self, app: App[Any], hub: Hub) -> None:
+    def __init__(self, app: App[Any], hub: Hub, *, limit_logs: bool = True) -> None:
         self.app = app
         self.loop = asyncio.get_running_loop()
         self.time = self.loop.time
@@ -51,14 +60,19 @@ class Runner:
         self._thread = threading.get_ident()
         self._pool: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._repeats = Repeats(partial(self.call_from_thread, self._later_sweep)) if limit_logs else None
+        self._sweeping: Timer | None = None
 
     async def start(self) -> None:
         """Attach the app and run its `on_startup`. Raises what that raises, with the app detached again."""
         self.engine.start()
+        if self._repeats is not None:
+            log.addFilter(self._repeats)
         try:
             for handler in self.app.startup:
                 await _call(handler)
         except BaseException:
+            self._tell_repeats()
             self.engine.stop()
             raise
         self.watchdog.start()
@@ -76,6 +90,7 @@ class Runner:
             self.watchdog.stop()
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
+            self._tell_repeats()
             self.engine.stop()
 
     async def _end_connections(self) -> None:
@@ -97,7 +112,11 @@ class Runner:
 
     def run_task(self, awaitable: Any, done: Callable[[Any, BaseException | None], None]) -> Timer:
         """Run *awaitable* in a task; *done* gets its result or its exception."""
-        task: asyncio.Future[Any] = asyncio.ensure_future(awaitable)
+        task: asyncio.Future[Any]
+        if type(awaitable) is CoroutineType:  # what `async def` gives, at once
+            task = self.loop.create_task(awaitable)
+        else:
+            task = asyncio.ensure_future(awaitable)
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(partial(self._done, done))
         return task
@@ -111,6 +130,22 @@ class Runner:
         future: asyncio.Future[Any] = self.loop.run_in_executor(self._pool, function)
         future.add_done_callback(partial(self._done, done))
         return future
+
+    def _later_sweep(self) -> None:
+        if self._sweeping is None:
+            self._sweeping = self.call_later(WINDOW, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        if self._repeats is not None and self._repeats.sweep(time.time()):
+            self._later_sweep()
+
+    def _tell_repeats(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._repeats is not None:
+            log.removeFilter(self._repeats)
+            self._repeats.finish(time.time())
 
     def _done(self, done: Callable[[Any, BaseException | None], None], future: asyncio.Future[Any]) -> None:
         self._tasks.discard(future)
@@ -191,7 +226,7 @@ def _culprit(frame: FrameType) -> str:
     walk: FrameType | None = frame
     while walk is not None:
         caller = walk.f_back
-        if caller is not None and caller.f_globals.get("__name__") == Channel.__module__:
+        if caller is not None and caller.f_globals.get("__name__") in CALLERS:
             return walk.f_code.co_name
         walk = caller
     return name

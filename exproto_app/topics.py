@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 
 __all__ = [
     "Filters",
+    "Topics",
     "check_filter",
     "check_qos",
     "check_topic",
@@ -199,6 +200,84 @@ class Filters(Generic[K, V]):
                 yield node.rest
             if node.ends:
                 yield node.ends
+
+
+class _Level(Generic[V]):
+    """One level of the topics that have values."""
+
+    __slots__ = ("children", "values")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Level[V]] = {}
+        self.values: list[V] = []  # one at most; a list, for None may be a value
+
+    def all(self) -> Iterator[V]:
+        """Yield the values here and below."""
+        levels = [self]
+        while levels:
+            level = levels.pop()
+            yield from level.values
+            levels += level.children.values()
+
+
+class Topics(Generic[V]):
+    """A value for each topic, found by filters. A look-up costs what it finds and what branches off."""
+
+    def __init__(self) -> None:
+        self._root: _Level[V] = _Level()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def get(self, topic: str) -> V | None:
+        """Return the value of *topic*."""
+        level: _Level[V] | None = self._root
+        for name in topic.split("/"):
+            level = level.children.get(name) if level is not None else None
+        return level.values[0] if level is not None and level.values else None
+
+    def put(self, topic: str, value: V) -> None:
+        """Give *topic* a value, in place of the one it had."""
+        level = self._root
+        for name in topic.split("/"):
+            level = level.children.setdefault(name, _Level())
+        self._size += not level.values
+        level.values = [value]
+
+    def discard(self, topic: str) -> None:
+        """Remove the value of *topic*, if it has one."""
+        names = topic.split("/")
+        path = [self._root]
+        for name in names:
+            child = path[-1].children.get(name)
+            if child is None:
+                return
+            path.append(child)
+        self._size -= len(path[-1].values)
+        path[-1].values = []
+        while len(path) > 1 and not path[-1].values and not path[-1].children:
+            path.pop()
+            del path[-1].children[names[len(path) - 1]]
+
+    def matching(self, topic_filter: str) -> list[V]:
+        """Return the values of the topics that match a plain filter."""
+        levels = [self._root]
+        for depth, name in enumerate(topic_filter.split("/")):
+            if name in ("+", "#"):
+                below = [
+                    child
+                    for level in levels
+                    for key, child in level.children.items()
+                    if depth or not key.startswith("$")  # the broker's own topics match no leading wildcard
+                ]
+                if name == "#":
+                    own = [value for level in levels for value in level.values]  # a/# matches a too
+                    return [*own, *(value for level in below for value in level.all())]
+                levels = below
+            else:
+                levels = [level.children[name] for level in levels if name in level.children]
+        return [value for level in levels for value in level.values]
 
 
 def _check_text(what: str, text: object) -> None:

@@ -1,4 +1,4 @@
-"""What several suites share: an Erlang VM, in which each test has listeners of its own."""
+"""What several suites share: how hypothesis runs, an Erlang VM and an MQTT broker."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .erlang.broker import MISSING, Vm, running
+from .behaviour.hosts import PASSWORD
+from .erlang.broker import MISSING as NO_ERLANG
+from .erlang.broker import Vm, running
+from .mqtt.broker import MISSING as NO_MOSQUITTO
+from .mqtt.broker import Broker, free_port
 
-settings.register_profile("default", max_examples=30, deadline=None)
+# A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
+settings.register_profile("usual", deadline=None)
 settings.register_profile(
-    "fuzz", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "fuzz", deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("default")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the tests of the gRPC service be asked for."""
-    text = "also test the gRPC service; its stand-in for EMQX leaves sockets unclosed at times"
-    parser.addoption("--grpc", action="store_true", help=text)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests of the gRPC service out, unless they are asked for."""
-    if config.getoption("--grpc"):
-        return
-    left_out = [item for item in items if item.nodeid.startswith("tests/grpc/") or "[grpc" in item.nodeid]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
+settings.register_profile("long", deadline=None, max_examples=10_000)
+settings.load_profile("usual")
 
 
 @pytest.fixture(scope="session")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
-    """Run an Erlang VM with the harness."""
-    if MISSING:
-        pytest.skip(f"the Erlang VM isn't installed: no {MISSING}")
+    """Run an Erlang VM with the harness, in which each test has listeners of its own."""
+    if NO_ERLANG:
+        pytest.skip(f"the Erlang VM isn't installed: no {NO_ERLANG}")
     with running(tmp_path_factory.mktemp("harness")) as vm:
         yield vm
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Run a Mosquitto that knows one user, and lets in who shows no name; tests use names of their own."""
+    if NO_MOSQUITTO:
+        pytest.skip(f"Mosquitto isn't installed: no {NO_MOSQUITTO}")
+    pytest.importorskip("mqtt5", reason="the uplink needs Python 3.11 and mqtt5")
+    folder = tmp_path_factory.mktemp("mosquitto")
+    with free_port() as port, Broker(folder, port, users={"device": PASSWORD}, anonymous=True) as broker:
+        yield broker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -33,14 +34,16 @@ def run(*arguments: object, stdin: str = "", cwd: Path | None = None) -> tuple[i
 
 
 @contextlib.contextmanager
-def gateway(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def gateway(
+    *arguments: object, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """Run the gateway; give the process, and the lines up to the one that says that it serves."""
     process = subprocess.Popen(
         [*COMMAND, "run", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={"PYTHONUNBUFFERED": "1"},
+        env={"PYTHONUNBUFFERED": "1", "EXPROTO_MQTT_LISTEN": "off"},
     )
     assert process.stdout is not None
     try:
@@ -79,6 +82,19 @@ def test_run_serves_and_stops_gracefully() -> None:
         assert process.wait(20) == 0
         assert re.search(r"bye 127\.0\.0\.1:\d+ shutdown", out)
         assert "any password is taken" in "".join(lines) + out
+
+
+def test_run_behind_a_load_balancer() -> None:
+    listens = ("--listen", "tcp://127.0.0.1:0", "--proxy-protocol")
+    with gateway(ECHO, *listens) as (process, lines):
+        with (
+            socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device,
+            device.makefile("rb") as stream,
+        ):
+            device.sendall(b"PROXY TCP4 203.0.113.7 198.51.100.1 40000 7993\r\nhi\n")
+            assert [stream.readline(), stream.readline()] == [b"hello\n", b"got hi\n"]
+        assert process.stdout is not None
+        assert any("bye 203.0.113.7:40000 device closed" in line for line in process.stdout)
 
 
 def test_run_several_protocols_and_kinds() -> None:
@@ -175,6 +191,8 @@ def test_an_exception_in_the_users_file_is_shown_as_its_own(tmp_path: Path) -> N
         ((ECHO, "--listen", "tcp://127.0.0.1"), "has no port"),
         ((ECHO, "--listen", "tcp://:1?colour=red"), "unknown option 'colour'"),
         ((ECHO, "--listen", "tcp://no.such.host.invalid:1"), "there is no host 'no.such.host.invalid'"),
+        ((ECHO, "--listen", "udp://:1?proxy-protocol=1"), "unknown option 'proxy-protocol'"),
+        ((ECHO, "--workers", "0", "--mqtt", "mqtt://:1"), "0 is not in the range x>=1"),
         ((ECHO, "--listen", "tls://:0"), "needs a certificate: give --cert FILE and --key FILE"),
         ((ECHO, "--listen", "tls://:0", "--cert", "gone.pem"), "there is no file gone.pem"),
         ((ECHO, "--listen", "tls://:0", "--cert", ECHO), "can't be used"),
@@ -220,3 +238,19 @@ def test_unknown_commands() -> None:
     assert run("fly")[0] == 2
     assert run()[0] in (0, 2)
     assert run("--version")[0] == 0
+
+
+def test_the_log_may_be_json() -> None:
+    with gateway(ECHO, "--listen", "tcp://127.0.0.1:0", "--log-format", "json", "--log-level", "debug") as (
+        process,
+        lines,
+    ):
+        with socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device:
+            assert device.recv(6) == b"hello\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        logged = [json.loads(line) for line in [*lines, *process.stdout] if line.startswith("{")]
+    (registered,) = (line for line in logged if " = registered " in line["message"])
+    assert registered["protocol"] == "default"
+    assert registered["clientid"].startswith("hello-127.0.0.1:")
+    assert any(line["message"] == "gateway = stopped" for line in logged)

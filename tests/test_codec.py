@@ -8,8 +8,8 @@ from typing import Any, cast
 import construct
 import pytest
 
-from exproto_app import App, Connection, RequestTimeout, Router, SetupError
-from exproto_app.checksums import CRC16_X25
+from exproto_app import App, Connection, RequestTimeout, Router, SetupError, tap
+from exproto_app.checksums import CRC16_X25, XOR
 from exproto_app.framing import Checked, FixedSize, LengthPrefix, Line, Resync
 from exproto_app.testing import TestClient
 
@@ -70,9 +70,7 @@ def test_what_it_cannot_parse_is_a_bad_frame(caplog: pytest.LogCaptureFixture) -
         assert app.stats["frames_bad"] == 1
         assert not device.closed
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.startswith(
-        "1 ! 1 bad frames dropped, 0 bytes skipped: the codec can't parse it: StreamError("
-    )
+    assert " ! 1 bad frames dropped, 0 bytes skipped: the codec can't parse it: StreamError(" in line
     assert line.endswith(": 0100")
 
 
@@ -155,7 +153,7 @@ def test_bad_frames_and_garbage_in_one_line(caplog: pytest.LogCaptureFixture) ->
         device.advance(60)
         assert (device.close_reason, device.recv()) == ("timeout", b"")
     reason = "frame starts with 6a75, not with 7878: 6a756e6b"
-    assert f"1 ! 2 bad frames dropped, 4 bytes skipped: {reason}" in caplog.text
+    assert f"1/default ! 2 bad frames dropped, 4 bytes skipped: {reason}" in caplog.text
 
 
 def test_a_frame_alone_with_a_bad_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -232,3 +230,25 @@ def test_wrong_retries_are_refused(retries: Any) -> None:
     with TestClient(app, raise_errors=False) as device:
         device.send(b"ask\n")
         assert device.close_detail == f"retries is {retries!r}, it has to be a whole number, 0 or more"
+
+
+def test_watchers_see_frames_and_what_was_dropped() -> None:
+    """Frames as bytes, whatever messages are made of them; bad ones as failures of the framing."""
+    app = App(framing=Checked(Line(), XOR, text=True), codec=(bytes.decode, str.encode))
+    seen: list[object] = []
+    app.watch(lambda tap, now, event: seen.append(event))
+
+    @app.on_received
+    async def ask(conn: Connection[None, str], text: str) -> str:
+        return await conn.request("?")
+
+    with TestClient(app) as device:
+        device.send(b"a61\nb62\nc00\n\xffFF\n")
+    frames = [(event.frame, event.handler) for event in seen if isinstance(event, tap.Frame)]
+    assert [frame for frame, _ in frames] == [b"a", b"b", b"\xff"]
+    assert [handler for _, handler in frames][1:] == ["request", None]
+    failed = [(event.where, event.text) for event in seen if isinstance(event, tap.Failed)]
+    assert failed[0] == ("framing", "FramingError: checksum is '00', it has to be '63': 633030")
+    assert failed[1][0] == "framing"
+    assert failed[1][1].startswith("FramingError: the codec can't parse it: UnicodeDecodeError(")
+    assert app.stats["frames_bad"] == 2

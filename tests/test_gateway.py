@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import gc
-import ipaddress
 import socket
 import ssl
 import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from exproto_app import App, Connection, Limits
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.framing import Line
+from exproto_app.turns import Turn
+
+from .certificates import Authority, trusting
 
 PATIENCE = 30
 
@@ -61,75 +58,9 @@ async def connected(
             await writer.wait_closed()
 
 
-class Authority:
-    """A certificate authority of the test's own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test CA")])
-        self.file = folder / "ca.pem"
-        certificate = self._sign(self.name, self.key, ca=True)
-        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, common_name: str) -> Path:
-        """Write a file with a key and a certificate for *common_name*."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name(
-            [
-                x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "ACME"),
-                x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name),
-            ]
-        )
-        path = self.folder / f"{common_name}.pem"
-        path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            + self._sign(name, key, ca=False).public_bytes(serialization.Encoding.PEM)
-        )
-        return path
-
-    def _sign(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool) -> x509.Certificate:
-        now = dt.datetime.now(dt.timezone.utc)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        builder = builder.add_extension(authority, critical=False)
-        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        builder = builder.add_extension(identifier, critical=False)
-        if ca:
-            # Python 3.13 wants an authority to say that it is one.
-            usages = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
-            others = ("key_agreement", "encipher_only", "decipher_only")
-            usage = dict.fromkeys((*usages, *others), False) | {"key_cert_sign": True, "crl_sign": True}
-            builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
-        else:
-            names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"))
-
-
-def trusting(authority: Authority, certificate: Path | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(authority.file))
-    if certificate is not None:
-        context.load_cert_chain(certificate)
-    return context
 
 
 # A handshake that fails leaves its transport unclosed there.
@@ -386,5 +317,26 @@ def test_a_connection_that_has_ended_leaves_nothing_behind() -> None:
             finally:
                 gc.enable()
             assert not app.connections
+
+    run(test)
+
+
+def test_what_a_busy_connection_has_done_is_freed() -> None:
+    """Turns know the context that they began in, which knows the turn before: that chain has to break."""
+
+    async def test() -> None:
+        app = App(framing=Line())
+
+        @app.on_received
+        async def slow(conn: Connection, frame: bytes) -> bytes:
+            await asyncio.sleep(0)
+            return frame
+
+        async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway, connected(gateway) as (reader, writer):
+            writer.write(b"hello\n" * 500)
+            for _ in range(500):
+                await reader.readline()
+            gc.collect()
+            assert sum(type(thing) is Turn for thing in gc.get_objects()) < 10
 
     run(test)

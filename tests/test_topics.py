@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exproto_app.topics import Filters, check_filter, check_qos, check_topic, matcher, matches, split_share
+from exproto_app.topics import (
+    Filters,
+    Topics,
+    check_filter,
+    check_qos,
+    check_topic,
+    matcher,
+    matches,
+    split_share,
+)
 
 LEVELS = ["a", "b", "", "$SYS", "ä"]
 TOPICS = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=4).map("/".join).filter(bool)
@@ -120,3 +129,29 @@ def test_a_qos_is_a_number() -> None:
 def test_a_shared_filter_is_split() -> None:
     assert split_share("$share/g/a/+") == ("g", "a/+")
     assert split_share("a/+") == ("", "a/+")
+
+
+@given(st.lists(TOPICS, max_size=12), st.lists(TOPICS, max_size=12), FILTERS)
+def test_values_are_found_by_what_matches_their_topic(
+    put: list[str], discarded: list[str], topic_filter: str
+) -> None:
+    topics: Topics[str] = Topics()
+    for topic in put:
+        topics.put(topic, "old")
+        topics.put(topic, topic)
+    for topic in discarded:
+        topics.discard(topic)
+    left = set(put) - set(discarded)
+    assert len(topics) == len(left)
+    assert {topic for topic in {*put, *discarded} if topics.get(topic) == topic} == left
+    assert sorted(topics.matching(topic_filter)) == sorted(filter(matcher(topic_filter), left))
+
+
+def test_what_is_discarded_leaves_nothing_behind() -> None:
+    topics: Topics[int] = Topics()
+    topics.put("a/b/c", 1)
+    topics.put("a", 2)
+    topics.discard("a/b/c")
+    topics.discard("a")
+    topics.discard("never/there")
+    assert topics._root.children == {}

@@ -17,6 +17,8 @@ COMMANDS: Final = {
     "run": "Serve an app on listeners of its own.",
     "serve": "Serve an app to the ExProto gateway of EMQX 4.3 to 6.2.",
     "routes": "Show which handler of an app takes what.",
+    "decode": "Show what an app makes of bytes in hex.",
+    "replay": "Feed a recording to an app, and show what differs.",
     "gen-driver": "Write the callback modules for EMQX 4.2.",
     "hash-password": "Make a line for the file of run --users.",
 }

@@ -16,7 +16,9 @@ import click
 from ..app import App
 from ..drivers.erlport import generate
 from ..errors import ExprotoError, SetupError
+from ..tap import masking
 from ..target import load, split
+from .watching import MEGABYTE, chosen, mask_option, record_options
 
 __all__ = ["command"]
 
@@ -29,6 +31,8 @@ __all__ = ["command"]
 @click.option("--python", metavar="PATH", help="The python3 that the broker will find; it is checked.")
 @click.option("--stock", is_flag=True, help="Use the broker's own erlport loop; sync handlers only.")
 @click.option("--acl", is_flag=True, help="Ask the broker's ACL before each publish and subscribe.")
+@record_options
+@mask_option
 @click.option("--force", is_flag=True, help="Overwrite files that something else wrote.")
 @click.option("--check", is_flag=True, help="Write nothing; tell whether DIR still fits.")
 def command(
@@ -50,7 +54,9 @@ def command(
     if stock:
         _fits_stock(app, acl=acl)
     full, folder = _absolute(target)
-    texts = list(generate.files(full, modules, generate.search_paths(folder), stock=stock, acl=acl))
+    texts = list(
+        generate.files(full, modules, generate.search_paths(folder), stock=stock, acl=acl, record=_record())
+    )
     if check:
         _check(out, texts, modules, python)
         return
@@ -59,6 +65,18 @@ def command(
     for written in generate.write(out, texts, force=force):
         click.echo(f"{written.what}: {written.path}", err=True)
     click.echo(generate.broker_config(out, modules))
+
+
+def _record() -> generate.Record | None:
+    """Return what the options say about a recording."""
+    values = chosen()
+    masks = tuple(values["masks"])
+    for pattern in masks:
+        masking(pattern)  # a mistake is told here rather than in the broker's log
+    if values["record"] is None:
+        return None
+    size = int(values["record_size"] * MEGABYTE)
+    return generate.Record(values["record"].resolve(), size, values["record_keep"], masks)
 
 
 def _modules(app: App[Any], protocols: tuple[str, ...], module: str | None) -> list[tuple[str, str]]:

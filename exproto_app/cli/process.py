@@ -24,16 +24,12 @@ __all__ = [
     "report",
     "run_loop",
     "stats_option",
-    "verbosity_option",
 ]
 
 log = logging.getLogger("exproto_app")
 
 stats_option: Callable[[Any], Any] = click.option(
     "--stats", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Log the counters."
-)
-verbosity_option: Callable[[Any], Any] = click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 loop_option: Callable[[Any], Any] = click.option(
     "--loop",

@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import click
 
-from ..app import App
 from ..drivers.gateway import Gateway, Listen, Options
 from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..drivers.gateway.users import Users
-from ..hub import Login, MemoryHub
+from ..errors import SetupError
+from ..hub import MemoryHub
+from ..logs import configure
+from ..metrics import Metrics
 from ..models import Address, Limits
 from ..target import load
-from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .door import DoorChoice, choose_door, door_option, opened
+from .observe import log_options, metrics_option, observed, open_metrics
+from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .supervisor import supervise
+from .uplink import make_hub, uplink_options
+from .watching import watching, watching_options
+from .worker import Worker
 
 __all__ = ["command"]
 
@@ -48,10 +57,32 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @click.option("--client-ca", metavar="FILE", help="Demand certificates of devices, signed by this CA.")
-@click.option("--users", metavar="FILE", help="Who may register; see hash-password.")
-@click.option("--max-connections", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option(
-    "--handshake-timeout", type=float, default=10.0, show_default=True, help="Seconds of a TLS handshake."
+    "--proxy-protocol",
+    is_flag=True,
+    help="Demand a PROXY header, v1 or v2, on tcp and tls listeners: they are behind a load balancer, and "
+    "nobody else reaches them. For one listener: ?proxy-protocol=1 behind its URL.",
+)
+@click.option("--users", metavar="FILE", help="Who may register; see hash-password.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Serve with N processes that share the ports; needs --mqtt. SIGHUP reloads them one by one.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="At most; of each worker.",
+)
+@click.option(
+    "--handshake-timeout",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Seconds of a TLS handshake, and of a PROXY header.",
 )
 @_limit("inbox", int, "Bytes of a device that may wait to be handled; then reading pauses")
 @_limit("outbox", int, "Bytes that may wait for a device; then its frames wait")
@@ -61,8 +92,12 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @_limit("stall", float, "Seconds that a device may leave unread what it is sent")
 @_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @_limit("handler_timeout", float, "Seconds that an async handler may take")
+@uplink_options
+@door_option
+@watching_options
 @stats_option
-@verbosity_option
+@metrics_option
+@log_options
 @loop_option
 def command(
     target: str,
@@ -71,61 +106,91 @@ def command(
     cert: str | None,
     key: str | None,
     client_ca: str | None,
+    proxy_protocol: bool,
     users: str | None,
+    mqtt: str | None,
+    mqtt_listen: str | None,
+    workers: int | None,
     max_connections: int,
     handshake_timeout: float,
     stats: float | None,
+    metrics: str | None,
     log_level: str,
+    log_format: str,
     loop: str,
-    **limits: float | None,
+    **others: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, on listeners of its own."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    worker = Worker.take()
+    configure(log_level, log_format, worker=worker.number if worker else None)
+    parsed = [
+        Listen.parse(text, proxy_protocol=proxy_protocol, cert=cert, key=key, client_ca=client_ca)
+        for text in listens or (DEFAULT_LISTEN,)
+    ]
+    if workers is not None and mqtt is None:
+        raise SetupError(
+            "--workers needs --mqtt URL: the embedded hub can't reach devices of another process"
+        )
+    if workers is not None and worker is None:
+        sys.exit(supervise(parsed, workers))
     uvloop = find_uvloop(loop)
-    app = load(target)
-    given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
-    app.limits = attrs.evolve(app.limits, **given)
-    files = {"cert": cert, "key": key, "client_ca": client_ca}
-    parsed = [Listen.parse(text, **files) for text in listens or (DEFAULT_LISTEN,)]
+    uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
+    if worker is not None and uplink["mqtt_client_id"]:  # a clientid is one connection's
+        uplink["mqtt_client_id"] += f"-{worker.number}"
     login = Users(users) if users else None
+    hub = make_hub(mqtt, login, uplink)
+    door = choose_door(mqtt_listen, hub)
+    app = load(target)
+    given = {name: value for name, value in others.items() if value is not None}
+    app.limits = attrs.evolve(app.limits, **given)
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
-    run_loop(_serve(app, parsed, login, options, stats=stats, with_uvloop=uvloop is not None), uvloop)
+    gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
+    served = open_metrics(app, metrics, worker=worker.number if worker else None)
+    main = _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker)
+    with watching(app, worker=worker.number if worker else None):
+        run_loop(main, uvloop)
 
 
 async def _serve(
-    app: App[Any],
-    listens: list[Listen],
-    login: Login | None,
-    options: Options,
+    gateway: Gateway,
+    door: DoorChoice | None,
+    metrics: Metrics | None,
     *,
     stats: float | None,
     with_uvloop: bool,
+    worker: Worker | None,
 ) -> None:
-    gateway = Gateway(app, listens, hub=MemoryHub(login), options=options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    on_signals(loop, stop)
-    async with gateway:
-        _announce(gateway, with_login=login is not None, with_uvloop=with_uvloop)
-        reporter = asyncio.ensure_future(report(app.stats, stats)) if stats else None
-        await stop.wait()
-        log.info("gateway = stopping: %d connections", gateway.open)
-        if reporter is not None:
-            reporter.cancel()
+    if worker is None:
+        on_signals(loop, stop)
+    else:
+        worker.obey(loop, stop)
+    with observed(gateway, metrics):
+        async with gateway, opened(door, gateway) as at_door:
+            *listeners, how = _announcement(gateway, with_uvloop=with_uvloop)
+            lines = [*listeners, *at_door, how]
+            if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
+                log.warning("gateway ! no --users FILE: any password is taken")
+            if worker is None:
+                click.echo("\n".join(lines) + "; Ctrl-C ends it")
+            else:
+                worker.ready(lines)
+            reporter = asyncio.ensure_future(report(gateway.app.stats, stats)) if stats else None
+            await stop.wait()
+            log.info("gateway = stopping: %d connections", gateway.open)
+            if reporter is not None:
+                reporter.cancel()
     log.info("gateway = stopped")
 
 
-def _announce(gateway: Gateway, *, with_login: bool, with_uvloop: bool) -> None:
-    for listen, router, address in gateway.addresses:
-        click.echo(
-            f"{router.name} on {listen.scheme}://{address}  {router.framing!r}  try: {_try(listen, address)}"
-        )
-    click.echo(
-        f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through the embedded hub; Ctrl-C ends it"
-    )
-    if not with_login:
-        log.warning("gateway ! no --users FILE: any password is taken")
+def _announcement(gateway: Gateway, *, with_uvloop: bool) -> list[str]:
+    lines = [
+        f"{router.name} on {listen.scheme}://{address}  {router.framing!r}  try: {_try(listen, address)}"
+        for listen, router, address in gateway.addresses
+    ]
+    return [*lines, f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through {gateway.hub}"]
 
 
 def _try(listen: Listen, address: Address) -> str:

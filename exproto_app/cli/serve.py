@@ -10,9 +10,13 @@ import click
 
 from ..app import App
 from ..errors import ExprotoError, SetupError
+from ..logs import configure
+from ..metrics import Metrics
 from ..models import Address
 from ..target import load
-from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option, verbosity_option
+from .observe import log_options, metrics_option, observed, open_metrics, parse_address
+from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .watching import watching, watching_options
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 log = logging.getLogger("exproto_app")
+
+# Where EMQX has these files by default: the CA of our certificate, and what EMQX shows to --client-ca.
+_CA = (("cacertfile", "etc/certs/cacert.pem"),)
+_OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
 
 LISTENER_PORT = 7993
 """Of the first listener that `--print-config` writes, where no --protocol tells a port."""
@@ -53,8 +61,10 @@ LISTENER_PORT = 7993
 @click.option(
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
+@watching_options
 @stats_option
-@verbosity_option
+@metrics_option
+@log_options
 @loop_option
 def command(
     target: str,
@@ -68,17 +78,20 @@ def command(
     print_config: bool,
     emqx: str,
     stats: float | None,
+    metrics: str | None,
     log_level: str,
+    log_format: str,
     loop: str,
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_level, log_format)
+    logging.getLogger("hpack").setLevel(logging.INFO)  # it tells of every field of every block
     try:
         from ..drivers.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
     except ImportError as error:
         raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
     app = load(target)
-    address = _address(bind)
+    address = parse_address(bind, "--bind", "127.0.0.1:9001")
     ports = dict(_protocol(app, text) for text in protocols)
     if len(ports) != len(protocols):
         raise SetupError("two --protocol name the same port; EMQX can have only one listener there")
@@ -91,32 +104,29 @@ def command(
             f"listeners, such as {example}"
         )
     if print_config:
-        click.echo(_config(app, address, adapters, ports, emqx=emqx, tls=cert is not None))
+        tls_files = () if cert is None else _CA if client_ca is None else (*_CA, *_OWN)
+        click.echo(_config(app, address, adapters, ports, emqx=emqx, files=tls_files))
         return
     adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
     tls = Tls(cert, key, client_ca) if cert is not None else None
     service = Service(app, address, adapter_map, ports=ports, tls=tls)
-    run_loop(_serve(service, stats), find_uvloop(loop))
+    served = open_metrics(app, metrics)
+    with watching(app):
+        run_loop(_serve(service, stats, served), find_uvloop(loop))
 
 
-async def _serve(service: Service, stats: float | None) -> None:
+async def _serve(service: Service, stats: float | None, metrics: Metrics | None) -> None:
     stop = asyncio.Event()
     on_signals(asyncio.get_running_loop(), stop)
-    async with service:
-        click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
-        reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
-        await stop.wait()
-        log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
-        if reporter is not None:
-            reporter.cancel()
+    with observed(service, metrics):
+        async with service:
+            click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
+            reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
+            await stop.wait()
+            log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
+            if reporter is not None:
+                reporter.cancel()
     log.info("grpc = stopped")
-
-
-def _address(text: str) -> Address:
-    host, _, port = text.removeprefix("http://").rpartition(":")
-    if not port.isdigit() or int(port) > 65_535:
-        raise SetupError(f"--bind {text} is no address; write HOST:PORT, such as 127.0.0.1:9001")
-    return Address(host.strip("[]"), int(port))
 
 
 def _protocol(app: App[Any], text: str) -> tuple[int, str]:
@@ -133,13 +143,13 @@ def _config(
     ports: dict[int, str],
     *,
     emqx: str,
-    tls: bool,
+    files: tuple[tuple[str, str], ...],
 ) -> str:
     """Return what EMQX has to know: where we are, where its adapter is, and its listeners."""
     first = adapters[0] if adapters else "http://127.0.0.1:9100"
     adapter = first.rpartition(":")[2].strip("/")
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)  # noqa: S104 - compared, not bound
-    url = f"{'https' if tls else 'http'}://{Address(host, bind.port)}"
+    url = f"{'https' if files else 'http'}://{Address(host, bind.port)}"
     listeners = ports or {LISTENER_PORT: next(iter(app.protocols))}
     names = _listener_names(listeners)
     if emqx == "4":
@@ -151,13 +161,16 @@ def _config(
             lines += [
                 f"exproto.listener.{name} = tcp://0.0.0.0:{port}",
                 f"exproto.listener.{name}.connection_handler_url = {url}",
+                *(f"exproto.listener.{name}.connection_handler_{key} = {path}" for key, path in files),
             ]
         return "\n".join(lines)
+    options = ", ".join(f'{key} = "{path}"' for key, path in files)
+    tls = f", ssl_options {{ enable = true, verify = verify_peer, {options} }}" if files else ""
     lines = [
         f"# EMQX {emqx}, in emqx.conf or etc/base.hocon",
         "gateway.exproto {",
         f"  server {{ bind = {adapter} }}",
-        f'  handler {{ address = "{url}", service_name = "ConnectionUnaryHandler" }}',
+        f'  handler {{ address = "{url}", service_name = "ConnectionUnaryHandler"{tls} }}',
     ]
     lines += [f'  listeners.tcp.{name} {{ bind = "0.0.0.0:{port}" }}' for port, name in names.items()]
     return "\n".join([*lines, "}"])

@@ -15,6 +15,6 @@ def reason(words: str) -> Reason:
         return "taken over"
     if "keepalive_timeout" in words or "idle_timeout" in words:
         return "timeout"
-    if "etimedout" in words or "ehostunreach" in words:
+    if "etimedout" in words or "ehostunreach" in words or "{error,{on_" in words:
         return "lost"
     return "device closed"

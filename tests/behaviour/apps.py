@@ -8,8 +8,9 @@ from typing import cast
 
 import attrs
 
-from exproto_app import App, Connection, Limits, Message
+from exproto_app import App, ClientInfo, Connection, Limits, Message
 from exproto_app.checksums import XOR
+from exproto_app.commands import Outcome
 from exproto_app.errors import CommandError
 from exproto_app.framing import Checked, LengthPrefix, Line, Resync
 
@@ -53,6 +54,11 @@ class Command:
 
     verb: str
     words: list[str] = attrs.Factory(list)
+
+
+def shows(conn: Connection[State], clientid: str, password: str) -> Outcome[None]:
+    """Register as the one user that a broker knows, or, without a password, as nobody."""
+    return conn.register(clientid, username="device" if password else "", password=password or None)
 
 
 async def outcome(awaitable: object) -> bytes:
@@ -101,13 +107,28 @@ def thread(conn: Connection[State], frame: bytes) -> bytes:
 @turns.on_received(b"register ")
 def register(conn: Connection[State], frame: bytes) -> None:
     clientid, _, password = frame[9:].decode().partition(" ")
-    conn.register(clientid, password=password or None)
+    shows(conn, clientid, password)
 
 
 @turns.on_received(b"login ")
 async def login(conn: Connection[State], frame: bytes) -> bytes:
     clientid, _, password = frame[6:].decode().partition(" ")
-    return await outcome(conn.register(clientid, password=password or None))
+    return await outcome(shows(conn, clientid, password))
+
+
+@turns.on_received(b"testament ")
+async def testament(conn: Connection[State], frame: bytes) -> bytes:
+    clientid = frame[10:].decode()
+    # Not every host keeps sessions: the others take no notice.
+    will = Message(f"will/{clientid}", b"gone", 1)
+    return await outcome(conn.register(clientid, will=will, session_expiry=1))
+
+
+@turns.on_received(b"mounted ")
+async def mounted(conn: Connection[State], frame: bytes) -> bytes:
+    clientid = frame[8:].decode()
+    client = ClientInfo(clientid, mountpoint=f"{clientid}/")
+    return await outcome(conn.register(client, will=Message("will", b"gone")))
 
 
 @turns.on_received(b"who")
@@ -189,6 +210,12 @@ async def publish(conn: Connection[State], frame: bytes) -> bytes:
     return await outcome(conn.publish(topic.decode(), payload, qos=1))
 
 
+@turns.on_received(b"retain ")
+async def retain(conn: Connection[State], frame: bytes) -> bytes:
+    topic, _, payload = frame[7:].partition(b" ")
+    return await outcome(conn.publish(topic.decode(), payload, qos=1, retain=True))
+
+
 @turns.on_received(b"announce ")
 async def announce(conn: Connection[State], frame: bytes) -> bytes:
     return await outcome(turns.publish(frame[9:].decode(), b"by the app"))
@@ -227,6 +254,10 @@ def bad(conn: Connection[State], frame: bytes) -> bytes:
             conn.publish("up", b"", qos=3)
         elif kind == "clientid":
             conn.register("")
+        elif kind == "will":
+            conn.register("x", will=b"gone")  # type: ignore[call-overload] # the mistake that is tried
+        elif kind == "expiry":
+            conn.register("x", session_expiry=-1)
         elif kind == "share":
             conn.subscribe("$share/g")
         elif kind == "text":

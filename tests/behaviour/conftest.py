@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from .hosts import HOSTS, Host
 
-SYSTEM = {"erlport"}
+SYSTEM = {"erlport", "mqtt", "mqtt-shared"}
 """Hosts that need programs besides Python."""
 
 _numbers = itertools.count(1)
@@ -22,18 +23,30 @@ def unique() -> str:
     return f"device{next(_numbers)}"
 
 
+class Serve:
+    """Serves an app of `apps.py`, or skips the test where the host lacks a need."""
+
+    def __init__(self, request: pytest.FixtureRequest, stack: contextlib.ExitStack) -> None:
+        self._request = request
+        self._stack = stack
+
+    def __call__(self, app: str, *needs: str, record: Path | None = None) -> Host:
+        """Serve the app of this name, and have it recorded if *record* says where."""
+        host = HOSTS[self._request.param](app, self._stack, self._request, record)
+        missing = set(needs) - host.abilities
+        if missing:
+            pytest.skip(f"this host has no {', '.join(missing)}")
+        return host
+
+    def stop(self) -> None:
+        """Stop serving."""
+        self._stack.close()
+
+
 @pytest.fixture(
     params=[pytest.param(name, marks=[pytest.mark.system] if name in SYSTEM else []) for name in HOSTS]
 )
-def serve(request: pytest.FixtureRequest) -> Iterator[Callable[..., Host]]:
-    """Return a function that serves an app of `apps.py`, or skips the test where a host lacks a need."""
+def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
+    """Return what serves an app of `apps.py` on this host."""
     with contextlib.ExitStack() as stack:
-
-        def start(app: str, *needs: str) -> Host:
-            host = HOSTS[request.param](app, stack, request)
-            missing = set(needs) - host.abilities
-            if missing:
-                pytest.skip(f"this host has no {', '.join(missing)}")
-            return host
-
-        yield start
+        yield Serve(request, stack)

@@ -15,14 +15,17 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from exproto_app import App, ClientInfo, Message
-from exproto_app.channel import Channel
+from exproto_app.channel import Channel, Hub
+from exproto_app.commands import Publish
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.hub import MemoryHub
+from exproto_app.recorder import Recorder
 from exproto_app.testing import TestClient
 
 from . import apps
@@ -76,7 +79,7 @@ class Host(Protocol):
 
     abilities: frozenset[str]
     """What not every host has: `udp`, `unknown` (connections that the process never saw begin), `pressure`
-    (it has the device's socket, so it sees a device that doesn't read)."""
+    (it has the device's socket, so it sees a device that doesn't read), `retain` (it retains messages)."""
 
     def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
         """Connect a device."""
@@ -133,7 +136,7 @@ class MemoryDevice(Device):
 class MemoryHost:
     """An app in memory."""
 
-    abilities = frozenset({"udp", "unknown", "pressure"})
+    abilities = frozenset({"udp", "unknown", "pressure", "retain"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
         self._app = app
@@ -235,16 +238,16 @@ class SocketDevice(Device):
 class GatewayHost:
     """An app on its own gateway, in a thread of its own."""
 
-    abilities = frozenset({"udp", "pressure"})
+    abilities = frozenset({"udp", "pressure", "retain"})
 
-    def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
+    def __init__(self, app: App[Any], stack: contextlib.ExitStack, hub: Hub | None = None) -> None:
         self._app = app
         self._stack = stack
         self._published = Published()
         self._loop = asyncio.new_event_loop()
-        hub = MemoryHub(login, watch=self._watch)
+        self._hub = hub or MemoryHub(login, watch=self._watch)
         listeners = [f"{name}={kind}://127.0.0.1:0" for name in app.protocols for kind in ("tcp", "udp")]
-        self._gateway = Gateway(app, listeners, hub=hub)
+        self._gateway = Gateway(app, listeners, hub=self._hub)
         started = threading.Event()
         self._stop = asyncio.Event()
         thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(started),))
@@ -275,46 +278,87 @@ class GatewayHost:
         raise AssertionError(f"no listener for {name} on {scheme}")
 
     def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
-        self._app.publish(topic, payload, qos)
+        self._loop.call_soon_threadsafe(self._hub.publish, Publish(topic, payload, qos))
 
     def published(self, topic: str) -> bytes:
         return self._published.get(topic)
 
 
-def memory(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
+def app_of(name: str, stack: contextlib.ExitStack, record: Path | None) -> App[Any]:
+    """Return the app of this name; it is recorded if *record* says where."""
+    app: App[Any] = getattr(apps, name)
+    if record is not None:
+        recorder = Recorder(record)
+        app.watch(recorder)
+        stack.callback(recorder.close)
+        stack.callback(app.unwatch, recorder)
+    return app
+
+
+def memory(
+    app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
     """Serve the app of this name in memory."""
-    return MemoryHost(getattr(apps, app), stack)
+    return MemoryHost(app_of(app, stack, record), stack)
 
 
-def gateway(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
+def gateway(
+    app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
     """Serve the app of this name on real sockets."""
-    return GatewayHost(getattr(apps, app), stack)
+    return GatewayHost(app_of(app, stack, record), stack)
 
 
-def erlport(app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Host:
+def erlport(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
     """Serve the app of this name inside the broker, on a real Erlang VM."""
     from tests.erlang.host import ErlangHost  # noqa: PLC0415 - it is made of what stands above
 
-    return ErlangHost(request.getfixturevalue("vm"), app, stack)
+    return ErlangHost(request.getfixturevalue("vm"), app, stack, record)
 
 
-def unary(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
+def mqtt(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Serve the app of this name on real sockets, each device a client of a real broker."""
+    from tests.mqtt.host import MqttHost  # noqa: PLC0415 - it is made of what stands above
+
+    return MqttHost(app_of(app, stack, record), stack, request.getfixturevalue("mosquitto"))
+
+
+def mqtt_shared(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Likewise, but all devices share one client of the broker."""
+    from tests.mqtt.host import MqttHost  # noqa: PLC0415 - as above
+
+    return MqttHost(app_of(app, stack, record), stack, request.getfixturevalue("mosquitto"), shared=True)
+
+
+def unary(
+    app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
     """Serve the app of this name behind a stand-in for EMQX 5."""
     from tests.grpc.host import GrpcHost  # noqa: PLC0415 - it is made of what stands above
 
-    return GrpcHost(getattr(apps, app), stack, streaming=False)
+    return GrpcHost(app_of(app, stack, record), stack, streaming=False)
 
 
-def streams(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest) -> Host:
+def streams(
+    app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
     """Serve the app of this name behind a stand-in for EMQX 4.3, which has the streaming service only."""
     from tests.grpc.host import GrpcHost  # noqa: PLC0415 - as above
 
-    return GrpcHost(getattr(apps, app), stack, streaming=True)
+    return GrpcHost(app_of(app, stack, record), stack, streaming=True)
 
 
-HOSTS: dict[str, Callable[[str, contextlib.ExitStack, pytest.FixtureRequest], Host]] = {
+HOSTS: dict[str, Callable[[str, contextlib.ExitStack, pytest.FixtureRequest, Path | None], Host]] = {
     "memory": memory,
     "gateway": gateway,
+    "mqtt": mqtt,
+    "mqtt-shared": mqtt_shared,
     "erlport": erlport,
     "grpc": unary,
     "grpc-streams": streams,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import reduce
 from operator import xor
-from typing import TypeAlias
+from pathlib import Path
 
 import pytest
 
-from .hosts import PASSWORD, Device, Host
+from exproto_app.testing import replay
 
-Serve: TypeAlias = Callable[..., Host]
+from . import apps
+from .conftest import Serve
+from .hosts import PASSWORD, Device
 
 
 class TestTurns:
@@ -151,6 +152,23 @@ class TestVerbs:
         device.send(b"unsubscribe %s\npublish %s alone\necho end\n" % (topic, topic))
         device.expect(b"done\ndone\nend\n")
 
+    def test_a_retained_message_awaits_who_subscribes_until_it_is_cleared(
+        self, serve: Serve, unique: str
+    ) -> None:
+        host = serve("turns", "retain")
+        first, second = host.connect(), host.connect()
+        topic = f"kept/{unique}".encode()
+        first.send(b"login %s\nretain %s old\nretain %s new\n" % (unique.encode(), topic, topic))
+        first.expect(b"done\ndone\ndone\n")
+        second.send(b"login %s-2\nsubscribe kept/%s/#\n" % (unique.encode(), unique.encode()))
+        second.expect(b"done\n")
+        second.expect_unordered(b"1\n", topic + b" qos 1: new\n")
+        first.send(b"retain %s \n" % topic)
+        first.expect(b"done\n")
+        second.expect(topic + b" qos 1: \n")
+        first.send(b"subscribe %s\necho nothing kept\n" % topic)
+        first.expect(b"1\nnothing kept\n")
+
     def test_a_wrong_password_is_denied(self, serve: Serve, unique: str) -> None:
         device = serve("turns").connect()
         name = unique.encode()
@@ -207,6 +225,8 @@ class TestVerbs:
             ("qos", b"ValueError: "),
             ("clientid", b"ValueError: clientid is empty"),
             ("share", b"ValueError: "),
+            ("will", b"TypeError: will is bytes, not Message"),
+            ("expiry", b"ValueError: session_expiry is -1"),
             ("text", b"TypeError: "),
         ],
     )
@@ -273,6 +293,39 @@ class TestClients:
         assert host.published(f"end/{unique}") == b"device closed"
         other.send(b"online %s\n" % unique.encode())
         other.expect(b"nobody\n")
+
+
+class TestWills:
+    """A client's will is published when it has gone, unless the app itself ended the connection."""
+
+    def test_it_is_published_after_a_hang_up(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"testament %s\n" % unique.encode())
+        device.expect(b"done\n")
+        device.hang_up()
+        assert host.published(f"will/{unique}") == b"gone"
+
+    def test_its_topic_gets_the_mountpoint(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"mounted %s\n" % unique.encode())
+        device.expect(b"done\n")
+        device.hang_up()
+        assert host.published(f"{unique}/will") == b"gone"
+
+    def test_terminate_leaves_none(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device, other = host.connect(), host.connect()
+        name = unique.encode()
+        device.send(b"name %s\ntestament %s\nlast words lane/%s\n" % (name, name, name))
+        device.expect(b"ok\ndone\ngoing\nsaid after terminate\ngone\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"terminated"
+        # A second life and its end come after the first's.
+        other.send(b"login %s\npublish will/%s nothing before\n" % (name, name))
+        other.expect(b"done\ndone\n")
+        assert host.published(f"will/{unique}") == b"nothing before"
 
 
 class TestFailures:
@@ -529,3 +582,39 @@ class TestLimits:
         device = serve("bounded").connect()
         device.send(b"".join(b"echo %d\n" % number for number in range(20_000)))
         device.expect(b"".join(b"%d\n" % number for number in range(20_000)))
+
+
+class TestRecordings:
+    """What was recorded on any host replays in memory, without a difference."""
+
+    def test_a_recording_replays_in_memory(self, serve: Serve, unique: str, tmp_path: Path) -> None:
+        name, path = unique.encode(), tmp_path / "field.jsonl"
+        host = serve("turns", record=path)
+        device, other = host.connect(), host.connect()
+        device.send(b"name %s\nwho\nlogin %s %s\nwho\n" % (name, name, PASSWORD.encode()))
+        device.expect(b"ok\nnobody\ndone\n%s\n" % name)
+        other.send(b"login %s-2 wrong\nask\necho behind\n" % name)
+        other.expect(b"DeniedError\nquestion\nbehind\n")
+        device.send(b"slow 1\nthread up/%s\nsubscribe jobs/%s\nsubscribe %s/down\n" % (name, name, name))
+        device.expect(b"slow 1\nexproto-app\ndone\n1\n1\n")
+        host.publish(f"jobs/{unique}", b"one", 1)
+        device.expect(b"job one\n")
+        host.publish(f"{unique}/down", b"two", 1)
+        device.expect(b"%s/down qos 1: two\n" % name)
+        other.send(b"note a\nanswer 42\nqueue\n1\n2\n")
+        other.expect_unordered(
+            b"noted\n", b"got answer 42 after a\n", b"first?\n", b"second?\n", b"1 then 2\n"
+        )
+        device.send(b"spawn up/%s\nann" % name)
+        device.expect(b"spawned\nlater\npublished\n")
+        device.send(b"ounce all\nthree\nunsubscribe jobs/%s\n" % name)
+        device.expect(b"done\none\ntwo\nthree\ndone\n")
+        device.send(b"last words up/%s\n" % name)
+        device.expect(b"going\nsaid after terminate\ngone\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"terminated"
+        serve.stop()
+        assert replay(apps.turns, path) == []
+        assert replay(apps.turns, path, chunk=1) == []
+        assert PASSWORD not in path.read_text()
+        assert PASSWORD.encode().hex() not in path.read_text()

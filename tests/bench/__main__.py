@@ -8,7 +8,7 @@ import sys
 
 from .figures import BELOW
 
-NAMES = ("framing", "gateway", "idle", "hub", "erlport", "grpc")
+NAMES = ("framing", "gateway", "idle", "hub", "observe", "tap", "workers", "erlport", "grpc", "mqtt")
 
 
 def main(names: list[str]) -> int:

@@ -87,7 +87,7 @@ def main() -> None:
         for loop in LOOPS:
             with ExitStack() as stack:
                 kinds = [kind for case in CASES for kind in (case.kind, f"{case.kind}_by_hand")]
-                servers = {kind: stack.enter_context(Server(kind, loop)) for kind in dict.fromkeys(kinds)}
+                servers = {kind: stack.enter_context(Server(kind, (loop,))) for kind in dict.fromkeys(kinds)}
                 for case in CASES:
                     ours, by_hand = servers[case.kind], servers[f"{case.kind}_by_hand"]
                     tell(case, loop, rounds(load, ours, by_hand, case.window, ROUNDS[loop]))

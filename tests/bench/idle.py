@@ -46,7 +46,7 @@ def say(devices: list[socket.socket]) -> None:
 
 def kibibytes(kind: str, loop: str) -> tuple[float, float]:
     """Return the KiB of a connection that has said nothing yet, and of one that has said a line."""
-    with Server(kind, loop) as server, ExitStack() as stack:
+    with Server(kind, (loop,)) as server, ExitStack() as stack:
         say(connect(server, WARM, stack))
         server.connections()  # collects its garbage
         before = server.memory()

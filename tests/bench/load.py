@@ -8,14 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import attrs
 
-from .servers import Server
-
-__all__ = ["Load", "Round", "load_generator"]
+__all__ = ["Load", "Measured", "Round", "load_generator"]
 
 SOURCE = Path(__file__).with_name("load.c")
+
+
+class Measured(Protocol):
+    """A server: the port that it serves, and the process whose CPU counts."""
+
+    @property
+    def port(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
 
 
 @attrs.frozen
@@ -42,7 +50,7 @@ class Load:
     warmup: float = 0.2
     seconds: float = 1.0
 
-    def run(self, server: Server, window: int) -> Round:
+    def run(self, server: Measured, window: int) -> Round:
         """Keep *window* lines outstanding on each connection to *server*."""
         numbers = (server.port, server.pid, self.connections, window, self.warmup, self.seconds)
         done = subprocess.run(

@@ -7,12 +7,17 @@ many connections it has; at the end of the input it stops.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import importlib
 import importlib.util
+import itertools
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +26,13 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from exproto_app import App, Connection
+from exproto_app.channel import Channel
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import RAW, Framing, Line
+from exproto_app.metrics import Metrics
+from exproto_app.models import Address
+from exproto_app.recorder import record
+from exproto_app.tap import Event, Tap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["LOOPS", "Server", "allow_files"]
 
 LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
+
+METRICS = "_metrics"
+"""What the kind of a server with metrics ends with."""
 
 BACKLOG = 4096
 """As the gateway's, so that both take a storm of connections alike."""
@@ -82,7 +95,42 @@ def echo(framing: Framing) -> App:
     return app
 
 
-FRAMINGS: dict[str, Framing] = {"line": Line(), "raw": RAW}
+def look(tap: Tap, now: float, event: Event) -> None:
+    """Watch, as cheaply as can be."""
+
+
+def watched(kind: str) -> App:
+    """Return an echo of lines: `none` of its connections is watched any more, or `one` in a hundred is."""
+    app = echo(Line())
+    numbers = itertools.count()
+
+    @app.on_connect
+    def begin(conn: Connection) -> None:
+        channel = cast("Channel", conn._verbs)
+        if kind == "none" or next(numbers) % 100 == 0:
+            channel.watch(look)
+        if kind == "none":
+            channel.unwatch(look)
+
+    return app
+
+
+def recorded() -> App:
+    """Return an echo of lines, all of which is recorded."""
+    app = echo(Line())
+    folder = tempfile.mkdtemp(prefix="exproto-app-bench-")
+    atexit.register(shutil.rmtree, folder)  # behind the recorder's own farewell
+    record(app, Path(folder, "recording"), keep=1)
+    return app
+
+
+APPS: dict[str, Callable[[], App]] = {
+    "line": lambda: echo(Line()),
+    "raw": lambda: echo(RAW),
+    "line_watched_none": lambda: watched("none"),
+    "line_watched_one": lambda: watched("one"),
+    "line_recorded": recorded,
+}
 BY_HAND: dict[str, Callable[[], ByHand]] = {"line_by_hand": LineByHand, "raw_by_hand": RawByHand}
 
 
@@ -100,9 +148,15 @@ async def serve(kind: str) -> None:
         await answer_counts(lambda: ByHand.open)
         server.close()
         return
-    async with Gateway(echo(FRAMINGS[kind]), ["tcp://127.0.0.1:0"]) as gateway:
+    app = APPS[kind.removesuffix(METRICS)]()
+    async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway:
         print(gateway.addresses[0][2].port, flush=True)
+        metrics = Metrics(app, Address("127.0.0.1", 0)) if kind.endswith(METRICS) else None
+        if metrics is not None:
+            metrics.start(gateway)
         await answer_counts(lambda: gateway.open)
+        if metrics is not None:
+            metrics.stop()
 
 
 async def answer_counts(count: Callable[[], int]) -> None:
@@ -125,7 +179,8 @@ class Server:
     """A server in a process of its own; use it in a `with` block."""
 
     kind: str
-    loop: str
+    arguments: tuple[str, ...]
+    module: str = __name__
     port: int = 0
     process: subprocess.Popen[str] = attrs.field(init=False)
 
@@ -136,14 +191,14 @@ class Server:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self.kind, self.loop],
+            [sys.executable, "-m", self.module, self.kind, *self.arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self.port = int(self._line() or 0)
         if not self.port:
-            raise RuntimeError(f"the server {self.kind} on {self.loop} didn't start")
+            raise RuntimeError(f"the server {self.kind} {' '.join(self.arguments)} didn't start")
         return self
 
     def __exit__(
@@ -162,11 +217,24 @@ class Server:
 
     def connections(self) -> int:
         """Ask how many connections it has; what it no longer needs is collected first."""
+        return self.ask()[0]
+
+    def ask(self) -> list[int]:
+        """Ask for all its numbers, the first of which is that of its connections."""
         if self.process.stdin is None:
-            return 0
+            return [0]
         self.process.stdin.write("?\n")
         self.process.stdin.flush()
-        return int(self._line())
+        return [int(word) for word in self._line().split()]
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that it has used, as the operating system counts them."""
+        return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3) for another process
+
+    def peak(self) -> int:
+        """Return the bytes that it had in memory when these were most."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(dict(line.split(":", 1) for line in text.splitlines())["VmHWM"].split()[0]) * 1024
 
     def memory(self) -> int:
         """Return the bytes of memory that are its own alone."""

@@ -42,12 +42,13 @@ def begin(
     acl: bool = False,
     stock: bool = False,
     paths: list[str] | None = None,
+    record: generate.Record | None = None,
     **options: Any,
 ) -> Broker:
     """Write the driver of *target* into *folder*, and have the broker start it."""
     name = generate.module_name(protocol)
     known = generate.search_paths(Path(target).parent) if paths is None else paths
-    texts = list(generate.files(target, [(name, protocol)], known, stock=stock, acl=acl))
+    texts = list(generate.files(target, [(name, protocol)], known, stock=stock, acl=acl, record=record))
     generate.write(folder / "driver", texts, force=False)
     if stock:
         options["loop"] = "emqx.erlport.cli"

@@ -6,7 +6,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from exproto_app.drivers.erlport import generate
 from exproto_app.drivers.erlport.loop import Driver
+from exproto_app.recorder import KEEP, SIZE
 from tests.behaviour import hosts
 
 from .broker import Broker, Device, Vm
@@ -36,8 +38,9 @@ class ErlangHost:
 
     abilities = frozenset({"udp", "unknown"})
 
-    def __init__(self, vm: Vm, app: str, stack: contextlib.ExitStack) -> None:
+    def __init__(self, vm: Vm, app: str, stack: contextlib.ExitStack, record: Path | None = None) -> None:
         self._vm = vm
+        self._record = None if record is None else generate.Record(record, SIZE, KEEP)
         self._stack = stack
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self._target = f"{Path(hosts.__file__).with_name('apps.py')}:{app}"
@@ -61,5 +64,7 @@ class ErlangHost:
         if name not in self._brokers:
             folder = self._folder / name
             folder.mkdir()
-            self._brokers[name] = begin(self._vm, self._stack, folder, self._target, protocol=name)
+            self._brokers[name] = begin(
+                self._vm, self._stack, folder, self._target, protocol=name, record=self._record
+            )
         return self._brokers[name]

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from exproto_app.drivers.erlport import generate
+from exproto_app.recorder import KEEP, SIZE
+from exproto_app.target import load
+from exproto_app.testing import replay
+
 from .broker import Broker, Vm
 from .conftest import begin
 
@@ -156,3 +161,18 @@ def test_a_restarted_process_closes_what_it_never_saw(serve: Callable[..., Broke
 def test_an_app_that_cant_be_imported_is_in_the_log(serve: Callable[..., Broker]) -> None:
     broker = serve("import no_such_thing\n")
     broker.connect().expect_end()
+
+
+def test_it_records_and_the_recording_replays(vm: Vm, tmp_path: Path) -> None:
+    target, path = tmp_path / "device.py", tmp_path / "field.jsonl"
+    target.write_text(APP)
+    record = generate.Record(path, SIZE, KEEP)
+    with contextlib.ExitStack() as stack:
+        broker = begin(vm, stack, tmp_path, str(target), stock=True, python=sys.executable, record=record)
+        device = broker.connect()
+        device.send(b"register d1\nwho\nsubscribe up/+\npublish up/1\n")
+        device.expect(b"hello tcp\nd1\npublished\n")
+        device.send(b"bye\n")
+        device.expect(b"so long\n")
+        device.expect_end()
+    assert replay(load(str(target)), path) == []

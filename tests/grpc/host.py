@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import pytest
+
 from exproto_app import Address, App
-from exproto_app.drivers.grpc import AdapterMap, Service
+from exproto_app.drivers.grpc import AdapterMap, Service, service
 from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice
 
 from .standin import Node
@@ -68,8 +69,6 @@ class Behind:
         self.ours = LoopThread()
         stack.callback(self.ours.stop)
         protocols = list(app.protocols)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.bind = Address("127.0.0.1", free.getsockname()[1])
         self.nodes = [
             self.broker.run(self._node(streaming, len(protocols), options, f"127.0.0.{number}"))
             for number in range(1, nodes + 1)
@@ -81,21 +80,26 @@ class Behind:
                 port: name for node in self.nodes for port, name in zip(node.ports, protocols, strict=True)
             }
         self.service = self.ours.run(self.serve())
+        self.bind = self.service.address
+        for node in self.nodes:
+            self.broker.run(self._connect(node))
         for node in self.nodes:
             stack.callback(self._stop_node, node)
         stack.callback(self.stop)
 
     async def _node(self, streaming: bool, protocols: int, options: dict[str, Any], host: str) -> Node:
         node = Node(
-            str(self.bind) if host == self.bind.host else await self._proxy(host),
             streaming=streaming,
             passwords=lambda _, password: password in ("", PASSWORD),
             published=self.messages.put,
             host=host,
             **options,
         )
-        await node.start(tcp=protocols, udp=protocols)
+        await node.listen(tcp=protocols, udp=protocols)
         return node
+
+    async def _connect(self, node: Node) -> None:
+        await node.connect(str(self.bind) if node.host == self.bind.host else await self._proxy(node.host))
 
     def _stop_node(self, node: Node) -> None:
         self.broker.run(node.stop())
@@ -127,7 +131,8 @@ class Behind:
         adapters = [f"{node.host}=http://{node.host}:{node.adapter_port}" for node in self.nodes]
         if len(adapters) == 1:
             adapters = [adapters[0].partition("=")[2]]
-        service = Service(self.app, self.bind, AdapterMap(adapters), ports=self.ports)
+        bind = Address("127.0.0.1", 0)
+        service = Service(self.app, bind, AdapterMap(adapters), ports=self.ports)
         await service.start()
         return service
 
@@ -172,25 +177,35 @@ class GrpcHost:
     abilities = frozenset({"udp", "unknown"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack, *, streaming: bool) -> None:
+        if streaming:  # some cases wait for events whose connection nobody saw begin
+            patch = pytest.MonkeyPatch()
+            stack.callback(patch.undo)
+            patch.setattr(service, "EARLY_WAIT", 0.3)
         self._behind = Behind(app, stack, streaming=streaming)
         self._protocols = list(app.protocols)
+        self._connected = 0
 
     def connect(
         self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
     ) -> SocketDevice:
         number = 0 if protocol is None else self._protocols.index(protocol)
-        if not unknown:
-            return self._behind.connect(number, udp=udp)
         node = self._behind.node
-        known = set(node.conns)
-        node.unseen = True
-        device = self._behind.connect(number)
+        if unknown:
+            self._accepted()
+            node.unseen = True
+        device = self._behind.connect(number, udp=udp)
+        self._connected += not udp
+        if unknown:
+            self._accepted()
+            node.unseen = False
+        return device
+
+    def _accepted(self) -> None:
+        """Wait until the broker has accepted all that have connected."""
         deadline = time.monotonic() + PATIENCE
-        while not node.conns.keys() - known:
+        while self._behind.node.accepted < self._connected:
             assert time.monotonic() < deadline, "the broker never saw it"
             time.sleep(0.005)
-        node.unseen = False
-        return device
 
     def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
         self._behind.route(topic, payload, qos)

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -178,6 +178,7 @@ class TcpDevice(asyncio.Protocol):
         self.node = node
 
     def connection_made(self, transport: Any) -> None:
+        self.node.accepted += 1
         self.conn = Conn(
             self.node,
             pb.TCP,
@@ -217,7 +218,6 @@ class Node:
 
     def __init__(
         self,
-        handler: str,
         *,
         streaming: bool = False,
         passwords: Callable[[str, str], bool] = lambda clientid, password: True,
@@ -227,7 +227,6 @@ class Node:
         host: str = "127.0.0.1",
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.handler = handler
         self.streaming = streaming
         self.passwords = passwords
         self.idle_timeout = idle_timeout
@@ -241,9 +240,12 @@ class Node:
         self.record = True
         self.errors: list[str] = []
         self.hang: set[str] = set()
+        self.gates: dict[str, asyncio.Event] = {}
+        self.held = 0
         self.adapter_port = 0
         self.ports: list[int] = []
         self.denied = "denied/"
+        self.accepted = 0
         self.unseen = False  # as if those who connect now had done so before the handler started
         self._pending: dict[tuple[str, str], list[Any]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -253,11 +255,24 @@ class Node:
         self._next_channel = itertools.count()
         self._methods: list[dict[str, Any]] = []
 
-    async def start(self, *, tcp: int = 1, udp: int = 1, channels: int = 2) -> None:
+    async def listen(self, *, tcp: int = 1, udp: int = 1) -> None:
+        """Serve the adapter, and wait for devices."""
         await self.start_adapter()
+        for _ in range(tcp):
+            server = await self.loop.create_server(lambda: TcpDevice(self), self.host, 0, backlog=4096)
+            self._servers.append(server)
+            self.ports.append(server.sockets[0].getsockname()[1])
+        for number in range(udp):
+            transport, _ = await self.loop.create_datagram_endpoint(
+                lambda: UdpDevices(self), local_addr=(self.host, self.ports[number])
+            )
+            self._servers.append(transport)
+
+    async def connect(self, handler: str, *, channels: int = 2) -> None:
+        """Call *handler* from now on."""
         for _ in range(channels):
             options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = grpc.aio.insecure_channel(self.handler, options=options)
+            channel = grpc.aio.insecure_channel(handler, options=options)
             self._channels.append(channel)
             service = f"/{PACKAGE}.{'ConnectionHandler' if self.streaming else 'ConnectionUnaryHandler'}/"
             make = channel.stream_unary if self.streaming else channel.unary_unary
@@ -271,15 +286,6 @@ class Node:
                     for name, request in EVENTS.items()
                 }
             )
-        for _ in range(tcp):
-            server = await self.loop.create_server(lambda: TcpDevice(self), self.host, 0, backlog=4096)
-            self._servers.append(server)
-            self.ports.append(server.sockets[0].getsockname()[1])
-        for number in range(udp):
-            transport, _ = await self.loop.create_datagram_endpoint(
-                lambda: UdpDevices(self), local_addr=(self.host, self.ports[number])
-            )
-            self._servers.append(transport)
 
     async def start_adapter(self) -> None:
         self._adapter = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -290,7 +296,6 @@ class Node:
                 response_serializer=pb.CodeResponse.SerializeToString,
             )
             for name, request in REQUESTS.items()
-            if self.raw_publish or name != "RawPublish"
         }
         service = grpc.method_handlers_generic_handler(f"{PACKAGE}.ConnectionAdapter", handlers)
         self._adapter.add_generic_rpc_handlers((service,))
@@ -340,21 +345,28 @@ class Node:
         return {"OnSocketCreated": BATCH, "OnSocketClosed": BATCH / 4}.get(name, BATCH / 2)
 
     async def _stream(self, method: Any, queue: asyncio.Queue[Any]) -> None:
-        async def requests() -> AsyncIterator[Any]:
-            while True:  # EMQX never ends a stream
-                yield await queue.get()
-
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await method(requests())
+        # By write, since grpcio leaves the task behind that would read a generator of requests.
+        call = method()
+        try:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                while True:  # EMQX never ends a stream
+                    await call.write(await queue.get())
+        finally:
+            call.cancel()
 
     # --- the adapter
 
     def _adapter_method(self, name: str) -> Any:
-        async def method(request: Any, _: Any) -> Any:
+        async def method(request: Any, context: Any) -> Any:
+            if name == "RawPublish" and not self.raw_publish:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "Service Not Found")  # as grpc-erl says it
             if self.record:
                 self.calls.append((name, request))
             if name in self.hang:
                 await asyncio.sleep(3600)
+            if name in self.gates:
+                self.held += 1
+                await self.gates[name].wait()
             if name == "RawPublish":
                 self.route(request.topic, request.payload, request.qos)
                 return answer()

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import ipaddress
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,12 @@ from cryptography.x509.oid import NameOID
 
 from exproto_app import Address
 from exproto_app.drivers.grpc import AdapterMap, Service, Tls
+from exproto_app.drivers.grpc.http2 import PREFACE
 from tests.behaviour.hosts import PATIENCE
 from tests.test_cli import ECHO, FLEET, run
 
 from .host import LoopThread
-from .test_service import echo_app
+from .test_service import echo_app, wait
 
 
 def test_serve_prints_what_emqx_has_to_know() -> None:
@@ -37,6 +39,17 @@ def test_serve_prints_what_emqx_has_to_know() -> None:
     assert "exproto.server.http.port = 9105" in out
     assert "exproto.listener.meter = tcp://0.0.0.0:8002" in out
     assert "exproto.listener.meter.connection_handler_url = http://127.0.0.1:9001" in out
+
+
+def test_serve_prints_the_files_of_tls() -> None:
+    code, out, _ = run("serve", ECHO, "--print-config", "--cert", "c.pem")
+    assert code == 0
+    assert 'address = "https://127.0.0.1:9001"' in out
+    assert 'ssl_options { enable = true, verify = verify_peer, cacertfile = "etc/certs/cacert.pem" }' in out
+    code, out, _ = run("serve", ECHO, "--print-config", "--cert", "c", "--client-ca", "ca", "--emqx", "4")
+    assert code == 0
+    assert "connection_handler_url = https://127.0.0.1:9001" in out
+    assert "connection_handler_keyfile = etc/certs/key.pem" in out
 
 
 @pytest.mark.parametrize(
@@ -99,8 +112,12 @@ def own_certificate(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
+# Python 3.10 warns of what it has made for a connection whose handshake fails; there is nothing to be closed.
+@pytest.mark.filterwarnings("ignore:(?s).*_SSLProtocolTransport:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("shows", [True, False])
-def test_tls_with_certificates_on_both_sides(tmp_path: Path, shows: bool) -> None:
+def test_tls_with_certificates_on_both_sides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shows: bool
+) -> None:
     cert, key = own_certificate(tmp_path)
     ours = LoopThread()
 
@@ -125,3 +142,10 @@ def test_tls_with_certificates_on_both_sides(tmp_path: Path, shows: bool) -> Non
             with pytest.raises(grpc.RpcError) as caught:
                 check(b"", timeout=PATIENCE)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            wait(lambda: "belongs into EMQX's ssl_options" in caplog.text)
+        # A broker that wasn't told of TLS, and a device on the wrong port.
+        for said, words in ((PREFACE, "so write https://"), (b"*HQ,imei,V1#" * 9, "so write https://")):
+            caplog.clear()
+            with socket.create_connection(("127.0.0.1", service.address.port)) as stranger:
+                stranger.sendall(said)
+                wait(lambda words=words: words in caplog.text)  # type: ignore[misc] # of this round

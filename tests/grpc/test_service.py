@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import threading
@@ -14,9 +15,20 @@ from typing import Any
 import grpc
 import pytest
 
-from exproto_app import Address, App, Connection, DeniedError, Message, Router, SetupError, UnavailableError
-from exproto_app.drivers.grpc import AdapterMap, Service, client, service
+from exproto_app import (
+    Address,
+    App,
+    CommandError,
+    Connection,
+    DeniedError,
+    Message,
+    Router,
+    SetupError,
+    UnavailableError,
+)
+from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, service
 from exproto_app.drivers.grpc import exproto_pb2 as pb
+from exproto_app.drivers.grpc.adapter import PACE
 from exproto_app.framing import Line
 from tests.behaviour.hosts import PASSWORD, PATIENCE
 
@@ -132,6 +144,29 @@ def test_what_would_crash_the_broker_is_never_sent(stack: contextlib.ExitStack) 
     assert behind.calls("Publish") == []
 
 
+def test_what_the_broker_would_take_wrongly_is_never_sent(stack: contextlib.ExitStack) -> None:
+    app: App[Any] = App(framing=Line())
+
+    @app.on_received
+    def refuse(conn: Connection[Any], frame: bytes) -> bytes:
+        verbs: list[Callable[[], object]] = [
+            lambda: conn.register(""),
+            lambda: conn.publish("t", b"x", 3),
+            lambda: conn.subscribe("t", 3),
+            lambda: conn.start_timer(0),
+        ]
+        for verb in verbs:
+            with pytest.raises(ValueError, match=r"empty|qos|timer"):
+                verb()
+        return b"refused"
+
+    behind = Behind(app, stack)
+    device = behind.connect()
+    device.send(b"go\n")
+    device.expect(b"refused\n")
+    assert {name for name, _ in behind.node.calls} == {"Send"}
+
+
 def test_what_a_turn_sends_is_one_call_on_tcp(stack: contextlib.ExitStack) -> None:
     behind = Behind(echo_app(), stack)
     device = behind.connect()
@@ -173,6 +208,21 @@ def test_batches_of_messages_arrive_whole_and_in_order(stack: contextlib.ExitSta
     device.expect(b"".join(b"%d\n" % number for number in range(500)))
 
 
+def test_too_much_before_the_beginning_closes_the_device(
+    stack: contextlib.ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "EARLY", 3)
+    behind = Behind(echo_app(), stack, streaming=True)
+    early = pb.ReceivedBytesRequest(conn="early", bytes=b"x").SerializeToString()
+    for _ in range(5):
+        assert call(behind, "OnReceivedBytes", early, "ConnectionHandler") == b""
+    wait(lambda: [request.conn for request in behind.calls("Close")] == ["early"])
+    assert "4 events came before its beginning, limit is 3" in caplog.text
+    (broker,) = behind.service.adapters
+    assert not broker.early
+    assert broker.early_bytes == 0
+
+
 def test_a_takeover_that_the_broker_doesnt_tell_of(stack: contextlib.ExitStack) -> None:
     app = echo_app()
     ends = Ends(app)
@@ -190,7 +240,10 @@ def test_a_takeover_that_the_broker_doesnt_tell_of(stack: contextlib.ExitStack) 
     newer.expect(b"fine\n")
 
 
-def test_a_connection_that_crashed_is_found_when_something_is_sent(stack: contextlib.ExitStack) -> None:
+def test_a_connection_that_crashed_is_found_when_something_is_sent(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "GRACE", 0.05)
     app = echo_app()
     ends = Ends(app)
     behind = Behind(app, stack)
@@ -212,6 +265,7 @@ def test_a_connection_that_crashed_is_found_when_something_is_sent(stack: contex
 def test_silence_alone_ends_nothing(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
+    monkeypatch.setattr(adapter, "GRACE", 0.05)
     monkeypatch.setattr(service, "SILENCE", 0.01)
     monkeypatch.setattr(service, "SWEEP", 0.05)
     app = echo_app()
@@ -304,6 +358,46 @@ def test_stopping_closes_every_device_and_answers_what_is_in_flight(
         device.expect_end()
     ends.wait(*["shutdown"] * 100)
     assert behind.node.errors == []
+
+
+def test_closes_are_paced(stack: contextlib.ExitStack) -> None:
+    behind = Behind(echo_app(), stack)
+    devices = [behind.connect() for _ in range(PACE + 10)]
+    for device in devices:
+        device.send(b"hi\n")
+    for device in devices:
+        device.expect(b"hi\n")
+    gate = asyncio.Event()
+    behind.node.gates["Close"] = gate
+    stopping = asyncio.run_coroutine_threadsafe(behind.service.stop(), behind.ours.loop)
+    stack.callback(lambda: setattr(behind, "service", None))
+    wait(lambda: behind.node.held == PACE)
+    # All others wait for an answer to one of these: a call that isn't one of them still gets through.
+    assert call(behind, "OnReceivedBytes", pb.ReceivedBytesRequest(conn="?").SerializeToString()) == b""
+    assert behind.node.held == PACE
+    behind.broker.loop.call_soon_threadsafe(gate.set)
+    stopping.result(PATIENCE)
+    for device in devices:
+        device.expect_end()
+
+
+@pytest.mark.parametrize("rounds", range(5))
+def test_who_connects_while_it_stops_leaves_nothing_behind(rounds: int) -> None:
+    async def begin_and_stop() -> None:
+        service = Service(echo_app(), Address("127.0.0.1", 0), AdapterMap(["auto:9100"]))
+        await service.start()
+        with contextlib.ExitStack() as sockets:
+            for _ in range(3):
+                caller = sockets.enter_context(socket.socket())
+                caller.setblocking(False)
+                caller.connect_ex((service.address.host, service.address.port))
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            await service.stop()
+        assert not service.callers
+
+    asyncio.run(begin_and_stop())
+    gc.collect()  # pytest makes an error of what was left open
 
 
 def test_the_adapter_goes_away_and_comes_back(
@@ -456,9 +550,17 @@ def test_health(stack: contextlib.ExitStack) -> None:
     channel = raw_channel(behind)
     check = channel.unary_unary("/grpc.health.v1.Health/Check")
     assert check(b"", timeout=PATIENCE) == b"\x08\x01"
-    watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=PATIENCE)
-    assert next(watch) == b"\x08\x01"
-    watch.cancel()
+    known = b"\x0a\x26emqx.exproto.v1.ConnectionUnaryHandler"
+    assert check(known, timeout=PATIENCE) == b"\x08\x01"
+    with pytest.raises(grpc.RpcError) as caught:
+        check(b"\x0a\x03tea", timeout=PATIENCE)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+    assert next(watch(b"\x0a\x03tea", timeout=PATIENCE)) == b"\x08\x03"
+    watched = watch(b"", timeout=PATIENCE)
+    assert next(watched) == b"\x08\x01"
+    behind.stop()
+    assert list(watched) == [b"\x08\x02"]
 
 
 def test_a_method_that_there_is_not(stack: contextlib.ExitStack) -> None:
@@ -499,6 +601,40 @@ def test_whatever_comes_is_answered_with_success(
     device = behind.connect()
     device.send(b"fine\n")
     device.expect(b"fine\n")
+
+
+def test_events_after_the_end_are_ignored(stack: contextlib.ExitStack) -> None:
+    app = echo_app()
+    behind = Behind(app, stack)
+    device = behind.connect()
+    device.send(b"x\n")
+    device.expect(b"x\n")
+    (conn,) = behind.node.conns
+    device.hang_up()
+    wait(lambda: app.stats["connections_closed"] == 1)
+    late = pb.ReceivedBytesRequest(conn=conn, bytes=b"late\n").SerializeToString()
+    assert call(behind, "OnReceivedBytes", late) == b""
+    created = pb.SocketCreatedRequest(conn=conn).SerializeToString()
+    assert call(behind, "OnSocketCreated", created) == b""
+    assert app.stats["events_ignored"] == 1
+    assert app.stats["connections_opened"] == 1
+    assert app.stats["connections_restarted"] == 0
+
+
+def test_an_adapter_that_answers_unknown(stack: contextlib.ExitStack) -> None:
+    app: App[Any] = App(framing=Line())
+
+    @app.on_received
+    async def subscribe(conn: Connection[Any], frame: bytes) -> bytes:
+        try:
+            await conn.subscribe("down")
+        except CommandError as error:
+            return str(error).encode()
+        return b"subscribed"
+
+    device = Behind(app, stack).connect()
+    device.send(b"go\n")
+    device.expect(b"the broker takes no Subscribe before register has succeeded\n")
 
 
 def test_five_megabytes_at_once(stack: contextlib.ExitStack) -> None:
@@ -567,6 +703,54 @@ def test_who_calls_is_told(stack: contextlib.ExitStack, caplog: pytest.LogCaptur
     assert "EMQX at 127.0.0.1 calls ConnectionHandler; its adapter is 127.0.0.1:" in caplog.text
     assert "prefer service_name = ConnectionUnaryHandler" in caplog.text
     wait(lambda: "answers: the first Send succeeded" in caplog.text)
+
+
+def test_nobody_calls_and_nobody_answers(
+    stack: contextlib.ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SILENT_START", 0.2)
+    behind = Behind(echo_app(), stack)
+    wait(lambda: "no broker has called within 0.2 s" in caplog.text)
+    behind.node.hang.add("Send")
+    device = behind.connect()
+    device.send(b"hi\n")
+    wait(lambda: behind.calls("Send"))
+    behind.ours.loop.call_soon_threadsafe(behind.service._look_for_brokers)
+    wait(lambda: f"nothing was answered by 127.0.0.1:{behind.node.adapter_port}" in caplog.text)
+
+
+def test_the_app_publishes_through_a_broker_that_is_there(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "DEADLINE", 0.5)
+    monkeypatch.setattr(adapter, "CLOSE_WAIT", 0.1)
+    app = echo_app()
+    behind = Behind(app, stack, nodes=2)
+    devices = [behind.connect(node=number) for number in (0, 1)]
+    for device in devices:
+        device.send(b"hi\n")
+        device.expect(b"hi\n")
+    behind.broker.run(behind.nodes[1].stop())
+    broker = next(it for it in behind.service.adapters if it.client.name.startswith("127.0.0.2"))
+    wait(lambda: broker.callers == 0)
+    behind.ours.run(awaited(app.publish("alarms", b"fire")))
+    assert behind.messages.get("alarms") == b"fire"
+    behind.stop()  # while the dead node's calls end soon
+
+
+def test_what_the_app_publishes_is_bounded(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "RAW", 3)
+    app = echo_app()
+    Behind(app, stack).ours.run(publish_at_once(app, 4))
+    assert app.stats["commands_failed"] == 1
+
+
+async def publish_at_once(app: App[Any], count: int) -> None:
+    for outcome in [app.publish("t", b"x") for _ in range(count)]:
+        with contextlib.suppress(UnavailableError):
+            await outcome
 
 
 def test_a_taken_port() -> None:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.hpack import Decoder, Encoder, HpackError
+from exproto_app.drivers.grpc.blocks import BlockError as HpackError
+from exproto_app.drivers.grpc.blocks import Decoder, Encoder
 from exproto_app.drivers.grpc.http2 import PREFACE, Wire, framed
 from exproto_app.drivers.grpc.service import _start
 from exproto_app.drivers.reasons import reason
@@ -90,14 +91,16 @@ class Heard:
 
     def __init__(self) -> None:
         self.events: list[Any] = []
+        self.calls: dict[int, object] = {}
 
     def connected(self) -> None:
         self.events.append("connected")
 
-    def ready(self) -> None:
-        self.events.append("ready")
+    def settled(self) -> None:
+        self.events.append("settled")
 
     def headers(self, stream: int, fields: Any, *, ended: bool) -> None:
+        self.calls[stream] = fields
         self.events.append(("headers", stream, fields, ended))
 
     def data(self, stream: int, data: bytes, *, ended: bool) -> None:
@@ -121,15 +124,27 @@ class Sink:
 
     def __init__(self) -> None:
         self.data = b""
-        self.closed = False
+        self.closed = self.paused = False
 
     def write(self, data: bytes) -> None:
         self.data += data
 
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
     def close(self) -> None:
         self.closed = True
 
-    abort = close
+    abort = write_eof = close
+
+    def can_write_eof(self) -> bool:
+        return True
 
     def get_extra_info(self, name: str) -> Any:
         return ("::ffff:10.1.2.3", 5, 0, 0)
@@ -159,7 +174,7 @@ REQUEST = (
 )
 SEEN = [
     "connected",
-    "ready",
+    "settled",
     ("headers", 1, {b":method": b"POST", b":scheme": b"http", b":path": b"/x"}, False),
     ("data", 1, b"\0\0\0\0\3ab", False),
     ("data", 1, b"c", True),
@@ -192,9 +207,9 @@ def test_padding_priorities_continuations_and_unknown_frames() -> None:
 def test_a_ping_is_answered_and_a_window_given_back() -> None:
     _, _, sink = served(PREFACE, SETTINGS, framed(6, 0, 0, b"12345678"), REQUEST[0])
     assert framed(6, 1, 0, b"12345678") in sink.data
-    many = [framed(0, 0, 1, b"x" * 16_384)] * 9
+    many = [framed(0, 0, 1, b"x" * 16_384)] * 3
     _, _, sink = served(PREFACE, SETTINGS, REQUEST[0], *many)
-    assert framed(8, 0, 1, (131_072).to_bytes(4, "big")) in sink.data
+    assert framed(8, 0, 1, (32_768).to_bytes(4, "big")) in sink.data
 
 
 @pytest.mark.parametrize(
@@ -219,7 +234,7 @@ def test_a_ping_is_answered_and_a_window_given_back() -> None:
 def test_broken_rules_end_the_connection(frame: bytes) -> None:
     _, owner, sink = served(PREFACE, SETTINGS, frame, REQUEST[0])
     assert sink.closed
-    assert owner.events == ["connected", "ready"]
+    assert owner.events == ["connected", "settled"]
 
 
 def test_sending_waits_for_the_peers_window() -> None:
@@ -227,7 +242,7 @@ def test_sending_waits_for_the_peers_window() -> None:
         owner, sink = Heard(), Sink()
         wire = Wire(owner, client=False)
         wire.connection_made(sink)  # type: ignore[arg-type] # as above
-        wire.data_received(PREFACE + framed(4, 0, 0, b"\0\4\0\0\0\x0a"))
+        wire.data_received(PREFACE + framed(4, 0, 0, b"\0\4\0\0\0\x0a") + REQUEST[0])
         await asyncio.sleep(0)
         sink.data = b""
         wire.send(1, b"x" * 25, ended=False, tail=b"TAIL")
@@ -275,6 +290,10 @@ def test_reading_by_hand(data: bytes, conn: str) -> None:
     message = pb.ReceivedBytesRequest(conn=conn, bytes=data).SerializeToString()
     start = _start(message, 2 + len(conn))
     assert message[start:] == data if data else start == 0
+
+
+def test_the_reason_of_a_call_that_failed() -> None:
+    assert reason("{shutdown,{error,{on_received_bytes,{'UNKNOWN',<<>>}}}}") == "lost"
 
 
 def test_the_reasons_that_emqx_gave() -> None:

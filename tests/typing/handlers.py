@@ -15,6 +15,7 @@ from typing_extensions import assert_type
 from exproto_app import App, Connection, ConnectionInfo, Message, Router
 from exproto_app.framing import Decoding, Line, Reader
 from exproto_app.models import Reason
+from exproto_app.testing import TestClient, replay
 
 
 @attrs.define
@@ -266,3 +267,7 @@ def wrong_sends(conn: Connection[Device, Packet], bare: Connection) -> None:
 
 
 Router("half", codec=3)  # type: ignore[call-overload]
+
+# What takes an app takes one of messages too.
+TestClient(texts)
+replay(texts, "x.jsonl")

@@ -133,6 +133,9 @@ class BrokerHub:
     for its connection processes ask nobody.
     """
 
+    keeps_wills = False
+    keeps_sessions = False
+
     def __init__(self, write: Callable[[bytes], None], *, acl: bool) -> None:
         self.write = write
         self.ordered = not acl

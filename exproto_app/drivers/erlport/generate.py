@@ -106,6 +106,24 @@ LOOP: Final = "exproto_app_loop"
 
 
 @attrs.frozen
+class Record:
+    """Where the driver records to, see `exproto_app.recorder`; each of several modules has its own file."""
+
+    path: Path
+    size: int
+    keep: int
+    masks: tuple[str, ...] = ()
+
+    def options(self, protocol: str | None) -> str:
+        """Return the driver's arguments; with *protocol*, the file's name tells it."""
+        path = self.path
+        if protocol is not None:
+            path = path.with_name(f"{path.stem}-{protocol}{path.suffix}")
+        text = f", record={str(path)!r}, record_size={self.size}, record_keep={self.keep}"
+        return f"{text}, masks={self.masks!r}" if self.masks else text
+
+
+@attrs.frozen
 class Written:
     """What `write` did with a file: `written`, `unchanged`."""
 
@@ -132,11 +150,14 @@ def files(
     *,
     stock: bool,
     acl: bool,
+    record: Record | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each file for *target* and its *modules*, pairs of name and protocol."""
     loader = "stock" if stock else "loop"
-    options = ", acl=True" if acl else ""
     for module, protocol in modules:
+        options = ", acl=True" if acl else ""
+        if record is not None:
+            options += record.options(protocol if len(modules) > 1 else None)
         yield (
             f"{module}.py",
             _MODULE.format(

@@ -16,13 +16,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final
 
 from ...app import App
 from ...channel import Channel
 from ...errors import ExprotoError
+from ...logs import configure_from
+from ...recorder import KEEP, SIZE
+from ...recorder import record as start_recording
 from ...router import Router
 from ...runner import Runner
 from ...target import load
@@ -34,6 +37,9 @@ from .terms import Atom, Opaque, TermError, body, decode
 __all__ = ["Driver", "main"]
 
 log = logging.getLogger("exproto_app")
+
+LOG_LINE: Final = "%(levelname)s %(name)s: %(message)s"
+"""The broker's log has the time already."""
 
 OK: Final = Atom("ok")
 STATE: Final = Atom("undefined")
@@ -57,13 +63,25 @@ class Driver:
     """What a callback module is made of: an app, and which of its protocols the listener serves.
 
     *target* is the file of the app, with `:name` where it isn't called `app`. With *acl* the broker is asked
-    before each publish and subscribe.
+    before each publish and subscribe. *record* is the file of a recording, see `exproto_app.recorder`.
     """
 
-    def __init__(self, target: str, *, protocol: str | None = None, acl: bool = False) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        protocol: str | None = None,
+        acl: bool = False,
+        record: str | None = None,
+        record_size: int = SIZE,
+        record_keep: int = KEEP,
+        masks: Sequence[str] = (),
+    ) -> None:
         self.app: App[Any] = load(target)
         self.router: Router[Any] = self.app.find_protocol(protocol)
         self.acl = acl
+        if record is not None:
+            start_recording(self.app, record, size=record_size, keep=record_keep, masks=masks)
 
     # The broker's own loop would call these; ours calls the engine.
     init = received = deliver = terminated = None
@@ -392,7 +410,7 @@ async def serve(read_fd: int, write_fd: int) -> None:
     process = Process(read_fd, write_fd)
     stream = LogText(process.port, asyncio.get_running_loop())
     sys.stdout = sys.stderr = stream
-    logging.basicConfig(stream=stream, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_from(os.environ, stream, text=LOG_LINE)
     await process.run()
 
 

@@ -11,11 +11,12 @@ import contextlib
 import importlib
 import inspect
 import logging
+import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,9 @@ from ...commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subs
 from ...engine import Engine
 from ...errors import SetupError, UnsupportedError
 from ...host import Timer
+from ...logs import configure_from
+from ...recorder import KEEP, SIZE
+from ...recorder import record as start_recording
 from ...target import load
 from . import facts
 from .broker import CAST
@@ -143,6 +147,8 @@ class StockHub:
     """The broker, as far as casts to connection processes reach."""
 
     ordered = True
+    keeps_wills = False
+    keeps_sessions = False
 
     def __init__(self) -> None:
         self._cast: Callable[[Any, Any], None] = _erlport("erlang").cast
@@ -186,12 +192,21 @@ class StockHub:
 class Driver:
     """What a callback module is made of: its methods are the broker's callbacks."""
 
-    def __init__(self, target: str, *, protocol: str | None = None) -> None:
-        logging.basicConfig(
-            stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-        )
+    def __init__(
+        self,
+        target: str,
+        *,
+        protocol: str | None = None,
+        record: str | None = None,
+        record_size: int = SIZE,
+        record_keep: int = KEEP,
+        masks: Sequence[str] = (),
+    ) -> None:
+        configure_from(os.environ, sys.stdout, text="%(levelname)s %(name)s: %(message)s")
         self.app = load(target)
         self.router = self.app.find_protocol(protocol)
+        if record is not None:
+            start_recording(self.app, record, size=record_size, keep=record_keep, masks=masks)
         self._hub = StockHub()
         self._runtime = SyncRuntime()
         self._engine = Engine(self.app, self._runtime, self._hub)

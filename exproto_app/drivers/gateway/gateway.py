@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -20,6 +21,8 @@ from ...models import Address
 from ...router import Router
 from ...runner import Runner
 from .listeners import DEFAULT_LISTEN, Listen
+from .proxied import HeaderLink
+from .sockets import bind, why_not
 from .tcp import TcpLink
 from .udp import UdpPort
 
@@ -33,13 +36,33 @@ log = logging.getLogger("exproto_app")
 BACKLOG = 4096
 """Connections that the kernel may keep for us while we are busy; its own limit counts too."""
 
+SHOWN = 64
+"""Bytes of a bad PROXY header that the log shows."""
+
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """What a gateway allows: connections in all, and seconds of a TLS handshake."""
+    """What a gateway allows.
+
+    *max_connections* in all, in this process; *handshake_timeout*: seconds of a TLS handshake, and of the
+    PROXY header before it.
+    """
 
     max_connections: int = 10_000
     handshake_timeout: float = 10.0
+
+
+@runtime_checkable
+class Networked(Protocol):
+    """A hub that has to be started and stopped: before the app starts, and after it has stopped."""
+
+    async def start(self, engine: Engine, /) -> None:
+        """Connect. Raises `SetupError` where that has to succeed and doesn't."""
+        ...
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -49,8 +72,9 @@ class Door:
     gateway: Gateway
     listen: Listen
     router: Router[Any]
+    context: ssl.SSLContext | None = None
     open: int = 0
-    _refused: int = 0
+    pending: set[HeaderLink] = attrs.field(factory=set)
 
     @property
     def engine(self) -> Engine:
@@ -71,17 +95,8 @@ class Door:
             self.open += 1
             gateway.open += 1
             return True
-        counters = self.engine.counters
-        counters["connections_refused"] = counters.get("connections_refused", 0) + 1
-        self._refused += 1
-        if self._refused & (self._refused - 1) == 0:  # the 1st, 2nd, 4th, 8th…: a storm is no flood of lines
-            log.warning(
-                "gateway ! connection of %s refused (no. %d): %s, limit is %d",
-                peer,
-                self._refused,
-                where,
-                limit,
-            )
+        self.engine.count("connections_refused")
+        log.warning("%s ! connection refused: %s, limit is %d", peer, where, limit)
         return False
 
     def leave(self) -> None:
@@ -89,12 +104,19 @@ class Door:
         self.open -= 1
         self.gateway.open -= 1
 
+    def headless(self, peer: Address, why: str, data: bytes) -> None:
+        """Count and log a connection that is closed for want of a PROXY header; *data* is what came."""
+        self.engine.count("proxy_headers_refused")
+        shown = data[:SHOWN].hex(" ")
+        log.warning("%s ! connection closed: %s; %d bytes came: %s", peer, why, len(data), shown)
+
 
 class Gateway:
     """*app* on *listeners* of its own, with a *hub* in memory unless another is given.
 
-    Use it as an async context manager, or `start` and `stop` it. Raises `SetupError` for listeners that
-    don't fit the app or can't be opened.
+    *sockets*: for each listener those that are bound already, by a process that shares or outlives this one;
+    they are closed with the gateway. Use it as an async context manager, or `start` and `stop` it. Raises
+    `SetupError` for listeners that don't fit the app or can't be opened.
     """
 
     def __init__(
@@ -104,6 +126,7 @@ class Gateway:
         *,
         hub: Hub | None = None,
         options: Options | None = None,
+        sockets: Sequence[Sequence[socket.socket]] | None = None,
     ) -> None:
         self.app = app
         self.options = options or Options()
@@ -113,39 +136,59 @@ class Gateway:
         self.runner: Runner
         parsed = [Listen.parse(listen) if isinstance(listen, str) else listen for listen in listeners]
         self._doors = [Door(self, listen, app.find_protocol(listen.protocol)) for listen in parsed]
-        self._servers: list[asyncio.Server | asyncio.DatagramTransport] = []
+        self._sockets = sockets
+        self._servers: list[asyncio.Server] = []
+        self._ports: list[UdpPort] = []
         self.addresses: list[tuple[Listen, Router[Any], Address]] = []
+
+    @property
+    def serving(self) -> bool:
+        """Whether the listeners are open."""
+        return bool(self.addresses) and not self.stopping
 
     async def start(self) -> None:
         """Start the app, then open the listeners."""
-        contexts = [door.listen.tls() for door in self._doors]
+        for door in self._doors:
+            door.context = door.listen.tls()
         self.runner = Runner(self.app, self.hub)
-        await self.runner.start()
+        if isinstance(self.hub, Networked):
+            await self.hub.start(self.runner.engine)
         try:
-            for door, context in zip(self._doors, contexts, strict=True):
-                listen = door.listen
-                try:
-                    names = await (
-                        self._open_udp(door) if listen.scheme == "udp" else self._open_tcp(door, context)
-                    )
-                except OSError as error:
-                    raise SetupError(_why(listen, error)) from None
-                self.addresses += [(listen, door.router, name) for name in names]
+            await self.runner.start()
+        except BaseException:
+            if isinstance(self.hub, Networked):
+                await self.hub.stop()
+            raise
+        try:
+            for number, door in enumerate(self._doors):
+                sockets = self._sockets[number] if self._sockets is not None else bind(door.listen)
+                names = [Address(*sock.getsockname()[:2]) for sock in sockets]
+                await self._serve(door, list(sockets))
+                self.addresses += [(door.listen, door.router, name) for name in names]
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
         """Stop accepting, end every connection, close."""
+        for server in self._servers:
+            server.close()
+        for port in self._ports:
+            port.stop_reading()
+        # Those that are accepted already come in, so that they get a proper end.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         self.stopping = True
-        for server in self._servers:
-            if isinstance(server, asyncio.Server):
-                server.close()
+        for door in self._doors:
+            for link in tuple(door.pending):
+                link.give_up()
         await self.runner.stop()
-        for server in self._servers:
-            if not isinstance(server, asyncio.Server):
-                server.close()
+        if isinstance(self.hub, Networked):
+            await self.hub.stop()
+        for port in self._ports:
+            port.close()
         self._servers.clear()
+        self._ports.clear()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -159,36 +202,31 @@ class Gateway:
     ) -> None:
         await self.stop()
 
-    async def _open_tcp(self, door: Door, context: Any) -> list[Address]:
-        listen = door.listen
-        server = await asyncio.get_running_loop().create_server(
+    async def _serve(self, door: Door, sockets: list[socket.socket]) -> None:
+        """Serve *door* on *sockets*; close those that can't be served."""
+        loop = asyncio.get_running_loop()
+        try:
+            while sockets:
+                if door.listen.scheme == "udp":
+                    _, port = await loop.create_datagram_endpoint(lambda: UdpPort(door), sock=sockets[0])
+                    self._ports.append(port)
+                else:
+                    self._servers.append(await self._open_tcp(door, sockets[0]))
+                del sockets[0]
+        except OSError as error:  # two that bound the same port learn it when they listen
+            raise SetupError(why_not(door.listen, error)) from None
+        finally:
+            for sock in sockets:
+                sock.close()
+
+    async def _open_tcp(self, door: Door, sock: socket.socket) -> asyncio.Server:
+        create = asyncio.get_running_loop().create_server
+        if door.listen.proxy_protocol:  # the handshake comes after the header
+            return await create(lambda: HeaderLink(door), sock=sock, backlog=BACKLOG)
+        return await create(
             lambda: TcpLink(door),
-            listen.host or None,
-            listen.port,
-            ssl=context,
-            ssl_handshake_timeout=None if context is None else self.options.handshake_timeout,
+            sock=sock,
+            ssl=door.context,
+            ssl_handshake_timeout=None if door.context is None else self.options.handshake_timeout,
             backlog=BACKLOG,
-            reuse_address=True,
         )
-        self._servers.append(server)
-        return [Address(*sock.getsockname()[:2]) for sock in server.sockets]
-
-    async def _open_udp(self, door: Door) -> list[Address]:
-        listen = door.listen
-        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: UdpPort(door),
-            local_addr=(listen.host or "0.0.0.0", listen.port),  # noqa: S104 - asked for by leaving the host out
-        )
-        self._servers.append(transport)
-        return [Address(*transport.get_extra_info("sockname")[:2])]
-
-
-def _why(listen: Listen, error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return f"{listen} can't be opened: there is no host {listen.host!r} here"
-    words = (error.strerror or str(error)).lower()
-    if "address already in use" in str(error).lower():
-        return (
-            f"{listen} can't be opened: another program has the port; stop it or choose another with --listen"
-        )
-    return f"{listen} can't be opened: {words}"

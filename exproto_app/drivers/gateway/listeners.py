@@ -26,6 +26,9 @@ class Listen:
     *protocol* names the router, None means the app's only one. *host* empty means every interface, *port* 0
     any free one. *max_connections* bounds this listener, None leaves it to the gateway's bound. For `tls`:
     *cert* and *key* are PEM files (one file may hold both), *client_ca* demands certificates of the devices.
+    *proxy_protocol*, for `tcp` and `tls`: a load balancer in front tells the device's address in a PROXY
+    header, version 1 or 2, without which a connection is closed. Anybody who reaches such a listener may
+    claim any address, so only the load balancer should.
     """
 
     scheme: Scheme
@@ -36,17 +39,18 @@ class Listen:
     cert: str | None = None
     key: str | None = None
     client_ca: str | None = None
+    proxy_protocol: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
     @classmethod
-    def parse(cls, text: str, **defaults: str | None) -> Listen:
-        """Read `[PROTOCOL=]tcp://HOST:PORT[?max-connections=N&cert=FILE&key=FILE&client-ca=FILE]`.
+    def parse(cls, text: str, *, proxy_protocol: bool = False, **defaults: str | None) -> Listen:
+        """Read `[PROTOCOL=]tcp://HOST:PORT[?max-connections=N&proxy-protocol=1&cert=FILE&key=FILE&client-ca=FILE]`.
 
-        *defaults* are taken for `cert`, `key` and `client_ca` of a `tls` listener that doesn't say them.
-        Raises `SetupError`.
+        *defaults* are taken for `cert`, `key` and `client_ca` of a `tls` listener that doesn't say them, and
+        *proxy_protocol* for a `tcp` or `tls` one. Raises `SetupError`.
         """
         name, separator, url = text.partition("=") if "=" in text.partition("://")[0] else ("", "", text)
         parts = urlsplit(url)
@@ -64,7 +68,11 @@ class Listen:
         if parts.path or parts.fragment or parts.username:
             raise SetupError(f"listener {text!r} has something behind its port; {example}")
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        allowed = {"max-connections"} | ({"cert", "key", "client-ca"} if parts.scheme == "tls" else set())
+        allowed = {"max-connections"}
+        if parts.scheme != "udp":
+            allowed.add("proxy-protocol")
+        if parts.scheme == "tls":
+            allowed |= {"cert", "key", "client-ca"}
         for option in options:
             if option not in allowed:
                 known = ", ".join(sorted(allowed))
@@ -79,6 +87,8 @@ class Listen:
             cert=options.get("cert", files.get("cert")),
             key=options.get("key", files.get("key")),
             client_ca=options.get("client-ca", files.get("client_ca")),
+            proxy_protocol=parts.scheme != "udp"
+            and _flag(text, "proxy-protocol", options.get("proxy-protocol"), default=proxy_protocol),
         )
 
     def tls(self) -> ssl.SSLContext | None:
@@ -110,3 +120,9 @@ def _count(text: str, value: str | None) -> int | None:
     if not value.isdecimal() or int(value) < 1:
         raise SetupError(f"listener {text!r}: max-connections is {value!r}, it has to be a number above 0")
     return int(value)
+
+
+def _flag(text: str, name: str, value: str | None, *, default: bool) -> bool:
+    if value not in (None, "0", "1"):
+        raise SetupError(f"listener {text!r}: {name} is {value!r}, it has to be 0 or 1")
+    return default if value is None else value == "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -40,9 +41,9 @@ class TcpLink(asyncio.Protocol):
     # --- from asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
         peername = transport.get_extra_info("peername")
         sockname = transport.get_extra_info("sockname")
+        self._transport = cast("asyncio.Transport", transport)
         if not peername or not sockname:  # gone before we looked
             self._transport.abort()
             return
@@ -50,14 +51,20 @@ class TcpLink(asyncio.Protocol):
         if not self._door.admit(peer):
             self._transport.abort()
             return
+        self.begin(self._transport, peer, Address(*sockname[:2]))
+
+    def begin(self, transport: asyncio.Transport, peer: Address, sockname: Address) -> None:
+        """Begin the connection of a device that is admitted."""
+        self._transport = transport
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            with contextlib.suppress(OSError):  # it may be gone already
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._secure = transport.get_extra_info("ssl_object") is not None
         certificate = _certificate(transport.get_extra_info("peercert")) if self._secure else None
-        info = ConnectionInfo("ssl" if self._secure else "tcp", peer, Address(*sockname[:2]), certificate)
+        info = ConnectionInfo("ssl" if self._secure else "tcp", peer, sockname, certificate)
         engine = self._door.engine
-        self._transport.set_write_buffer_limits(high=engine.limits.outbox)
+        transport.set_write_buffer_limits(high=engine.limits.outbox)
         channel = engine.connected(self, info, self._door.router)
         self.data_received = channel.received  # type: ignore[method-assign] # as said above
 
@@ -97,6 +104,8 @@ class TcpLink(asyncio.Protocol):
         return self._transport.write
 
     def send(self, chunks: list[bytes]) -> None:
+        if self._transport.is_closing():  # it has gone, and `connection_lost` is about to say so
+            return
         self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def close(self) -> None:
@@ -105,11 +114,14 @@ class TcpLink(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    # TLS of Python 3.10 has nothing left to pause between a loss and its report.
     def pause(self) -> None:
-        self._transport.pause_reading()
+        with contextlib.suppress(AttributeError):
+            self._transport.pause_reading()
 
     def resume(self) -> None:
-        self._transport.resume_reading()
+        with contextlib.suppress(AttributeError):
+            self._transport.resume_reading()
 
 
 def _certificate(peercert: dict[str, Any] | None) -> Certificate | None:

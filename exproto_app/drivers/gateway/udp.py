@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from ...channel import Channel
@@ -26,6 +28,7 @@ class UdpPort(asyncio.DatagramProtocol):
         self.door = door
         self.transport: asyncio.DatagramTransport
         self.writable = True
+        self._draining: socket.socket | None = None
         self._sockname: Address
         self._links: dict[Peer, UdpLink] = {}
 
@@ -34,15 +37,28 @@ class UdpPort(asyncio.DatagramProtocol):
         self._sockname = Address(*transport.get_extra_info("sockname")[:2])
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for link in tuple(self._links.values()):
-            link.lost(str(exc or ""))
+        if self._draining is None:
+            for link in tuple(self._links.values()):
+                link.lost(str(exc or ""))
+
+    def stop_reading(self) -> None:
+        """Leave what comes from now on to whoever reads the socket next; answers still go out."""
+        handle = os.dup(self.transport.get_extra_info("socket").fileno())  # uvloop's sockets have no dup()
+        self._draining = socket.socket(fileno=handle)
+        self._draining.setblocking(False)
+        self.transport.close()
+
+    def close(self) -> None:
+        """Let go of the socket, after `stop_reading`."""
+        if self._draining is not None:
+            self._draining.close()
 
     def datagram_received(self, data: bytes, addr: Peer) -> None:
         link = self._links.get(addr)
         if link is None:
             peer = Address(*addr[:2])
             if not self.door.admit(peer):
-                self._drop()
+                self._drop("refused")
                 return
             link = self._links[addr] = UdpLink(self, addr)
             info = ConnectionInfo("udp", peer, self._sockname)
@@ -61,10 +77,15 @@ class UdpPort(asyncio.DatagramProtocol):
 
     def send(self, datagram: bytes, peer: Peer) -> None:
         """Send *datagram*, or drop it where the kernel takes none: that is what UDP promises."""
-        if self.writable:
+        if self._draining is not None:
+            try:
+                self._draining.sendto(datagram, peer)
+            except OSError:
+                self._drop("socket_full")
+        elif self.writable:
             self.transport.sendto(datagram, peer)
         else:
-            self._drop()
+            self._drop("socket_full")
 
     def forget(self, link: UdpLink) -> None:
         """Let the next datagram of this peer begin a new connection."""
@@ -72,8 +93,9 @@ class UdpPort(asyncio.DatagramProtocol):
             del self._links[link.peer]
         self.door.leave()
 
-    def _drop(self) -> None:
-        self.door.engine.counters["datagrams_dropped"] += 1
+    def _drop(self, why: str) -> None:
+        self.door.engine.count("datagrams_dropped")
+        self.door.engine.count(f"datagrams_dropped.{why}")
 
 
 class UdpLink:

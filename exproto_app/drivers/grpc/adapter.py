@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import attrs
+
 from ...channel import Channel
 from ...commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
 from ...errors import (
@@ -22,9 +24,9 @@ from ...errors import (
     UnsupportedError,
 )
 from . import exproto_pb2 as pb
-from .client import CANCELLED, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
+from .client import CANCELLED, NOT_FOUND, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
 
-__all__ = ["AdapterHub", "AdapterMap", "Broker", "GrpcLink"]
+__all__ = ["AdapterHub", "AdapterMap", "Broker", "Early", "GrpcLink"]
 
 log = logging.getLogger("exproto_app")
 
@@ -34,6 +36,9 @@ GRACE: Final = 1.0
 CLOSE_WAIT: Final = 3.0
 """Seconds until a connection that we closed counts as gone although the broker didn't say so."""
 
+MISSING: Final = {UNIMPLEMENTED, NOT_FOUND}
+"""What an adapter answers that has no such method; EMQX's grpc-erl says NOT_FOUND."""
+
 PACE: Final = 64
 """Closes and probes that are on their way to one broker at a time."""
 
@@ -42,6 +47,9 @@ NEVER_IDLE: Final = 86_400
 
 PROBE: Final = "exproto-app/probe"
 """A topic that nobody subscribed to: taking it back changes nothing, and tells whether there is somebody."""
+
+RAW: Final = 10_000
+"""Messages of the app itself that are on their way to one broker at a time."""
 
 CLOSED: Final = 10_000
 """Connections that are remembered after their end, for what still comes in their name."""
@@ -198,10 +206,13 @@ class GrpcLink:
         else:
             outcome.fail(error)
 
+    def __str__(self) -> str:
+        return self.conn.decode() if self.channel is None else str(self.channel)
+
     def _idle_lifted(self, status: int, answer: bytes) -> None:
         error = self.judge("StartTimer", status, answer)
         if error is not None and not self.closing:
-            log.warning("%s ! the broker will end it after its idle_timeout: %s", self.conn.decode(), error)
+            log.warning("%s ! the broker will end it after its idle_timeout: %s", self, error)
 
     def _close(self, done: Callable[[], None]) -> None:
         request = pb.CloseSocketRequest(conn=self.conn.decode())
@@ -209,13 +220,22 @@ class GrpcLink:
         def answered(status: int, answer: bytes) -> None:
             error = self.judge("Close", status, answer)
             if error is not None and not isinstance(error, ClosedError) and status != CANCELLED:
-                log.warning("%s ! the broker didn't close it: %s", self.conn.decode(), error)
+                log.warning("%s ! the broker didn't close it: %s", self, error)
             if self._timer is None and self.channel is not None:
                 words = "the broker didn't tell of its end"
                 self._timer = self.broker.loop.call_later(CLOSE_WAIT, self.gone, words)
             done()
 
         self.broker.call("Close", request.SerializeToString(), answered)
+
+
+@attrs.define(eq=False)
+class Early:
+    """What came of a connection before its beginning: events, of *size* bytes, and the streams that stand."""
+
+    feeds: list[Callable[[GrpcLink], object]] = attrs.Factory(list)
+    size: int = 0
+    streams: list[Callable[[], None]] = attrs.Factory(list)
 
 
 class Broker:
@@ -227,7 +247,9 @@ class Broker:
         self.waiter = self.loop.create_future
         self.links: dict[bytes, GrpcLink] = {}
         self.closed: dict[bytes, None] = {}
-        self.early: dict[bytes, list[Callable[[GrpcLink], object]]] = {}
+        self.early: dict[bytes, Early] = {}
+        self.early_bytes = 0
+        self.callers = 0  # connections on which it calls us
         self._methods = {
             name: self.client.method(f"/emqx.exproto.v1.ConnectionAdapter/{name}", again=again)
             for name, again in {
@@ -242,6 +264,7 @@ class Broker:
             }.items()
         }
         self.send: Method = self._methods["Send"]
+        self.raw = 0  # RawPublish calls on their way
         self._queue: deque[Callable[[Callable[[], None]], None]] = deque()
         self._running = 0
 
@@ -256,6 +279,11 @@ class Broker:
             return
         self._running += 1
         start(self._paced_done)
+
+    async def close(self) -> None:
+        """Let go of the connection; what still waits is not started any more."""
+        self._queue.clear()
+        await self.client.close()
 
     def forget(self, link: GrpcLink) -> None:
         """Remember of *link* only that it has ended."""
@@ -312,8 +340,12 @@ class AdapterMap:
         return broker
 
     def any(self) -> Broker | None:
-        """Return the broker for what belongs to no connection: the one that called last."""
-        return self.last or (self.find("") if "" in self._fixed else None)
+        """Return the broker for what belongs to no connection: the last to call that is still there."""
+        if self.last is None and "" in self._fixed:
+            return self.find("")
+        if self.last is None or self.last.callers:
+            return self.last
+        return next((broker for broker in self._brokers.values() if broker.callers), self.last)
 
     def _add(self, text: str) -> None:
         if text.startswith("auto:"):
@@ -342,12 +374,19 @@ class AdapterHub:
 
     # Calls of one connection may overtake each other.
     ordered = False
+    keeps_wills = False
+    keeps_sessions = False
 
     def __init__(self, adapters: AdapterMap) -> None:
         self.adapters = adapters
         self._loop = asyncio.get_running_loop()
         self._waiter = self._loop.create_future
         self._said_retain = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether no adapter is known to be away; they are called when there is something to say."""
+        return not any(broker.client.away for broker in self.adapters)
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Call the adapter for what a device's connection asks."""
@@ -414,11 +453,15 @@ class AdapterHub:
 
     def _raw(self, broker: Broker, command: Publish) -> Outcome[None]:
         self._look_at_retain(command)
+        if broker.raw >= RAW:
+            return refused(UnavailableError(f"{RAW} messages are on their way already, that is the limit"))
         outcome: Outcome[None] = Outcome(self._waiter)
         request = pb.RawPublishRequest(topic=command.topic, payload=command.payload, qos=command.qos)
+        broker.raw += 1
 
         def done(status: int, answer: bytes) -> None:
-            if status == UNIMPLEMENTED:
+            broker.raw -= 1
+            if status in MISSING:
                 words = (
                     "EMQX before 5.1 publishes only for a live connection, not for an app or one that ended"
                 )
@@ -451,7 +494,7 @@ def _pass_on(outcome: Outcome[Any], result: Outcome[None]) -> None:
 def _judge(name: str, status: int, answer: bytes) -> tuple[CommandError | None, bool]:
     """Return what an answer of the adapter means, and whether the connection is dead."""
     words = answer.decode(errors="replace")
-    if status == UNIMPLEMENTED:
+    if status in MISSING:
         return UnsupportedError(f"this EMQX has no {name}: {words}"), False
     if status != OK:
         hint = "" if status == UNAVAILABLE else f" (status {status})"

@@ -9,8 +9,18 @@ from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from .adapter import AdapterMap, Broker, GrpcLink
-from .hpack import Fields
-from .http2 import END_HEADERS, END_STREAM, HEADERS, Wire, framed
+from .blocks import Fields
+from .http2 import (
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    HEADERS,
+    NO_ERROR,
+    STREAM_CLOSED,
+    Wire,
+    WireError,
+    framed,
+)
 
 __all__ = ["MAX_MESSAGE", "Caller", "Host", "Inbound", "Take"]
 
@@ -18,6 +28,12 @@ log = logging.getLogger("exproto_app")
 
 MAX_MESSAGE: Final = 16_777_216
 """Bytes of one event that are taken; the device that sent more in one go is closed."""
+
+MAX_PARTS: Final = 67_108_864
+"""Bytes of events on one connection whose rest has not come yet; above that it ends."""
+
+MAX_WITHHELD: Final = 16
+"""Answers of one device that are withheld; a broker has one call in flight for each, so that is plenty."""
 
 PREFACE_WAIT: Final = 10.0
 """Seconds until somebody who connects has to speak HTTP/2."""
@@ -29,15 +45,21 @@ EMPTY: Final = b"\0\0\0\0\0"
 
 
 class Inbound:
-    """A call that is not answered yet."""
+    """A call that is not answered yet.
 
-    __slots__ = ("buffer", "stream", "streaming", "take")
+    *streaming*: it brings one message after another. *endless*: it gets no answer but *last*, when the
+    service stops. *waits*: its answer is withheld. *begun*: a part of its answer is out.
+    """
+
+    __slots__ = ("begun", "buffer", "ended", "endless", "last", "stream", "streaming", "take", "waits")
 
     def __init__(self, stream: int, take: Take, *, streaming: bool) -> None:
         self.stream = stream
         self.take = take
-        self.streaming = streaming
+        self.streaming = self.endless = streaming
         self.buffer: bytearray | None = None
+        self.begun = self.ended = self.waits = False
+        self.last = EMPTY
 
 
 class Host(Protocol):
@@ -65,13 +87,13 @@ class Caller:
         self.host = "?"
         self.broker: Broker | None = None
         self.calls: dict[int, Inbound] = {}
-        self.last = 0
+        self._parts = 0
         self._mute: asyncio.TimerHandle | None = None
 
     @property
     def waits(self) -> bool:
         """Whether a call waits for its answer; streams never get one while the broker lives."""
-        return any(not call.streaming for call in self.calls.values())
+        return any(not call.endless for call in self.calls.values())
 
     # --- from the wire
 
@@ -80,16 +102,17 @@ class Caller:
         self.host = self.wire.peer
         self._mute = asyncio.get_running_loop().call_later(PREFACE_WAIT, self._said_nothing)
 
-    def ready(self) -> None:
-        self._speaks()
-        self.broker = self.service.adapters.find(self.host)
+    def settled(self) -> None:
+        if self._mute is not None:
+            self._speaks()
+            self.broker = self.service.adapters.find(self.host)
+            if self.broker is not None:
+                self.broker.callers += 1
 
     def headers(self, stream: int, fields: Fields, *, ended: bool) -> None:
         if stream in self.calls:  # trailers, which nobody sends
-            if ended:
-                self.data(stream, b"", ended=True)
+            self.data(stream, b"", ended=True)
             return
-        self.last = max(self.last, stream)
         path = fields.get(b":path", b"")
         method = self.service.methods.get(path)
         if method is None:
@@ -104,16 +127,19 @@ class Caller:
         call = self.calls.get(stream)
         if call is None:
             return
-        if ended and call.buffer is None and not call.streaming:
-            # Nearly always a call is one frame.
-            if len(data) < 5 or call.take(self, call, data[5:]):
+        if call.ended:
+            raise WireError(STREAM_CLOSED, f"stream {stream} goes on after its end")
+        call.ended = ended
+        if ended and call.buffer is None and len(data) - 5 == int.from_bytes(data[:5], "big"):
+            # Nearly always a call is one frame with one message, not compressed.
+            if self._take(call, data[5:]) or call.streaming:
                 self.answer(stream)
             return
-        self._collect(call, data, ended=ended)
+        self._collect(call, data)
 
     def reset(self, stream: int, code: int) -> None:
         log.debug("grpc < %s reset stream %d, code %d", self.host, stream, code)
-        self.calls.pop(stream, None)
+        self._drop(stream)
 
     def going(self, last: int) -> None:
         """Do nothing: the peer closes when it has its answers."""
@@ -133,6 +159,9 @@ class Caller:
 
     def closed(self, detail: str) -> None:
         self._speaks()
+        if self.broker is not None:
+            self.broker.callers -= 1
+            self.broker = None
         self.calls.clear()
         self.service.callers.discard(self)
         log.debug("grpc = %s went: %s", self.host, detail)
@@ -141,54 +170,83 @@ class Caller:
 
     def answer(self, stream: int, message: bytes = EMPTY) -> None:
         """Answer with success."""
-        if self.calls.pop(stream, None) is None:
+        call = self._drop(stream)
+        if call is None:
             return
         wire = self.wire
         number = stream.to_bytes(4, "big")
-        block = wire.encoder.encode(RESPONSE)
+        if not call.begun:
+            block = wire.encoder.encode(RESPONSE)
+            wire.write(bytes((0, 0, len(block), HEADERS, END_HEADERS)) + number + block)
         end = wire.encoder.encode(TRAILERS)
-        wire.write(bytes((0, 0, len(block), HEADERS, END_HEADERS)) + number + block)
         tail = bytes((0, 0, len(end), HEADERS, END_HEADERS | END_STREAM)) + number + end
         wire.send(stream, message, ended=False, tail=tail)
 
-    def begin(self, stream: int, message: bytes) -> None:
+    def begin(self, call: Inbound, message: bytes) -> None:
         """Answer with *message*, and leave the stream open."""
-        self.wire.write(framed(HEADERS, END_HEADERS, stream, self.wire.encoder.encode(RESPONSE)))
-        self.wire.send(stream, message, ended=False)
+        call.begun = True
+        block = self.wire.encoder.encode(RESPONSE)
+        self.wire.write(framed(HEADERS, END_HEADERS, call.stream, block))
+        self.wire.send(call.stream, message, ended=False)
 
     def withhold(self, call: Inbound, link: GrpcLink) -> None:
         """Answer when *link* says so; on a stream, take no more until then."""
-        if call.streaming:
-            self.wire.hold(call.stream)
-            answer = partial(self.wire.unhold, call.stream)
-        else:
-            answer = partial(self.answer, call.stream)
-        if link.withheld is None:
-            link.withheld = []
-        link.withheld.append(answer)
+        withheld = link.withheld
+        if withheld is None:
+            withheld = link.withheld = []
+        if not call.streaming:
+            withheld.append(partial(self.answer, call.stream))
+        elif self.wire.hold(call.stream):
+            withheld.append(partial(self.wire.unhold, call.stream))
+        if len(withheld) > MAX_WITHHELD and link.channel is not None:
+            words = f"the broker waits for no answers: {len(withheld)} are withheld, limit is {MAX_WITHHELD}"
+            log.warning("%s ! %s; it is closed", link.conn.decode(), words)
+            link.channel.end("error", words)
 
     def end_streams(self) -> None:
         """Answer the streams, which the broker never ends."""
-        for stream in [call.stream for call in self.calls.values() if call.streaming]:
-            self.answer(stream)
+        for call in [call for call in self.calls.values() if call.endless]:
+            self.answer(call.stream, call.last)
 
     # --- inside
+
+    def _drop(self, stream: int) -> Inbound | None:
+        call = self.calls.pop(stream, None)
+        if call is not None and call.buffer is not None:
+            self._parts -= len(call.buffer)
+            call.buffer = None
+        return call
 
     def _refuse(self, stream: int, path: bytes) -> None:
         text = "grpc ! %s calls %s, which is no method of the handler's services"
         self.service.say(("method", path[:80]), text, self.host, path[:80].decode(errors="replace"))
-        fields = (*RESPONSE, (b"grpc-status", b"12"), (b"grpc-message", b"there is no such method"))
+        self.refuse(stream, b"12", b"there is no such method")
+
+    def refuse(self, stream: int, status: bytes, words: bytes) -> None:
+        """Answer with a *status* other than success; for what is no event."""
+        self._drop(stream)
+        fields = (*RESPONSE, (b"grpc-status", status), (b"grpc-message", words))
         block = self.wire.encoder.encode(fields)
         self.wire.write(framed(HEADERS, END_HEADERS | END_STREAM, stream, block))
 
-    def _collect(self, call: Inbound, data: bytes, *, ended: bool) -> None:
+    def _take(self, call: Inbound, message: bytes) -> bool:
+        """Take a message; return whether it may be answered now."""
+        try:
+            return call.take(self, call, message)
+        except Exception:
+            # A mistake of ours is no reason to close the device, or even everyone's connection.
+            self.service.count("events_ignored")
+            log.exception("grpc ! an event of %s failed", self.host)
+            return True
+
+    def _collect(self, call: Inbound, data: bytes) -> None:
         """Take messages that come in pieces, or many on one stream."""
+        if call.buffer is None:
+            call.buffer = bytearray()
         buffer = call.buffer
-        if buffer is None:
-            buffer = call.buffer = bytearray()
         buffer += data
+        self._parts += len(data)
         at = 0
-        answered = True
         while len(buffer) - at >= 5:
             size = int.from_bytes(buffer[at + 1 : at + 5], "big")
             if size > MAX_MESSAGE:
@@ -197,13 +255,30 @@ class Caller:
             behind = at + 5 + size
             if len(buffer) < behind:
                 break
-            message = bytes(buffer[at + 5 : behind])
+            if buffer[at]:
+                self._unreadable("a compressed event, which nobody offered to take")
+            elif not self._take(call, bytes(buffer[at + 5 : behind])):
+                call.waits = True
             at = behind
-            answered = call.take(self, call, message)
+        if call.buffer is None:
+            return  # answered meanwhile
         del buffer[:at]
+        self._parts -= at
+        if self._parts > MAX_PARTS:
+            raise WireError(ENHANCE_YOUR_CALM, f"{self._parts} bytes of events without their rest")
+        if call.ended:
+            self._collected(call, len(buffer))
+
+    def _collected(self, call: Inbound, left: int) -> None:
+        if left:
+            self._unreadable(f"{left} bytes that are no event")
         # On a stream, what is withheld is the window, not the answer at the end.
-        if ended and (call.streaming or answered):
+        if call.streaming or not call.waits:
             self.answer(call.stream)
+
+    def _unreadable(self, what: str) -> None:
+        self.service.count("events_ignored")
+        log.warning("grpc ! %s sent %s", self.host, what)
 
     def _too_long(self, call: Inbound, beginning: bytes, size: int) -> None:
         conn = beginning[2 : 2 + beginning[1]] if len(beginning) > 1 else b""
@@ -213,9 +288,8 @@ class Caller:
         log.warning("grpc ! %s sent %s; it is closed", conn.decode(errors="replace"), words)
         if link is not None and link.channel is not None:
             link.channel.end("error", words)
-        # What still comes is of no use; the answer says that nobody wants it.
         self.answer(call.stream)
-        self.wire.cancel(call.stream, 0)
+        self.wire.cancel(call.stream, NO_ERROR)  # what still comes is of no use
 
     def _speaks(self) -> None:
         if self._mute is not None:

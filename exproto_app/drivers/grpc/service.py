@@ -23,8 +23,9 @@ from ...router import Router
 from ...runner import Runner
 from ..reasons import reason
 from . import exproto_pb2 as pb
-from .adapter import AdapterHub, AdapterMap, Broker, GrpcLink
+from .adapter import AdapterHub, AdapterMap, Broker, Early, GrpcLink
 from .caller import Caller, Inbound, Take
+from .http2 import NO_ERROR
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,11 +34,17 @@ __all__ = ["Service", "Tls"]
 
 log = logging.getLogger("exproto_app")
 
-EARLY: Final = 100
-"""Events of one connection that may come before the one that begins it: streams have no order."""
+EARLY: Final = 1_000
+"""Events of one connection that may come before the one that begins it: streams have no order.
+
+The window of their stream, which stands still until then, holds no more than that.
+"""
 
 EARLY_ALL: Final = 10_000
 """Connections with such events."""
+
+EARLY_BYTES: Final = 16_777_216
+"""Bytes of all of them, for each broker."""
 
 EARLY_WAIT: Final = 5.0
 """Seconds that they wait."""
@@ -57,6 +64,9 @@ ACCEPTED: Final = 4
 GOODBYE: Final = 2.0
 """Seconds that calls in flight may take when the service stops."""
 
+SILENT_START: Final = 30.0
+"""Seconds after which it is told that no broker has called yet, or that its adapter has answered nothing."""
+
 SAID: Final = 1_000
 """Different things that are said once."""
 
@@ -66,6 +76,17 @@ SOCKTYPES: Final[Mapping[int, SockType]] = {0: "tcp", 1: "ssl", 2: "udp", 3: "dt
 
 SERVING: Final = b"\0\0\0\0\2\x08\1"
 NOT_SERVING: Final = b"\0\0\0\0\2\x08\2"
+SERVICE_UNKNOWN: Final = b"\0\0\0\0\2\x08\3"
+SERVICES: Final = {b"", *(f"emqx.exproto.v1.{name}".encode() for name in (UNARY, STREAMS))}
+"""What a health check may ask for."""
+
+_HINTS: Final = {
+    "HTTP_REQUEST": "; it speaks plain HTTP, so write https:// in the handler's address",
+    "WRONG_VERSION": "; it speaks no TLS, so write https:// in the handler's address, or leave --cert out",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "; --client-ca demands one, which belongs into EMQX's ssl_options",
+    "UNKNOWN_CA": "; it doesn't trust the certificate of --cert; its CA belongs into EMQX's ssl_options",
+    "VERIFY_FAILED": "; its certificate isn't signed by the CA of --client-ca",
+}
 
 Feed: TypeAlias = Callable[[GrpcLink], object]
 
@@ -88,7 +109,23 @@ class Tls:
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
         context.set_alpn_protocols(["h2"])
+        context.sslobject_class = _Handshake
         return context
+
+
+class _Handshake(ssl.SSLObject):
+    """One TLS connection of a caller. It tells what asyncio keeps to itself: why a handshake failed."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            why = error.reason or str(error)
+            hint = next((hint for word, hint in _HINTS.items() if word in why), "")
+            log.warning("grpc ! somebody's TLS handshake failed: %s%s", why.replace("_", " ").lower(), hint)
+            raise
 
 
 class Service:
@@ -123,9 +160,15 @@ class Service:
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._said: set[object] = set()
         self._loop: asyncio.AbstractEventLoop
         self._time: Callable[[], float]
+
+    @property
+    def serving(self) -> bool:
+        """Whether brokers may call."""
+        return self._server is not None and not self.stopping
 
     async def start(self) -> None:
         """Start the app, then listen."""
@@ -151,26 +194,30 @@ class Service:
             raise
         self.address = Address(*self._server.sockets[0].getsockname()[:2])
         self._sweeping = self._loop.call_later(SWEEP, self._sweep)
+        self._looking = self._loop.call_later(SILENT_START, self._look_for_brokers)
 
     async def stop(self) -> None:
         """Close every device, answer what is in flight, and let go of the brokers; bounded in time."""
         self.stopping = True
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        for timer in (self._sweeping, self._looking):
+            if timer is not None:
+                timer.cancel()
         # Brokers may still connect meanwhile: they have to tell which connections have ended.
         await self.runner.stop()
         if self._server is not None:
+            # asyncio leaks a connection that it has accepted but not yet made when the server closes.
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            for _ in range(ACCEPTED):
+                await asyncio.sleep(0)
             self._server.close()
-        for _ in range(ACCEPTED):
-            await asyncio.sleep(0)
-        for caller in self.callers:
-            caller.wire.goaway(caller.last)
         await self._until(lambda: not any(caller.waits for caller in self.callers))
         for caller in tuple(self.callers):
+            # Not before the last answer: EMQX's gun forgets at a GOAWAY what it waits for.
             caller.end_streams()
-            caller.wire.close()
+            caller.wire.end(NO_ERROR)
         for broker in self.adapters:
-            await broker.client.close()
+            await broker.close()
         await self._until(lambda: not self.callers and all(broker.client.closed for broker in self.adapters))
         for caller in tuple(self.callers):
             caller.wire.abort()
@@ -203,8 +250,7 @@ class Service:
 
     def count(self, name: str) -> None:
         """Count what isn't the engine's."""
-        counters = self.runner.engine.counters
-        counters[name] = counters.get(name, 0) + 1
+        self.runner.engine.count(name)
 
     # --- events
 
@@ -244,7 +290,7 @@ class Service:
         request = self._parse(pb.ReceivedBytesRequest, caller, message)
         if request is None:
             return True
-        return self._event(caller, call, request.conn, partial(_feed_bytes, request.bytes))
+        return self._event(caller, call, request.conn, partial(_feed_bytes, request.bytes), len(message))
 
     def _messages(self, caller: Caller, call: Inbound, message: bytes) -> bool:
         request = self._parse(pb.ReceivedMessagesRequest, caller, message)
@@ -261,7 +307,7 @@ class Service:
             )
             for item in request.messages
         ]
-        return self._event(caller, call, request.conn, partial(_feed_messages, messages))
+        return self._event(caller, call, request.conn, partial(_feed_messages, messages), len(message))
 
     def _timed_out(self, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
         request = self._parse(pb.TimerTimeoutRequest, caller, message)
@@ -295,8 +341,8 @@ class Service:
         if link.datagram:
             link.lift_idle_limit()
         self._connect(link, info, router, resumed=False)
-        for feed in broker.early.pop(conn, ()):
-            feed(link)
+        if conn in broker.early:
+            self._feed_early(broker, conn, link)
         return True
 
     def _closed(self, caller: Caller, call: Inbound, message: bytes) -> bool:
@@ -310,7 +356,7 @@ class Service:
         if link is not None:
             end(link)
         elif call.streaming and conn not in broker.closed:
-            self._hold(caller, conn, end)
+            self._hold(caller, call, conn, end, size=0)
         return True
 
     def _end(self, words: str, link: GrpcLink, *, late: bool) -> None:
@@ -323,8 +369,8 @@ class Service:
             channel, link.channel = link.channel, None
             channel.terminated(reason(words), words)
 
-    def _event(self, caller: Caller, call: Inbound, conn: str, feed: Feed) -> bool:
-        """Feed an event; return False where its answer has to wait."""
+    def _event(self, caller: Caller, call: Inbound, conn: str, feed: Feed, size: int) -> bool:
+        """Feed an event of *size* bytes; return False where its answer has to wait."""
         broker = caller.broker
         if broker is None:
             return True
@@ -335,7 +381,7 @@ class Service:
                 self.count("events_ignored")
                 return True
             if call.streaming:
-                self._hold(caller, key, feed)
+                self._hold(caller, call, key, feed, size=size)
                 return True
             link = self._meet(broker, key)
             if link is None:
@@ -348,32 +394,42 @@ class Service:
             return False
         return True
 
-    def _hold(self, caller: Caller, conn: bytes, feed: Feed) -> None:
+    def _hold(self, caller: Caller, call: Inbound, conn: bytes, feed: Feed, *, size: int) -> None:
         """Keep an event until its connection begins: streams have no order among each other."""
         broker = caller.broker
         if broker is None:
             return
-        held = broker.early.get(conn)
-        if held is None:
-            if len(broker.early) >= EARLY_ALL:
-                self.say("early", "grpc ! events of %d connections wait for their beginning", EARLY_ALL)
-                self.count("events_ignored")
-                return
-            held = broker.early[conn] = []
-            self._loop.call_later(EARLY_WAIT, self._held_too_long, broker, conn, held)
-        if len(held) < EARLY:
-            held.append(feed)
-        else:
+        early = broker.early.get(conn)
+        if early is None:
+            early = broker.early[conn] = Early()
+            self._loop.call_later(EARLY_WAIT, self._held_too_long, broker, conn, early)
+        early.feeds.append(feed)
+        early.size += size
+        broker.early_bytes += size
+        if caller.wire.hold(call.stream):
+            early.streams.append(partial(caller.wire.unhold, call.stream))
+        too_early = _too_early(broker, early)
+        if too_early:
+            # With one event less the device's stream would have a hole: it shall come anew.
+            log.warning("%s ! closed: %s", conn.decode(), too_early)
             self.count("events_ignored")
+            broker.ignore(conn)
+            self._feed_early(broker, conn, None)
+            GrpcLink(broker, conn, datagram=False).close()
 
-    def _held_too_long(self, broker: Broker, conn: bytes, held: list[Feed]) -> None:
-        if broker.early.get(conn) is not held:
-            return
-        del broker.early[conn]
-        link = None if self.stopping else self._meet(broker, conn)
+    def _feed_early(self, broker: Broker, conn: bytes, link: GrpcLink | None) -> None:
+        """Feed what was kept of *conn* to *link*, or drop it; have the streams go on."""
+        early = broker.early.pop(conn)
+        broker.early_bytes -= early.size
         if link is not None:
-            for feed in held:
+            for feed in early.feeds:
                 feed(link)
+        for go_on in early.streams:
+            go_on()
+
+    def _held_too_long(self, broker: Broker, conn: bytes, early: Early) -> None:
+        if broker.early.get(conn) is early:
+            self._feed_early(broker, conn, None if self.stopping else self._meet(broker, conn))
 
     def _meet(self, broker: Broker, conn: bytes) -> GrpcLink | None:
         """Meet a connection that this process never saw begin (rule 8)."""
@@ -431,18 +487,33 @@ class Service:
             return None
         return request
 
-    # --- health
+    # --- health (grpc.health.v1: a request names a service in its one field)
 
-    def _check(self, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
-        caller.answer(call.stream, NOT_SERVING if self.stopping else SERVING)
+    def _check(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+        if message[2:] in SERVICES:
+            caller.answer(call.stream, NOT_SERVING if self.stopping else SERVING)
+        else:
+            caller.refuse(call.stream, b"5", b"there is no such service")
         return False
 
-    def _watch(self, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
-        call.streaming = True
-        caller.begin(call.stream, SERVING)
+    def _watch(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+        call.endless, call.last = True, NOT_SERVING
+        known = message[2:] in SERVICES
+        caller.begin(call, (NOT_SERVING if self.stopping else SERVING) if known else SERVICE_UNKNOWN)
         return False
 
     # --- silence
+
+    def _look_for_brokers(self) -> None:
+        """Tell what should have come by now and hasn't: a broker, or its adapter's first answer."""
+        callers = [broker for broker in self.adapters if broker.callers or broker.links]
+        if not callers:
+            text = "grpc ! no broker has called within %g s; the handler's address in EMQX has to lead to %s"
+            log.warning(text, SILENT_START, self.address)
+        for broker in callers:
+            if broker.client.asked and not broker.client.reached:
+                text = "adapter ! nothing was answered by %s within %g s; is that EMQX's server { bind }?"
+                log.warning(text, broker.client.name, SILENT_START)
 
     def _sweep(self) -> None:
         """Ask the brokers about connections that have been silent for long: their end may have been lost."""
@@ -467,6 +538,17 @@ def _start(message: bytes, at: int) -> int:
         if byte < 0x80:
             return index + 1 if index + 1 + size == len(message) else 0
     return 0
+
+
+def _too_early(broker: Broker, early: Early) -> str:
+    """Return what is too much of what came before its beginning, nothing if it isn't."""
+    if len(early.feeds) > EARLY:
+        return f"{len(early.feeds)} events came before its beginning, limit is {EARLY}"
+    if len(broker.early) > EARLY_ALL:
+        return f"events of {len(broker.early)} connections wait for their beginning, limit is {EARLY_ALL}"
+    if broker.early_bytes > EARLY_BYTES:
+        return f"{broker.early_bytes} bytes wait for their connections, limit is {EARLY_BYTES}"
+    return ""
 
 
 def _feed_bytes(data: bytes, link: GrpcLink) -> None:

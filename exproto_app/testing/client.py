@@ -11,18 +11,20 @@ from concurrent.futures import Executor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .app import App
-from .channel import Channel
-from .connection import Connection
-from .hub import Login, MemoryHub
-from .models import Address, ConnectionInfo, Message, Reason, SockType
-from .router import Router
-from .runner import Runner
+from ..app import App
+from ..channel import Channel, Hub
+from ..commands import Publish
+from ..connection import Connection, check_payload
+from ..hub import Login, MemoryHub
+from ..models import Address, ConnectionInfo, Message, Reason, SockType
+from ..router import Router
+from ..runner import Runner
+from ..topics import check_qos, check_topic
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["TestClient"]
+__all__ = ["Link", "TestClient", "World"]
 
 T = TypeVar("T")
 
@@ -97,13 +99,21 @@ class _Loop(asyncio.SelectorEventLoop):
             self.target = self.now
 
 
-class _World:
+class World:
     """What the devices of one test share: the loop, the hub, the app that runs."""
 
-    def __init__(self, app: App[Any], login: Login | None, *, raise_errors: bool) -> None:
+    def __init__(
+        self,
+        app: App[Any, Any],
+        login: Login | None = None,
+        *,
+        hub: Hub | None = None,
+        raise_errors: bool = False,
+    ) -> None:
         self.app = app
         self.loop = _Loop()
-        self.hub = MemoryHub(login, watch=self._published)
+        self.memory = MemoryHub(login, watch=self._published)
+        self.hub = hub or self.memory
         self.raise_errors = raise_errors
         self.errors: list[BaseException] = []
         self.app_published: list[Message] = []
@@ -116,7 +126,7 @@ class _World:
             raise
 
     async def _start(self) -> Runner:
-        runner = Runner(self.app, self.hub)
+        runner = Runner(self.app, self.hub, limit_logs=False)
         runner.engine.when_failed = self.errors.append
         await runner.start()
         return runner
@@ -158,14 +168,14 @@ async def _gather(tasks: set[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Link:
+class Link:
     """The wire between the device and the engine."""
 
     answers = False
     write = None
     fence = None
 
-    def __init__(self, world: _World) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
         self.channel: Channel | None = None
         self.inbox = bytearray()
@@ -266,9 +276,9 @@ class TestClient:
         self._socktype = socktype
         self._raise_errors = raise_errors
         self._restarted = restarted
-        self._world: _World | None = None
+        self._world: World | None = None
         self._owner = True
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._connection: Connection[Any] | None = None
 
     # --- the device
@@ -332,7 +342,7 @@ class TestClient:
     def deliver(self, topic: str, payload: bytes, qos: int = 0) -> None:
         """Have the broker deliver a message. Raises `AssertionError` if the device isn't subscribed."""
         world, link = self._connected()
-        if link.channel is None or not world.hub.subscribed(link.channel, topic):
+        if link.channel is None or not world.memory.subscribed(link.channel, topic):
             raise AssertionError(f"the device isn't subscribed to {topic!r}")
         world.loop.call_soon(link.channel.delivered, [Message(topic, payload, qos)])
         world.run()
@@ -340,7 +350,10 @@ class TestClient:
     def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> None:
         """Have somebody else publish a message, to whoever is subscribed."""
         world, _ = self._connected()
-        world.loop.call_soon(lambda: self.app.publish(topic, payload, qos, retain=retain))
+        check_topic(topic)
+        check_payload(payload)
+        check_qos(qos)
+        world.loop.call_soon(world.memory.publish, Publish(topic, payload, qos, retain))
         world.run()
 
     @property
@@ -389,7 +402,7 @@ class TestClient:
 
     def __enter__(self) -> Self:
         if self._world is None:
-            self._connect(_World(self.app, self._login, raise_errors=self._raise_errors))
+            self._connect(World(self.app, self._login, raise_errors=self._raise_errors))
         return self
 
     def __exit__(
@@ -410,16 +423,16 @@ class TestClient:
         if exc is None:
             world.raise_first()
 
-    def _connected(self) -> tuple[_World, _Link]:
+    def _connected(self) -> tuple[World, Link]:
         if self._world is None or self._link is None:
             raise RuntimeError(
                 "the device isn't connected; use it in a block: with TestClient(app) as device:"
             )
         return self._world, self._link
 
-    def _connect(self, world: _World) -> None:
+    def _connect(self, world: World) -> None:
         self._world = world
-        self._link = link = _Link(world)
+        self._link = link = Link(world)
         info = self._info or ConnectionInfo(
             self._socktype, Address("127.0.0.1", next(world.ports)), Address("127.0.0.1", 7993)
         )

@@ -1,0 +1,83 @@
+"""The option of `exproto-app run` that lets MQTT clients into the embedded hub."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import attrs
+import click
+
+from ..channel import Hub
+from ..drivers.gateway import Gateway
+from ..hub import MemoryHub
+from ..models import Address
+from .observe import parse_address
+
+__all__ = ["DoorChoice", "choose_door", "door_option", "opened"]
+
+log = logging.getLogger("exproto_app")
+
+DEFAULT: Final = "127.0.0.1:1883"
+
+door_option: Callable[[Any], Any] = click.option(
+    "--mqtt-listen",
+    metavar="HOST:PORT|off",
+    envvar="EXPROTO_MQTT_LISTEN",
+    help="Let MQTT 3.1.1 clients publish to the embedded hub and subscribe from it. "
+    f"Default: {DEFAULT}, where exproto-app[door] is installed.",
+)
+
+
+@attrs.frozen
+class DoorChoice:
+    """Where the door is to be, and whether somebody asked for it."""
+
+    address: Address
+    asked: bool
+
+
+def choose_door(text: str | None, hub: Hub) -> DoorChoice | None:
+    """Read the option. Raises `SetupError`, and `click.UsageError` where the hub has no door."""
+    if text == "off":
+        return None
+    if not isinstance(hub, MemoryHub):
+        if text is not None:
+            words = "--mqtt-listen opens the embedded hub; with --mqtt, clients go to the broker."
+            raise click.UsageError(words)
+        return None
+    address = parse_address(text or DEFAULT, "--mqtt-listen", DEFAULT)
+    return DoorChoice(address, text is not None)
+
+
+@asynccontextmanager
+async def opened(choice: DoorChoice | None, gateway: Gateway) -> AsyncIterator[list[str]]:
+    """Open the door, if that can be, for the length of a block; give the line that tells the user of it."""
+    if choice is None or not isinstance(gateway.hub, MemoryHub):
+        yield []
+        return
+    level = logging.WARNING if choice.asked else logging.INFO
+    try:
+        from ..drivers.gateway.mqtt_door import MqttDoor  # noqa: PLC0415 - amqtt is an extra
+    except ImportError:
+        log.log(level, "gateway = no door for MQTT clients; pip install 'exproto-app[door]' makes one")
+        yield []
+        return
+    door = MqttDoor(gateway.hub, choice.address)
+    try:
+        await door.start(gateway.runner.engine)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        why = "another program has the port" if taken else (error.strerror or str(error)).lower()
+        words = "gateway = no door for MQTT clients: %s can't be opened, %s; choose with --mqtt-listen"
+        log.log(level, words, choice.address, why)
+        yield []
+        return
+    try:
+        where = f"-h {door.address.host} -p {door.address.port}"
+        yield [f"MQTT clients on mqtt://{door.address}  try: mosquitto_sub {where} -t '#' -v"]
+    finally:
+        await door.stop()

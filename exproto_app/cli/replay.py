@@ -1,0 +1,71 @@
+"""`exproto-app replay`: a recording, fed to the app in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from ..capture import read
+from ..recording import connections
+from ..target import load
+from ..testing import replay
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("files", metavar="FILE…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("target")
+@click.option("--protocol", metavar="NAME", help="The protocol, where the recording's name isn't the one.")
+@click.option("--port", type=click.IntRange(1, 65_535), help="The server's port, in a capture of packets.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    help="X times as fast as it was recorded; default: as fast as can be, in virtual time.",
+)
+@click.option("--chunk", type=click.IntRange(1), metavar="N", help="Cut what was received every N bytes.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    metavar="REGEX",
+    help="What matches (its groups, if it has any) in bytes sent and payloads may differ; may be repeated.",
+)
+def command(
+    files: tuple[Path, ...],
+    target: str,
+    *,
+    protocol: str | None,
+    port: int | None,
+    speed: float | None,
+    chunk: int | None,
+    ignore: tuple[str, ...],
+) -> None:
+    """Feed the recording in FILE to TARGET in memory; show each difference in what it sends and publishes.
+
+    FILE was made by run, serve or gen-driver with --record, or is a capture of packets (pcap, pcapng), of
+    which only the bytes sent are compared. Files of one recording that rotated are given together. Exit code
+    1: something differs.
+    """
+    logging.basicConfig(level=logging.CRITICAL)  # what fails is shown with what differs
+    first, *others = sorted((read(file, port=port) for file in files), key=lambda it: (it.started, it.part))
+    for other in others:
+        first.join(other)
+    for note in first.notes:
+        click.echo(f"note: {note}", err=True)
+    app = load(target)
+    with contextlib.redirect_stdout(sys.stderr):  # what the app itself prints
+        differences = replay(app, first, speed=speed, chunk=chunk, ignore=ignore, protocol=protocol)
+    for difference in differences:
+        click.echo(f"{difference!r}\n")
+    count = len(tuple(connections(first.entries)))
+    what = f"{count} connection{'' if count == 1 else 's'}, {len(first.entries)} events"
+    if differences:
+        differing = sum(bool(difference.conn) for difference in differences)
+        click.echo(f"{what}: {differing} of {count} differ")
+        sys.exit(1)
+    click.echo(f"{what}: no difference")

@@ -1,0 +1,309 @@
+"""`run --workers`: one process that keeps the listeners, and others that serve them.
+
+Each worker is this same command in a slot of its own. A slot's sockets stay open here, so what waits in them
+survives the worker, and its successor gets it: a crash costs the connections that the worker had, no others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+import click
+
+from ..drivers.gateway import Listen
+from ..drivers.gateway.sockets import share
+from ..errors import SetupError
+from .worker import VARIABLE
+
+__all__ = ["Supervisor", "supervise"]
+
+log = logging.getLogger("exproto_app")
+
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 10.0
+"""Seconds until a worker that died is replaced, doubled each time; the slot's devices wait meanwhile."""
+
+STEADY: Final = 30.0
+"""Seconds that a worker has to serve until its slot's pauses begin anew."""
+
+ATTEMPTS: Final = 5
+"""Starts in a row without success after which the whole ends, if no other worker serves either."""
+
+READY_SIZE: Final = 65_536
+"""Bytes of a worker's word that it serves."""
+
+
+def supervise(listens: Sequence[Listen], workers: int) -> int:
+    """Run *workers* processes on *listens* until told to stop; return the exit code. Raises `SetupError`."""
+    if sys.platform != "linux":
+        raise SetupError("--workers needs Linux, whose kernel spreads connections over processes")
+    command = (sys.executable, "-m", "exproto_app", *sys.argv[1:])
+    shares = [share(listen, workers) for listen in listens]
+    return asyncio.run(Supervisor(command, [list(sockets) for sockets in zip(*shares, strict=True)]).run())
+
+
+class Supervisor:
+    """Keeps a process of *command* in each slot; *slots* has, for each, the sockets of every listener.
+
+    *start_timeout*: seconds until a new process has to serve; *stop_timeout*: seconds until one that was told
+    to end is killed.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        slots: Sequence[list[list[socket.socket]]],
+        *,
+        start_timeout: float = 60.0,
+        stop_timeout: float = 30.0,
+    ) -> None:
+        self.command = command
+        self.start_timeout = start_timeout
+        self.stop_timeout = stop_timeout
+        self.children: set[Child] = set()
+        self._slots = [Slot(self, number, sockets) for number, sockets in enumerate(slots, 1)]
+        self._reload = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    @property
+    def serving(self) -> int:
+        """How many slots have a process that serves."""
+        return sum(slot.child is not None for slot in self._slots)
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, reload at SIGHUP; return the exit code."""
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self._asked)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        work = loop.create_task(self._work())
+        stop = loop.create_task(self._stop.wait())
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        code = work.result() if work.done() else 0
+        await _cancel(work, stop)
+        if self.children:
+            log.info("workers = stopping: %d", len(self.children))
+        await asyncio.gather(*(child.end(self.stop_timeout) for child in tuple(self.children)))
+        log.info("workers = stopped")
+        return code
+
+    def _asked(self) -> None:
+        if self._stop.is_set():  # asked twice: at once
+            for child in self.children:
+                child.kill()
+            os._exit(1)
+        self._stop.set()
+
+    async def _work(self) -> int:
+        """Start every worker and keep them; return an exit code when that can't be."""
+        first, *others = self._slots
+        # The first one alone, so that what is wrong with the app is told once.
+        if not await first.begin():
+            return first.code
+        await asyncio.gather(*(slot.begin() for slot in others))
+        for line in first.lines:
+            click.echo(line)
+        click.echo(
+            f"{self.serving} of {len(self._slots)} workers serve; Ctrl-C ends them, SIGHUP reloads them"
+        )
+        tasks = [asyncio.ensure_future(slot.keep()) for slot in self._slots]
+        tasks.append(asyncio.ensure_future(self._reload_when_asked()))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            code = done.pop().result()
+            log.error("workers ! none comes up any more")
+            return code
+        finally:
+            await _cancel(*tasks)
+
+    async def _reload_when_asked(self) -> int:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            log.info("workers = reloading one by one")
+            for slot in self._slots:
+                if not await slot.replace():
+                    log.error("workers ! not reloaded from worker %d on; those that serve stay", slot.number)
+                    break
+            else:
+                log.info("workers = reloaded")
+
+
+class Slot:
+    """One worker's place: the sockets that it serves, which outlive it, and the process in it."""
+
+    def __init__(self, supervisor: Supervisor, number: int, sockets: list[list[socket.socket]]) -> None:
+        self.number = number
+        self.child: Child | None = None
+        self.lines: list[str] = []
+        self.code = 1
+        self._supervisor = supervisor
+        self._sockets = sockets
+        self._lock = asyncio.Lock()
+        self._hurry = asyncio.Event()
+        self._why = ""
+        self._pauses = 0
+        self._failed = 0
+
+    async def begin(self) -> bool:
+        """Start the slot's first process; tell whether it serves."""
+        self.child = await self._start()
+        return self.child is not None
+
+    async def keep(self) -> int:
+        """Replace each process that dies; return an exit code when none comes up in any slot any more."""
+        while True:
+            child = self.child
+            if child is not None:
+                self._why = _how(await child.process.wait())
+                if self.child is not child:  # a reload has replaced it
+                    continue
+                self.child, self._failed = None, 0
+                if time.monotonic() - child.started >= STEADY:
+                    self._pauses = 0
+            elif self._failed >= ATTEMPTS and not self._supervisor.serving:
+                return self.code
+            await self._pause()
+            async with self._lock:
+                if self.child is None:
+                    self.child = await self._start()
+
+    async def replace(self) -> bool:
+        """Start another process, then end the one that serves; tell whether it came to that."""
+        if self.child is None:
+            self._hurry.set()
+            return True
+        async with self._lock:
+            new = await self._start()
+            if new is None:
+                log.error("worker %d ! the new one %s; the old one stays", self.number, self._why)
+                return False
+            old, self.child = self.child, new
+        if old is not None:
+            await old.end(self._supervisor.stop_timeout)
+        return True
+
+    async def _pause(self) -> None:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._pauses, 10)) * random.uniform(0.5, 1)  # noqa: S311 - spreads load, hides nothing
+        self._pauses += 1
+        log.warning("worker %d ! %s; another starts in %.1f s", self.number, self._why, pause)
+        self._hurry.clear()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), pause)
+
+    async def _start(self) -> Child | None:
+        """Start a process; return it when it serves, or None where it ended before."""
+        supervisor = self._supervisor
+        child = await Child.start(supervisor, self.number, self._sockets)
+        try:
+            lines = await asyncio.wait_for(child.ready(), supervisor.start_timeout)
+        except asyncio.TimeoutError:
+            child.kill()
+            await child.process.wait()
+            self._why = f"didn't serve within {supervisor.start_timeout:g} s and was killed"
+            self.code = 1
+            log.error("worker %d ! %s", self.number, self._why)  # noqa: TRY400 - its traceback is ours alone
+        else:
+            if lines is not None:
+                self._failed, self.lines = 0, lines
+                log.info("worker %d = serves, process %d", self.number, child.process.pid)
+                return child
+            code = await child.process.wait()
+            self._why = f"{_how(code)} before it served"
+            self.code = max(code, 1)
+            if code <= 0:  # else it has told why
+                log.error("worker %d ! %s", self.number, self._why)
+        self._failed += 1
+        return None
+
+
+@attrs.define(eq=False)
+class Child:
+    """One process of a slot; *started* is a time of `time.monotonic`."""
+
+    number: int
+    process: asyncio.subprocess.Process
+    started: float
+    _control: socket.socket
+    _reaper: asyncio.Future[int] = attrs.field(init=False)
+
+    @classmethod
+    async def start(cls, supervisor: Supervisor, number: int, sockets: list[list[socket.socket]]) -> Child:
+        """Start the process; it learns from its end of a socket pair when the supervisor has gone."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        handles = [[sock.fileno() for sock in each] for each in sockets]
+        given = {"number": number, "sockets": handles, "control": theirs.fileno()}
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *supervisor.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, VARIABLE: json.dumps(given)},
+                pass_fds=(theirs.fileno(), *(handle for each in handles for handle in each)),
+                start_new_session=True,  # Ctrl-C is for the supervisor alone
+            )
+        child = cls(number, process, time.monotonic(), ours)
+        supervisor.children.add(child)
+
+        def ended(_: object) -> None:
+            ours.close()
+            supervisor.children.discard(child)
+
+        child._reaper = asyncio.ensure_future(process.wait())
+        child._reaper.add_done_callback(ended)
+        return child
+
+    async def ready(self) -> list[str] | None:
+        """Wait until the process serves and return what it has to tell; None where it ends before."""
+        loop = asyncio.get_running_loop()
+        data = b""
+        while not data.endswith(b"\n") and len(data) < READY_SIZE:
+            more = await loop.sock_recv(self._control, READY_SIZE)
+            if not more:
+                return None
+            data += more
+        lines: list[str] = json.loads(data)
+        return lines
+
+    async def end(self, seconds: float) -> None:
+        """Have the process end; kill it when it takes longer than *seconds*."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            await asyncio.wait_for(self.process.wait(), seconds)
+        except asyncio.TimeoutError:
+            log.error("worker %d ! didn't end within %g s and is killed", self.number, seconds)  # noqa: TRY400 - as above
+            self.kill()
+            await self.process.wait()
+
+    def kill(self) -> None:
+        """Kill the process."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-code}"
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,115 @@
+"""What commands have in common that let their user look at the traffic: recordings and hex dumps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ..app import App
+from ..recorder import KEEP, SIZE, HexDump, Recorder, record
+from ..tap import masking
+
+__all__ = ["mask_option", "record_options", "watching", "watching_options"]
+
+log = logging.getLogger("exproto_app")
+
+MEGABYTE: Final = 1_000_000
+
+_CHOSEN: Final = "exproto_app.watching"
+
+
+def _option(*names: str, **options: Any) -> Callable[[Any], Any]:
+    """Return an option whose value is kept for `watching`, so that commands need not pass it on."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        ctx.meta.setdefault(_CHOSEN, {})[param.name] = value
+
+    return click.option(*names, expose_value=False, callback=keep, **options)
+
+
+mask_option: Callable[[Any], Any] = _option(
+    "--mask",
+    "masks",
+    multiple=True,
+    metavar="REGEX",
+    help="Show bytes that match as asterisks, or its groups if it has any; may be repeated. "
+    "Passwords given to register never show.",
+)
+hex_option: Callable[[Any], Any] = _option(
+    "--hex", "hexdump", is_flag=True, help="Print the traffic: bytes, frames, handlers, messages, errors."
+)
+
+
+def record_options(command: Any) -> Any:
+    """Add the options that say where a recording goes."""
+    options = (
+        _option(
+            "--record",
+            metavar="FILE",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Record the traffic as JSON lines, for replay; what is there becomes FILE.1.",
+        ),
+        _option(
+            "--record-size",
+            type=click.FloatRange(0, min_open=True),
+            default=SIZE / MEGABYTE,
+            show_default=True,
+            metavar="MB",
+            help="Megabytes at which the next file is begun.",
+        ),
+        _option(
+            "--record-keep",
+            type=click.IntRange(0, 1_000),
+            default=KEEP,
+            show_default=True,
+            metavar="N",
+            help="Files before it that are kept.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def watching_options(command: Any) -> Any:
+    """Add all options of this module."""
+    return record_options(hex_option(mask_option(command)))
+
+
+def chosen() -> dict[str, Any]:
+    """Return what was given for the options of this module."""
+    values: dict[str, Any] = click.get_current_context().meta.get(_CHOSEN, {})
+    return values
+
+
+@contextlib.contextmanager
+def watching(app: App[Any], *, worker: int | None = None) -> Iterator[None]:
+    """Have *app* watched in the block, as the options of the present command say.
+
+    A *worker*, of several processes, records into a file of its own: `traffic.jsonl` is `traffic-2.jsonl`.
+    """
+    values = chosen()
+    app.masks += [masking(pattern) for pattern in values["masks"]]
+    watchers: list[Recorder | HexDump] = []
+    if values["record"] is not None:
+        size = int(values["record_size"] * MEGABYTE)
+        path: Path = values["record"]
+        if worker is not None:
+            path = path.with_name(f"{path.stem}-{worker}{path.suffix}")
+        watchers.append(record(app, path, size=size, keep=values["record_keep"]))
+        log.info("record = into %s", path)
+    if values["hexdump"]:
+        watchers.append(HexDump(sys.stdout))
+        app.watch(watchers[-1])
+    try:
+        yield
+    finally:
+        for watcher in watchers:
+            app.unwatch(watcher)
+            watcher.close()

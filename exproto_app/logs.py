@@ -1,0 +1,268 @@
+"""The log: one grammar, as text or as JSON, and no floods.
+
+A line is `WHO SIGN WHAT`. WHO is a connection, as `ID/PROTOCOL` or, once it is registered,
+`ID/PROTOCOL/CLIENTID`, or a part of the host (`app`, `gateway`, `hub`, `grpc`, `broker`…).
+SIGN is `=` for what happened, `!` for what went wrong. What goes wrong again and again is said a few times,
+then counted: `… 1,203 more in 10 s`.
+
+As JSON (`JsonFormatter`) each line is one object, with these keys, those in brackets only where there is
+something to tell:
+
+    time       UTC, ISO 8601 with milliseconds
+    level      debug, info, warning, error, critical
+    logger     exproto_app, or the user's own
+    message    the text, as it would stand in the text form
+    [conn]     the connection's id; then always [protocol] and, once it is registered, [clientid]
+    [worker]   the number of the worker, with `run --workers`
+    [repeats]  how many more of these there were, not logged one by one
+    [error]    the exception's class
+    [traceback]
+
+A line of the user's own belongs to a connection when its first argument is one, or by `extra={"conn": conn}`.
+Passwords are never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from datetime import datetime, timezone
+from io import TextIOBase
+from types import TracebackType
+from typing import IO, Any, Final, TypeAlias
+
+import attrs
+
+from .channel import Channel
+from .connection import Connection
+from .models import Address, ClientInfo
+
+__all__ = ["FORMATS", "LEVELS", "WINDOW", "JsonFormatter", "Repeats", "configure", "configure_from"]
+
+Stream: TypeAlias = IO[str] | TextIOBase
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+FORMATS: Final = ("text", "json")
+
+TEXT: Final = "%(asctime)s %(levelname)s %(message)s"
+
+WINDOW: Final = 10.0
+"""Seconds in which repetitions are counted together."""
+
+ONE: Final = 3
+"""Lines of one kind about one connection or one peer's host in a window."""
+
+ALL: Final = 50
+"""Lines of one kind in a window, whoever they are about."""
+
+TRACES: Final = 5
+"""Lines with the traceback of an exception from one place in a window."""
+
+KNOWN: Final = 4_096
+"""Kinds and culprits that are told apart in a window; what comes beyond them is limited by its kind alone."""
+
+
+@attrs.define(eq=False)
+class _Window:
+    """What was said of one key since *began*, what was held back, and the last line of that."""
+
+    began: float
+    said: int = 0
+    held: int = 0
+    last: logging.LogRecord | None = None
+
+
+class Repeats(logging.Filter):
+    """Holds back what is logged again and again, and tells how much that was when its window ends.
+
+    Only lines that tell of something wrong (`!`) are limited, and none of level debug. A kind is a message's
+    format; where there is an exception it is also its class and the place that raised it. The first argument
+    is the culprit, where it is a connection or an address. The filter reads no clock: whoever installs it
+    calls `sweep` some time after it has called *wake*, and `finish` at the end.
+    """
+
+    def __init__(self, wake: Callable[[], object] | None = None) -> None:
+        super().__init__()
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._windows: dict[Hashable, _Window] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether *record* may be logged now."""
+        if record.levelno <= logging.DEBUG or hasattr(record, "repeats") or " ! " not in str(record.msg):
+            return True
+        now = record.created
+        with self._lock:
+            ended: list[_Window] = []
+            held = self._hold(record, now, ended)
+        self._tell(ended, now)
+        if held is not None and held.held == 1 and self._wake is not None:
+            self._wake()
+        return held is None
+
+    def sweep(self, now: float) -> bool:
+        """Tell what was held back in the windows that have ended; return whether there are more of them."""
+        with self._lock:
+            ended = self._take_ended(now)
+            more = any(window.held for window in self._windows.values())
+        self._tell(ended, now)
+        return more
+
+    def finish(self, now: float) -> None:
+        """Tell all that was held back."""
+        with self._lock:
+            ended = list(self._windows.values())
+            self._windows.clear()
+        self._tell(ended, now)
+
+    def _hold(self, record: logging.LogRecord, now: float, ended: list[_Window]) -> _Window | None:
+        """Hold *record* back and return its window, or count it as said."""
+        windows = []
+        for key, burst in _keys(record):
+            window = self._window(key, now, ended)
+            if window is None:
+                continue
+            if window.said >= burst:
+                window.held += 1
+                record.exc_info = None  # it would keep alive what the frames of its traceback hold
+                window.last = record
+                return window
+            windows.append(window)
+        for window in windows:
+            window.said += 1
+        return None
+
+    def _window(self, key: Hashable, now: float, ended: list[_Window]) -> _Window | None:
+        window = self._windows.get(key)
+        if window is not None:
+            if 0 <= now - window.began < WINDOW:
+                return window
+            ended.append(window)
+        elif len(self._windows) >= KNOWN:
+            ended += self._take_ended(now)
+            if len(self._windows) >= KNOWN:
+                return None
+        window = self._windows[key] = _Window(now)
+        return window
+
+    def _take_ended(self, now: float) -> list[_Window]:
+        keys = [key for key, window in self._windows.items() if not 0 <= now - window.began < WINDOW]
+        return [self._windows.pop(key) for key in keys]
+
+    @staticmethod
+    def _tell(windows: list[_Window], now: float) -> None:
+        for window in windows:
+            last = window.last
+            if last is None:
+                continue
+            seconds = max(1, round(now - window.began))
+            record = logging.makeLogRecord(
+                {
+                    **last.__dict__,
+                    "msg": f"{last.msg} … %s more in %d s",
+                    "args": (*_arguments(last), f"{window.held:,}", seconds),
+                    "repeats": window.held,
+                }
+            )
+            logging.getLogger(last.name).handle(record)
+
+
+def _arguments(record: logging.LogRecord) -> tuple[Any, ...]:
+    return record.args if isinstance(record.args, tuple) else ()
+
+
+def _keys(record: logging.LogRecord) -> list[tuple[Hashable, int]]:
+    """Return what *record* counts as, and how often each of it may be said in a window."""
+    keys: list[tuple[Hashable, int]] = []
+    arguments = _arguments(record)
+    culprit = arguments[0] if arguments else None
+    if isinstance(culprit, Channel):
+        keys.append(((record.msg, culprit.id), ONE))
+    elif isinstance(culprit, Address):
+        keys.append(((record.msg, culprit.host), ONE))
+    if record.exc_info and record.exc_info[1] is not None:
+        keys.append(((record.msg, *_raised(record.exc_info[1])), TRACES))
+    else:
+        keys.append((record.msg, ALL))
+    return keys
+
+
+def _raised(error: BaseException) -> tuple[type, str, int]:
+    """Return what *error* is and where it was raised."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return type(error), "", 0
+    return type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno
+
+
+class JsonFormatter(logging.Formatter):
+    """Makes a record one line of JSON; the module tells the keys. *worker* is the process's number."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        message = record.getMessage()
+        time = datetime.fromtimestamp(record.created, tz=timezone.utc).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+            **_whose(record),
+            **self._worker,
+        }
+        repeats = getattr(record, "repeats", None)
+        if repeats is not None:
+            line["repeats"] = repeats
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+            line["traceback"] = self.formatException(record.exc_info)
+        elif record.exc_text:
+            line["traceback"] = record.exc_text
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _whose(record: logging.LogRecord) -> dict[str, str]:
+    """Return the fields of the connection that *record* is about."""
+    arguments = _arguments(record)
+    whose = getattr(record, "conn", None) or (arguments[0] if arguments else None)
+    client: ClientInfo | None
+    if isinstance(whose, Channel):
+        fields, client = {"conn": whose.id, "protocol": whose.protocol.router.name}, whose.client
+    elif isinstance(whose, Connection):
+        fields, client = {"conn": whose.id, "protocol": whose.protocol}, whose.client
+    else:
+        return {}
+    return {**fields, "clientid": client.clientid} if client is not None else fields
+
+
+def configure(
+    level: str, form: str, stream: Stream | None = None, *, text: str = TEXT, worker: int | None = None
+) -> None:
+    """Log from *level* on to *stream* (standard error), as `json` or as `text` (in the format *text*).
+
+    *worker* is the number of this process among several.
+    """
+    handler: logging.Handler = logging.StreamHandler(stream)
+    if worker is not None:
+        text = text.replace("%(message)s", f"worker {worker}: %(message)s")
+    handler.setFormatter(JsonFormatter(worker) if form == "json" else logging.Formatter(text))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def configure_from(environment: Mapping[str, str], stream: Stream, *, text: str) -> None:
+    """Configure where nobody can give options: by EXPROTO_LOG_LEVEL and EXPROTO_LOG_FORMAT."""
+    level = environment.get("EXPROTO_LOG_LEVEL", "info").lower()
+    form = environment.get("EXPROTO_LOG_FORMAT", "text").lower()
+    configure(level if level in LEVELS else "info", form, stream, text=text)
+    for name, value, known in (("LEVEL", level, LEVELS), ("FORMAT", form, FORMATS)):
+        if value not in known:
+            words = "app ! EXPROTO_LOG_%s is %r; it has to be one of %s"
+            logging.getLogger("exproto_app").warning(words, name, value, ", ".join(known))

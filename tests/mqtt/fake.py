@@ -1,0 +1,143 @@
+"""A broker that does what no real one does on demand: refuses, kicks, keeps silent, goes and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import mqtt5
+
+from exproto_app.drivers.mqtt import MqttHub, Options
+
+__all__ = ["FakeBroker", "fake"]
+
+
+class FakeBroker:
+    """MQTT 5 on a port of loopback, in the test's own loop.
+
+    *refuse*: reason codes by clientid. *holding*: messages aren't acknowledged. *silent*: nothing is answered
+    at all. *answer*: the bytes that it answers to CONNECT, instead of a CONNACK.
+    """
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.refuse: dict[str, int] = {}
+        self.holding = self.silent = False
+        self.answer: bytes | None = None
+        self.published: list[tuple[str, bytes]] = []
+        self.acknowledged: list[tuple[str, int]] = []
+        self.goodbyes: list[tuple[str, int]] = []
+        self.clients: dict[str, asyncio.StreamWriter] = {}
+        self.news = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def hub(self, **options: Any) -> MqttHub:
+        """Return a hub with this broker."""
+        return MqttHub(self.url, Options(**options))
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Go, and leave everybody without a word."""
+        assert self._server is not None
+        self._server.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def until(self, what: Any) -> None:
+        """Wait until *what* is true of this."""
+        async with self.news:
+            await self.news.wait_for(lambda: what(self))
+
+    def kick(self, clientid: str, code: int) -> None:
+        """End a client's session for a reason."""
+        self.clients[clientid].write(bytes([0xE0, 1, code]))
+
+    def deliver(self, clientid: str, packet: mqtt5.PublishPacket) -> None:
+        """Send a message to a client."""
+        self.clients[clientid].write(packet.write())
+
+    def payloads(self, clientid: str | None = None) -> list[bytes]:
+        """Return what came, of a client or of all."""
+        return [payload for name, payload in self.published if clientid in (None, name)]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._converse(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        buffer, clientid = b"", ""
+        while data := await reader.read(65_536):
+            buffer += data
+            while buffer:
+                try:
+                    packet, size = mqtt5.read(memoryview(buffer))
+                except IndexError:
+                    break
+                buffer = buffer[size:]
+                if isinstance(packet, mqtt5.ConnectPacket):
+                    clientid = packet.client_id
+                if not self.silent:
+                    self._take(clientid, packet, writer)
+                async with self.news:
+                    self.news.notify_all()
+
+    def _connect(self, clientid: str, writer: asyncio.StreamWriter) -> bytes:
+        if self.answer is not None:
+            return self.answer
+        if clientid in self.refuse:
+            return bytes([0x20, 3, 0, self.refuse[clientid], 0])
+        older = self.clients.get(clientid)
+        if older is not None and not older.is_closing():
+            older.write(b"\xe0\x01\x8e")
+        self.clients[clientid] = writer
+        return mqtt5.ConnAckPacket().write()
+
+    def _take(self, clientid: str, packet: Any, writer: asyncio.StreamWriter) -> None:
+        match packet:
+            case mqtt5.ConnectPacket():
+                writer.write(self._connect(clientid, writer))
+            case mqtt5.PublishPacket():
+                self.published.append((clientid, packet.payload))
+                if packet.packet_id and not self.holding:
+                    writer.write(mqtt5.PubAckPacket(packet.packet_id).write())
+            case mqtt5.SubscribePacket():
+                granted = mqtt5.SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE
+                writer.write(mqtt5.SubAckPacket(packet.packet_id, [granted]).write())
+            case mqtt5.PubAckPacket():
+                self.acknowledged.append((clientid, packet.packet_id))
+            case mqtt5.PingReqPacket():
+                writer.write(mqtt5.PingRespPacket().write())
+            case mqtt5.DisconnectPacket():
+                self.goodbyes.append((clientid, int(packet.reason_code)))
+
+
+@contextlib.asynccontextmanager
+async def fake() -> AsyncIterator[FakeBroker]:
+    """Run such a broker."""
+    broker = FakeBroker()
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.stop()

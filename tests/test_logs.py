@@ -1,0 +1,226 @@
+"""The log: who a line is about, JSON, and what is held back."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exproto_app import App, Connection, logs
+from exproto_app.channel import Channel
+from exproto_app.errors import DeniedError
+from exproto_app.framing import Line
+from exproto_app.logs import JsonFormatter, Repeats, configure_from
+from exproto_app.models import Address
+from exproto_app.testing import TestClient
+
+log = logging.getLogger("exproto_app")
+
+
+@contextmanager
+def written(formatter: logging.Formatter | None = None, level: int = logging.DEBUG) -> Iterator[list[str]]:
+    """Give the lines that our logger writes, as they are written."""
+    lines: list[str] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    handler = Lines()
+    handler.setFormatter(formatter or logging.Formatter("%(message)s"))
+    before = log.level
+    log.setLevel(level)
+    log.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def tracker() -> App:
+    app = App()
+    gt06 = app.protocol("gt06", framing=Line())
+
+    @gt06.on_received(b"login ")
+    def login(conn: Connection, frame: bytes) -> None:
+        name, _, password = frame[6:].decode().partition(" ")
+        conn.register(name, password=password)
+
+    @gt06.on_received(b"break")
+    def broken(conn: Connection, frame: bytes) -> None:
+        raise RuntimeError("the meter is broken")
+
+    @gt06.on_received(b"say ")
+    def say(conn: Connection, frame: bytes) -> None:
+        log.info("%s says", conn)
+        log.info("something else", extra={"conn": conn})
+
+    return app
+
+
+def test_a_line_tells_the_connection_its_protocol_and_its_client() -> None:
+    with written() as lines, TestClient(tracker(), raise_errors=False) as device:
+        device.send(b"login 860\nbreak\n")
+    assert lines[0].startswith("1/gt06 = connected from 127.0.0.1:")
+    assert lines[1] == "1/gt06/860 = registered '860'"
+    assert "1/gt06/860 ! tracker.<locals>.broken failed: RuntimeError('the meter is broken')" in lines[2]
+    assert lines[3].startswith("1/gt06/860 = closed: error the meter is broken")
+
+
+@pytest.mark.parametrize(
+    ("clientid", "shown"),
+    [("a b", "a\\x20b"), ("a\nb", "a\\nb"), ("é", "é"), ("x" * 100, "x" * 64 + "…"), ("<b>", "<b>")],
+)
+def test_a_clientid_is_one_word_of_one_line(clientid: str, shown: str) -> None:
+    app = App()
+
+    @app.on_received
+    def register(conn: Connection, frame: bytes) -> None:
+        conn.register(frame.decode())
+
+    with written() as lines, TestClient(app) as device:
+        device.send(clientid.encode())
+    assert lines[1].startswith(f"1/default/{shown} = registered ")
+    assert "\n" not in lines[1]
+
+
+def test_json_has_stable_keys_and_the_traceback_as_a_field() -> None:
+    with written(JsonFormatter()) as lines, TestClient(tracker(), raise_errors=False) as device:
+        device.send(b"login 860\nsay \nbreak\n")
+    parsed = [json.loads(line) for line in lines]
+    assert all("\n" not in line for line in lines)
+    connected, registered, mine, extra, failed, closed = parsed
+    assert set(connected) == {"time", "level", "logger", "message", "conn", "protocol"}
+    for line in (registered, mine, extra, closed):
+        assert (line["conn"], line["protocol"], line["clientid"]) == ("1", "gt06", "860")
+    assert failed["level"] == "error"
+    assert failed["error"] == "RuntimeError"
+    assert failed["traceback"].endswith("RuntimeError: the meter is broken")
+    assert registered["time"].endswith("Z")
+
+
+def test_a_password_is_in_no_line() -> None:
+    def nobody(client: object, password: str | None) -> bool:
+        raise DeniedError("no")
+
+    with written(JsonFormatter()) as lines, TestClient(tracker(), login=nobody, raise_errors=False) as device:
+        device.send(b"login 860 s3cret\n")
+        device.another().send(b"login 861 s3cret\n")
+    assert any("register failed" in line for line in lines)
+    assert not any("s3cret" in line for line in lines)
+
+
+def record(
+    text: str, *arguments: object, at: float, level: int = logging.WARNING, error: Exception | None = None
+) -> logging.LogRecord:
+    trace = (type(error), error, error.__traceback__) if error else None
+    made = logging.LogRecord("exproto_app", level, __file__, 1, text, arguments, trace)
+    made.created = at
+    return made
+
+
+def channels(count: int) -> Iterator[Channel]:
+    """Give channels of so many connections."""
+    with TestClient(tracker()) as first:
+        clients = [first, *(first.another() for _ in range(count - 1))]
+        for client in clients:
+            verbs = client.connection._verbs
+            assert isinstance(verbs, Channel)
+            yield verbs
+
+
+def test_repetition_of_one_connection_is_counted() -> None:
+    repeats = Repeats()
+    one, other = channels(2)
+    passed = [repeats.filter(record("%s ! %d lost", one, n, at=100)) for n in range(1_206)]
+    assert passed == [True] * 3 + [False] * 1_203
+    assert repeats.filter(record("%s ! %d lost", other, 1, at=100))
+    assert repeats.filter(record("%s ! another thing", one, at=100))
+    with written() as lines:
+        assert repeats.sweep(105)
+        assert lines == []
+        assert not repeats.sweep(110)
+    assert lines == ["1/gt06 ! 1205 lost … 1,203 more in 10 s"]
+    assert repeats.filter(record("%s ! %d lost", one, 1, at=111))
+
+
+def test_a_storm_of_connections_is_counted_by_its_kind() -> None:
+    repeats = Repeats()
+    storm = [record("%s ! refused", Address(f"10.0.{n >> 8}.{n & 255}", 1), at=100) for n in range(5_000)]
+    assert sum(map(repeats.filter, storm)) == logs.ALL
+    with written(JsonFormatter()) as lines:
+        repeats.finish(102)
+    (line,) = map(json.loads, lines)
+    assert line["repeats"] == 5_000 - logs.ALL
+    assert line["message"].endswith("! refused … 4,950 more in 2 s")
+
+
+def test_tracebacks_from_one_place_are_counted_and_not_kept() -> None:
+    repeats = Repeats()
+
+    def fail(place: int) -> logging.LogRecord:
+        try:
+            _ = int("x") if place else 1 // place
+        except (ValueError, ZeroDivisionError) as error:
+            return record("app ! failed", at=100, error=error)
+        raise AssertionError
+
+    assert [repeats.filter(fail(0)) for _ in range(7)] == [True] * logs.TRACES + [False] * 2
+    assert repeats.filter(fail(1))
+    held = fail(0)
+    assert not repeats.filter(held)
+    assert held.exc_info is None
+
+
+def test_facts_and_debug_lines_are_never_held_back() -> None:
+    repeats = Repeats()
+    assert all(repeats.filter(record("app = stats %d", n, at=100)) for n in range(1_000))
+    debug = [record("app ! %d", n, at=100, level=logging.DEBUG) for n in range(1_000)]
+    assert all(map(repeats.filter, debug))
+
+
+def test_without_a_sweep_the_next_line_of_the_kind_tells() -> None:
+    repeats = Repeats()
+    for _ in range(logs.ALL + 2):
+        repeats.filter(record("app ! again", at=100))
+    with written() as lines:
+        assert repeats.filter(record("app ! again", at=150))
+    assert lines == ["app ! again … 2 more in 50 s"]
+
+
+def test_the_filters_memory_is_bounded() -> None:
+    repeats = Repeats()
+    for n in range(10_000):
+        repeats.filter(record(f"app ! {n}", at=100))
+    assert len(repeats._windows) == logs.KNOWN
+    assert repeats.filter(record("app ! new", at=111))
+    assert len(repeats._windows) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 40)), max_size=300))
+def test_every_line_is_said_or_counted(events: list[tuple[int, float]]) -> None:
+    repeats = Repeats()
+    events.sort(key=lambda event: event[1])
+    with written(JsonFormatter()) as lines:
+        said = sum(repeats.filter(record(f"app ! kind {kind}", at=at)) for kind, at in events)
+        repeats.finish(50)
+    assert said + sum(json.loads(line)["repeats"] for line in lines) == len(events)
+
+
+def test_a_host_without_options_takes_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    stream = io.StringIO()
+    environment = {"EXPROTO_LOG_LEVEL": "loud", "EXPROTO_LOG_FORMAT": "json"}
+    configure_from(environment, stream, text="%(message)s")
+    line: dict[str, Any] = json.loads(stream.getvalue())
+    assert line["message"].startswith("app ! EXPROTO_LOG_LEVEL is 'loud'; it has to be one of debug, info, ")
