@@ -913,7 +913,7 @@ class Channel:
                             break  # whoever asked goes on before the next frame
                         continue
                     if only is None:
-                        handler = self.protocol.router.routes.received(frame)
+                        handler = self.protocol.router.routes.received(frame, frame)
                         if self.tap is not None:
                             self._show_frame(frame, handler)
                         if handler is None or handler.blocking:
@@ -929,7 +929,7 @@ class Channel:
                 except (KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
-                    self._failed(handler, None, error)
+                    self._failed(handler or "key= or match=", None, error)
                 if self.held:
                     break
         finally:

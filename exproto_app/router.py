@@ -122,10 +122,10 @@ class Routes:
         if self._key is None:
             self._lengths = sorted({len(prefix) for prefix in self.keyed}, reverse=True)
 
-    def received(self, frame: bytes, message: Any = None) -> Handler | None:
-        """Return the handler that takes *frame*, or the *message* that it holds."""
+    def received(self, frame: bytes, message: Any) -> Handler | None:
+        """Return the handler that takes *message*, which is the *frame* itself without a codec."""
         if self._key is not None:
-            return self.keyed.get(self._key(frame if message is None else message), self.rest)
+            return self.keyed.get(self._key(message), self.rest)
         for length in self._lengths:
             handler = self.keyed.get(frame[:length])
             if handler is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any, cast
 
@@ -252,3 +253,24 @@ def test_watchers_see_frames_and_what_was_dropped() -> None:
     assert failed[1][0] == "framing"
     assert failed[1][1].startswith("FramingError: the codec can't parse it: UnicodeDecodeError(")
     assert app.stats["frames_bad"] == 2
+
+
+def test_a_message_may_be_none() -> None:
+    """What parse returns is the message, whatever it is; a key that fails at it is named."""
+    app = App(
+        framing=Line(), codec=(json.loads, None), key=lambda message: message["type"] if message else "none"
+    )
+
+    @app.on_received("none")
+    def none(conn: Connection[None, Any], message: Any) -> bytes:
+        return repr(message).encode()
+
+    @app.on_received
+    def rest(conn: Connection[None, Any], message: Any) -> bytes:
+        return b"rest"
+
+    with TestClient(app, raise_errors=False) as device:
+        device.send(b'null\n{"type": 1}\n{"kind": 1}\n')
+        assert device.recv() == b"None\nrest\n"
+        assert (device.close_reason, device.close_detail) == ("error", "'type'")
+        assert [type(error) for error in device.errors] == [KeyError]

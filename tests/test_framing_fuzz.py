@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exproto_app.errors import FramingError
@@ -18,6 +18,7 @@ from exproto_app.framing import Checked, Decoder, FirstOf, Framing, Resync
 from .framings import CASES, Case, bytewise, cut, dense, places
 
 LIMIT = 24  # bytes of a frame, so that limits are reached
+some = settings(max_examples=settings().max_examples // 5)  # each looks at three runs of a whole stream
 MOST = 2 * LIMIT + 64 + 8  # bytes that may wait: all escaped, or with a reader's allowance for a header
 
 
@@ -92,6 +93,7 @@ def run(framing: Framing, chunks: list[bytes]) -> Run:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@some
 @given(data=st.data())
 def test_hostile_bytes(case: Case, data: st.DataObject) -> None:
     """Frames keep the limit, what waits is bounded, errors are survived; cuts change nothing before them."""
@@ -107,6 +109,7 @@ def test_hostile_bytes(case: Case, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@some
 @given(data=st.data())
 def test_hostile_datagrams(case: Case, data: st.DataObject) -> None:
     """A datagram leaves nothing behind, and a good one after it gives its frames."""
