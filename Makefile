@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTO := exproto_app/drivers/grpc
 
-.PHONY: run test check format lint types bench proto clean
+.PHONY: run test check format lint types bench fuzz proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
@@ -35,6 +35,10 @@ proto: .venv/proto
 bench: .venv/dev
 	$(BIN)/python -m tests.bench
 
+# Hostile bytes for every framing, about two minutes.
+fuzz: .venv/dev
+	$(BIN)/python -m pytest tests/test_framing_fuzz.py -q --hypothesis-profile=fuzz
+
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -53,5 +57,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,door,grpc,metrics,mqtt,uvloop]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,door,grpc,metrics,mqtt,uvloop]'
 	touch $@ .venv/run

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
+from .codec import AnyCodec
 from .commands import Outcome
-from .connection import Connection, check_payload
+from .connection import Connection, M, S, check_payload
 from .errors import SetupError
 from .framing import RAW, Framing
 from .models import Limits
@@ -15,13 +16,8 @@ from .router import DEFAULT, Handler, Router, only_form
 from .tap import Mask, Watcher
 from .topics import check_qos, check_topic
 
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar as TypeVarWithDefault
-
-    S = TypeVarWithDefault("S", default=None)
-else:
-    S = TypeVar("S")
 T = TypeVar("T")
+U = TypeVar("U")
 N = TypeVar("N", bound="Awaitable[None] | None")
 
 __all__ = ["App", "Host"]
@@ -43,7 +39,7 @@ class Host(Protocol):
         ...
 
 
-class App(Router[S]):
+class App(Router[S, M]):
     """What a script exports as `app`: its own handlers serve the protocol `default`, routers the others.
 
     The options are those of `Router`, without a name; *limits* bounds what a connection may use. An app runs
@@ -52,11 +48,36 @@ class App(Router[S]):
 
     @overload
     def __init__(
-        self: App[None],
+        self: App[None, bytes],
         *,
         framing: Framing = ...,
         reply_framing: Framing | None = ...,
+        codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
+        state: None = ...,
+        resume: bool = ...,
+        limits: Limits | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: App[S, bytes],
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        codec: None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: Callable[[], S],
+        resume: bool = ...,
+        limits: Limits | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: App[None, M],
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        codec: AnyCodec[M],
+        key: Callable[[M], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
         limits: Limits | None = ...,
@@ -67,7 +88,8 @@ class App(Router[S]):
         *,
         framing: Framing = ...,
         reply_framing: Framing | None = ...,
-        key: Callable[[bytes], Hashable] | None = ...,
+        codec: AnyCodec[M],
+        key: Callable[[M], Hashable] | None = ...,
         state: Callable[[], S],
         resume: bool = ...,
         limits: Limits | None = ...,
@@ -77,30 +99,29 @@ class App(Router[S]):
         *,
         framing: Framing = RAW,
         reply_framing: Framing | None = None,
-        key: Callable[[bytes], Hashable] | None = None,
+        codec: AnyCodec[Any] | None = None,
+        key: Callable[[Any], Hashable] | None = None,
         state: Callable[[], Any] | None = None,
         resume: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        make_state: Any = state  # either overload of Router's
-        super().__init__(
-            DEFAULT, framing=framing, reply_framing=reply_framing, key=key, state=make_state, resume=resume
-        )
+        options: dict[str, Any] = {"codec": codec, "key": key, "state": state}  # one of Router's overloads
+        super().__init__(DEFAULT, framing=framing, reply_framing=reply_framing, resume=resume, **options)
         self.limits = limits or Limits()
         self.startup: list[Handler] = []
         self.shutdown: list[Handler] = []
-        self.clients: dict[str, Connection[Any]] = {}
+        self.clients: dict[str, Connection[Any, Any]] = {}
         self.counters: dict[str, int] = {}
         self.watchers: list[Watcher] = []
         self.masks: list[Mask] = []
-        self._routers: dict[str, Router[Any]] = {}
+        self._routers: dict[str, Router[Any, Any]] = {}
         self._host: Host | None = None
 
     def __repr__(self) -> str:
         return "App()"
 
     @property
-    def connections(self) -> Mapping[str, Connection[Any]]:
+    def connections(self) -> Mapping[str, Connection[Any, Any]]:
         """The registered connections of this process, of every protocol, by clientid.
 
         With `run --workers` each worker is a process; a device is reached from anywhere through its topic.
@@ -113,12 +134,12 @@ class App(Router[S]):
         return MappingProxyType(self.counters)
 
     @property
-    def protocols(self) -> Mapping[str, Router[Any]]:
+    def protocols(self) -> Mapping[str, Router[Any, Any]]:
         """The routers by name; the app's own handlers count as `default` where there are any."""
-        own: dict[str, Router[Any]] = {DEFAULT: self} if self._serves() else {}
+        own: dict[str, Router[Any, Any]] = {DEFAULT: self} if self._serves() else {}
         return {**own, **self._routers}
 
-    def include(self, router: Router[Any], /) -> None:
+    def include(self, router: Router[Any, Any], /) -> None:
         """Serve the protocol of *router* too."""
         if not isinstance(router, Router) or isinstance(router, App):
             raise SetupError(f"include() takes a Router, not {router!r}")
@@ -137,10 +158,11 @@ class App(Router[S]):
         *,
         framing: Framing = ...,
         reply_framing: Framing | None = ...,
+        codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
-    ) -> Router[None]: ...
+    ) -> Router[None, bytes]: ...
     @overload
     def protocol(
         self,
@@ -148,13 +170,38 @@ class App(Router[S]):
         *,
         framing: Framing = ...,
         reply_framing: Framing | None = ...,
+        codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: Callable[[], T],
         resume: bool = ...,
-    ) -> Router[T]: ...
-    def protocol(self, name: str, **options: Any) -> Router[Any]:
+    ) -> Router[T, bytes]: ...
+    @overload
+    def protocol(
+        self,
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        codec: AnyCodec[U],
+        key: Callable[[U], Hashable] | None = ...,
+        state: None = ...,
+        resume: bool = ...,
+    ) -> Router[None, U]: ...
+    @overload
+    def protocol(
+        self,
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        codec: AnyCodec[U],
+        key: Callable[[U], Hashable] | None = ...,
+        state: Callable[[], T],
+        resume: bool = ...,
+    ) -> Router[T, U]: ...
+    def protocol(self, name: str, **options: Any) -> Router[Any, Any]:
         """Make a `Router` with these options and include it."""
-        router: Router[Any] = Router(name, **options)
+        router: Router[Any, Any] = Router(name, **options)
         self.include(router)
         return router
 
@@ -196,7 +243,7 @@ class App(Router[S]):
             if self._host is not None:
                 self._host.unwatch(watcher)
 
-    def find_protocol(self, name: str | None) -> Router[Any]:
+    def find_protocol(self, name: str | None) -> Router[Any, Any]:
         """Return the router named *name*, or the only one where it is None. Raises `SetupError`."""
         protocols = self.protocols
         if not protocols:

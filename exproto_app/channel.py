@@ -35,7 +35,7 @@ from .errors import (
     UnavailableError,
     UnsupportedError,
 )
-from .framing import FRAME_LIMIT, RAW, Decoder
+from .framing import FRAME_LIMIT, RAW, Bad, Decoder
 from .host import Runtime, Timer
 from .lane import BrokerLane
 from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
@@ -62,6 +62,9 @@ HOLD = 1.0
 
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
+
+SHOWN = 256
+"""Bytes of a bad frame that the log shows."""
 
 LEFT = frozenset({"device closed", "lost", "taken over", "kicked"})
 """Reasons with which the device can't have got what a handler sent it last."""
@@ -186,8 +189,10 @@ class Served:
 
     router: Router[Any]
     only: Handler | None
-    encode: Callable[[bytes], bytes]
+    encode: Callable[[Any], bytes]  # of a message, where the codec *builds*
     errors: tuple[Handler, ...]
+    parse: Callable[[bytes], Any] | None = None
+    builds: bool = False
 
 
 class Channel:
@@ -466,7 +471,7 @@ class Channel:
         else:
             decoder = self.decoder
             frames = decoder.feed(data)
-            if len(frames) == 1 and decoder.error is None:
+            if len(frames) == 1 and decoder.error is None and decoder.bad is None:
                 self._run_frame(frames[0], handler)
             else:
                 self._take_frames(frames)
@@ -590,7 +595,12 @@ class Channel:
 
     # --- verbs, from the Connection
 
-    def send(self, data: bytes, *, raw: bool) -> Outcome[None]:
+    @property
+    def builds(self) -> bool:
+        """Whether a codec makes frames of what is sent."""
+        return self.protocol.builds
+
+    def send(self, data: Any, *, raw: bool) -> Outcome[None]:
         """Put *data* into the device's lane."""
         if not raw:
             data = self.encode(data)
@@ -634,21 +644,22 @@ class Channel:
 
     def request(
         self,
-        frame: bytes,
+        frame: Any,
         *,
-        match: Callable[[bytes], object] | None,
+        match: Callable[[Any], object] | None,
         timeout: float,
+        retries: int,
         key: Hashable,
         raw: bool,
-    ) -> Outcome[bytes]:
+    ) -> Outcome[Any]:
         """Send *frame* and wait for the frame that answers it."""
         if not raw:
             frame = self.encode(frame)
         if self.gone:
             return self._refused("request", self._closed())
         if self.engine.runtime.elsewhere():
-            ask = partial(self.request, frame, match=match, timeout=timeout, key=key, raw=True)
-            return self.engine.from_thread(ask)
+            ask = partial(self.request, match=match, timeout=timeout, retries=retries, key=key, raw=True)
+            return self.engine.from_thread(partial(ask, frame))
         if self.requests is None:
             self.requests = []
         limit = self.engine.limits.requests
@@ -656,7 +667,8 @@ class Channel:
             return self._refused(
                 "request", UnavailableError(f"{limit} requests wait already, that is the limit")
             )
-        request = Request(self, self.engine.runtime.waiter, frame, match=match, timeout=timeout, key=key)
+        waiter = self.engine.runtime.waiter
+        request = Request(self, waiter, frame, match=match, timeout=timeout, retries=retries, key=key)
         waits = key is not None and any(other.key == key for other in self.requests)
         self.requests.append(request)
         if not waits:
@@ -818,12 +830,27 @@ class Channel:
         self._take_frames(frames)
 
     def _take_frames(self, frames: list[bytes]) -> None:
-        if self.decoder.error is not None:
+        decoder = self.decoder
+        if decoder.error is not None:
             self.held = True
+        if decoder.bad is not None:
+            self._tell_bad(decoder.take_bad())
         if frames:
             self.counters["frames_received"] += len(frames)
             self.frames = iter(frames)
             self._run_frames()
+
+    def _tell_bad(self, bad: list[Bad]) -> None:
+        """Log and count what the framing dropped, or the codec couldn't parse."""
+        frames = sum(item.frame for item in bad)
+        skipped = sum(len(item.data) for item in bad if not item.frame)
+        self.counters["frames_bad"] += frames
+        self.counters["bytes_skipped"] += skipped
+        if self.tap is not None:
+            for item in bad:
+                self._show(events.Failed("framing", FramingError(f"{item.reason}: {_hex(item.data)}")))
+        text = "%s ! %d bad frames dropped, %d bytes skipped: %s: %s"
+        log.warning(text, self, frames, skipped, bad[0].reason, _hex(bad[0].data))
 
     def _cut_datagram(self, data: bytes) -> list[bytes]:
         """Return the frames of a datagram, none if any of it is wrong: each datagram starts clean."""
@@ -867,7 +894,7 @@ class Channel:
 
     def _run_frames(self) -> None:  # noqa: C901, PLR0912 - the hot path is flat
         """Run the turns of the frames at hand until something holds the connection: the hot path."""
-        conn, encode, only = self.conn, self.encode, self.only
+        conn, encode, only, parse = self.conn, self.encode, self.only, self.protocol.parse
         append = self.outbox.append
         handler = only
         if self.frames is None:
@@ -876,12 +903,17 @@ class Channel:
         try:
             for frame in islice(self.frames, FRAMES):
                 try:
-                    if self.requests and self._offer(frame):
+                    if parse is not None:
+                        self._run_message(parse, frame)
+                        if self.held:
+                            break
+                        continue
+                    if self.requests and self._offer(frame, frame):
                         if self.held:
                             break  # whoever asked goes on before the next frame
                         continue
                     if only is None:
-                        handler = self.protocol.router.routes.received(frame)
+                        handler = self.protocol.router.routes.received(frame, frame)
                         if self.tap is not None:
                             self._show_frame(frame, handler)
                         if handler is None or handler.blocking:
@@ -897,7 +929,7 @@ class Channel:
                 except (KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
-                    self._failed(handler, None, error)
+                    self._failed(handler or "key= or match=", None, error)
                 if self.held:
                     break
         finally:
@@ -908,13 +940,33 @@ class Channel:
         else:
             self.held = True
 
-    def _run_special(self, handler: Handler | None, frame: bytes) -> None:
+    def _run_message(self, parse: Callable[[bytes], Any], frame: bytes) -> None:
+        """Run the turn of a *frame* that holds a message."""
+        try:
+            message = parse(frame)
+        except Exception as error:  # noqa: BLE001 - a codec may raise anything at what it doesn't like
+            if self.tap is not None:
+                self._show_frame(frame, None)
+            self._tell_bad([Bad(frame, f"the codec can't parse it: {error!r}")])
+            return
+        if self.requests and self._offer(frame, message):
+            return
+        handler = self.protocol.router.routes.received(frame, message)
+        if self.tap is not None:
+            self._show_frame(frame, handler)
+        if handler is None or handler.blocking:
+            self._run_special(handler, message)
+        else:
+            self._run(handler, (self.conn, message))
+
+    def _run_special(self, handler: Handler | None, frame: Any) -> None:
         if handler is not None:
             self._start_thread(handler, (self.conn, frame), None, None)
             return
         self.counters["frames_unhandled"] += 1
         name = self.protocol.router.name
-        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, frame[:64])
+        shown = frame[:64] if isinstance(frame, bytes) else frame
+        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, shown)
 
     def _run(
         self,
@@ -951,7 +1003,7 @@ class Channel:
         """Take what *handler* gave; return whether its turn has ended with that."""
         if reply is None:
             return True
-        if isinstance(reply, bytes):
+        if isinstance(reply, bytes) or (self.protocol.builds and not hasattr(reply, "__await__")):
             data = self.encode(reply)
             self.outbox.append(data)
             self.outbox_bytes += len(data)
@@ -1251,25 +1303,31 @@ class Channel:
         self._later()
 
     def _ask(self, request: Request) -> None:
-        request.sent = True
+        request.tries += 1
         self.send(request.frame, raw=True)
         request.deadline = self.engine.runtime.call_later(request.timeout, self._unanswered, request)
 
-    def _offer(self, frame: bytes) -> bool:
-        """Offer *frame* to the requests in the order of their sending; return whether one took it."""
+    def _offer(self, frame: bytes, message: Any) -> bool:
+        """Offer *message*, the *frame* itself without a codec, to the requests; tell whether one took it."""
         for request in self.requests or ():
-            if request.sent and (request.match is None or request.match(frame)):
+            if request.tries and (request.match is None or request.match(message)):
                 if self.tap is not None:
                     self._show(events.Frame(frame, "request"))
                 self._close_request(request)
-                self._go_on(request.turn, partial(request.settle, frame))
+                self._go_on(request.turn, partial(request.settle, message))
                 return True
         return False
 
     def _unanswered(self, request: Request) -> None:
+        if request.tries <= request.retries:
+            self.counters["requests_retried"] += 1
+            log.debug("%s = no answer within %g s, it is sent again", self, request.timeout)
+            self._ask(request)
+            return
         self.counters["requests_timed_out"] += 1
         self._close_request(request)
-        error = RequestTimeout(f"no answer within {request.timeout:g} s")
+        times = f", sent {request.tries} times" if request.tries > 1 else ""
+        error = RequestTimeout(f"no answer within {request.timeout:g} s{times}")
         if not request.awaited:
             self._refused("request", error)
         self._go_on(request.turn, partial(request.fail, error))
@@ -1283,7 +1341,7 @@ class Channel:
         if request.key is not None and not self.gone:
             waiting = (other for other in self.requests if other.key == request.key)
             first = next(waiting, None)
-            if first is not None and not first.sent:
+            if first is not None and not first.tries:
                 self._ask(first)
         if not self.requests:
             self.requests = None
@@ -1666,6 +1724,10 @@ def _topic(item: Message | Owed) -> str:
 def _object(command: object) -> str:
     """Return what *command* is about."""
     return command.client.clientid if isinstance(command, Register) else getattr(command, "topic", "")
+
+
+def _hex(data: bytes) -> str:
+    return data.hex() if len(data) <= SHOWN else f"{data[:SHOWN].hex()}…"
 
 
 def _name(command: object) -> str:

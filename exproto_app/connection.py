@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
 
 import attrs
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     S = TypeVar("S", default=None)
+    M = TypeVar("M", default=bytes)
 else:
     from typing import TypeVar
 
     S = TypeVar("S")
+    M = TypeVar("M")
 
-__all__ = ["Connection", "Verbs", "check_payload"]
+__all__ = ["Connection", "M", "S", "Verbs", "check_payload"]
 
 
 class Verbs(Protocol):
@@ -31,18 +34,24 @@ class Verbs(Protocol):
     reason: Reason | None
     detail: str
 
+    @property
+    def builds(self) -> bool:
+        """Whether a codec makes frames of what is sent."""
+        ...
+
     # Each is explained at the verb of the same name.
-    def send(self, data: bytes, *, raw: bool) -> Outcome[None]: ...  # noqa: D102 - see above
+    def send(self, data: Any, *, raw: bool) -> Outcome[None]: ...  # noqa: D102 - see above
     def issue(self, command: Command) -> Outcome[Any]: ...  # noqa: D102 - see above
     def request(  # noqa: D102 - see above
         self,
-        frame: bytes,
+        frame: Any,
         *,
-        match: Callable[[bytes], object] | None,
+        match: Callable[[Any], object] | None,
         timeout: float,
+        retries: int,
         key: Hashable,
         raw: bool,
-    ) -> Outcome[bytes]: ...
+    ) -> Outcome[Any]: ...
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None: ...  # noqa: D102 - see above
     def start_timer(self, seconds: float) -> None: ...  # noqa: D102 - see above
     def terminate(self) -> None: ...  # noqa: D102 - see above
@@ -60,7 +69,7 @@ def check_payload(payload: object) -> None:
     _check_bytes("the payload", payload)
 
 
-class Connection(Generic[S]):
+class Connection(Generic[S, M]):
     """One device's connection. Made by the host; handlers get it as their first argument.
 
     *id* names it in the logs, *protocol* is the router's name, *info* how it is connected, *state* whatever
@@ -71,6 +80,10 @@ class Connection(Generic[S]):
     """
 
     __slots__ = ("__weakref__", "_verbs", "id", "info", "protocol", "state")
+
+    if not TYPE_CHECKING:
+        # At run time nobody looks: Connection[Device] has a default for the message, as type checkers know.
+        __class_getitem__ = classmethod(GenericAlias)
 
     def __init__(self, verbs: Verbs, *, conn_id: str, protocol: str, info: ConnectionInfo, state: S) -> None:
         self._verbs = verbs
@@ -104,14 +117,16 @@ class Connection(Generic[S]):
         """The host's own words about the end, such as the text of a socket error."""
         return self._verbs.detail
 
-    def send(self, data: bytes, *, raw: bool = False) -> Outcome[None]:
+    def send(self, data: M | bytes, *, raw: bool = False) -> Outcome[None]:
         """Send *data* to the device, framed as the router's framing says, or as it is if *raw*.
+
+        With a codec that builds, *data* is a message, unless it is *raw*.
 
         Awaited, it returns when the bytes waiting for this device are below the limit again, or when the
         broker has answered where the host sends through one. Raises `FramingError` for what the framing
         can't carry.
         """
-        if type(data) is not bytes:
+        if type(data) is not bytes and (raw or not self._verbs.builds):
             _check_bytes("what is sent", data)
         return self._verbs.send(data, raw=raw)
 
@@ -208,24 +223,29 @@ class Connection(Generic[S]):
 
     def request(
         self,
-        frame: bytes,
+        frame: M | bytes,
         *,
-        match: Callable[[bytes], object] | None = None,
+        match: Callable[[M], object] | None = None,
         timeout: float = 10.0,
+        retries: int = 0,
         key: Hashable = None,
         raw: bool = False,
-    ) -> Outcome[bytes]:
+    ) -> Outcome[M]:
         """Send *frame* and, awaited, return the first frame for which *match* is true (None: the next frame).
 
         Awaited in a handler it gives the turn up: other frames are handled meanwhile, and `state` may have
-        changed when it goes on. Requests with one *key* (other than None) wait for each other. *timeout* is
-        in seconds, from the sending. Raises `RequestTimeout`, `ClosedError`, or `UnavailableError` with too
-        many requests waiting.
+        changed when it goes on. *timeout* is in seconds, from the sending; after each it is sent again, up to
+        *retries* times. Requests with one *key* (other than None) wait for each other. With a codec all of
+        these frames are messages. Raises `RequestTimeout`, `ClosedError`, or `UnavailableError` with too many
+        requests waiting.
         """
-        _check_bytes("what is sent", frame)
+        if raw or not self._verbs.builds:
+            _check_bytes("what is sent", frame)
         if not timeout > 0:
             raise ValueError(f"a timeout of {timeout} seconds never makes sense, it has to be above 0")
-        return self._verbs.request(frame, match=match, timeout=timeout, key=key, raw=raw)
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries is {retries!r}, it has to be a whole number, 0 or more")
+        return self._verbs.request(frame, match=match, timeout=timeout, retries=retries, key=key, raw=raw)
 
     def spawn(self, coroutine: Coroutine[Any, Any, object], /) -> None:
         """Run *coroutine* beside the turns, at most until the connection ends.

@@ -17,7 +17,8 @@ from typing import Any
 from .app import App
 from .channel import Channel, Hub, Link, Served
 from .commands import Outcome, Publish
-from .framing import RAW, Decoder, Framing
+from .framing import RAW, Framing
+from .framing.combined import STOCK
 from .host import Runtime
 from .models import ConnectionInfo, Message
 from .router import Router
@@ -31,12 +32,14 @@ COUNTERS = (
     "bytes_dropped",
     "bytes_received",
     "bytes_sent",
+    "bytes_skipped",
     "commands_failed",
     "connections_closed",
     "connections_opened",
     "connections_restarted",
     "datagrams_dropped",
     "deliveries_dropped",
+    "frames_bad",
     "frames_dropped",
     "frames_received",
     "frames_unhandled",
@@ -44,6 +47,7 @@ COUNTERS = (
     "messages_delivered",
     "messages_published",
     "messages_unhandled",
+    "requests_retried",
     "requests_timed_out",
     "sends_failed",
     "ticks_skipped",
@@ -194,7 +198,12 @@ class Engine:
     def _protocol(self, router: Router[Any]) -> Served:
         own, apps = router.routes.error, self.app.routes.error
         errors = tuple(dict.fromkeys(handler for handler in (own, apps) if handler is not None))
-        return Served(router, router.routes.only, _checked(router.reply_framing), errors)
+        encode = _checked(router.reply_framing)
+        if router.codec is None:
+            return Served(router, router.routes.only, encode, errors)
+        parse, build = router.codec.parse, router.codec.build
+        built = encode if build is None else _built(build, encode)
+        return Served(router, None, built, errors, parse=parse, builds=build is not None)
 
     def _published(self, topic: str, outcome: Outcome[None]) -> None:
         if outcome.error is not None:
@@ -210,12 +219,16 @@ class Engine:
             channel.pump()
 
 
+def _built(build: Callable[[Any], bytes], encode: Callable[[bytes], bytes]) -> Callable[[Any], bytes]:
+    return lambda message: encode(build(message))
+
+
 def _checked(framing: Framing) -> Callable[[bytes], bytes]:
     """Return the encode of *framing*, checked for its result unless it is one of ours."""
     if framing is RAW:
         return bytes  # which gives back the bytes that it gets
     encode = framing.encode
-    if type(framing).__module__ == Decoder.__module__:
+    if type(framing) in STOCK:
         return encode
 
     def checked(frame: bytes) -> bytes:

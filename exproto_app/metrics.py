@@ -50,6 +50,7 @@ HELP: Final = {
     "bytes_dropped": "Bytes that were lost.",
     "bytes_received": "Bytes from devices.",
     "bytes_sent": "Bytes to devices.",
+    "bytes_skipped": "Bytes from devices that belong to no frame.",
     "commands_failed": "Verbs that failed and that nobody awaited.",
     "connections_closed": "Connections that have ended, by reason.",
     "connections_opened": "Connections that have begun.",
@@ -57,6 +58,7 @@ HELP: Final = {
     "connections_restarted": "Connections that this process never saw begin.",
     "datagrams_dropped": "Datagrams that were lost.",
     "deliveries_dropped": "Messages for devices that were lost.",
+    "frames_bad": "Frames with a wrong checksum, or that the codec can't parse.",
     "frames_dropped": "Frames that were not handled, for their connection was to be closed.",
     "frames_received": "Frames from devices.",
     "frames_unhandled": "Frames that no handler takes.",
@@ -64,6 +66,7 @@ HELP: Final = {
     "messages_delivered": "Messages for devices.",
     "messages_published": "Messages from devices and from the app.",
     "messages_unhandled": "Messages that no handler takes.",
+    "requests_retried": "Requests that were sent again.",
     "requests_timed_out": "Requests without an answer.",
     "sends_failed": "Sends that the broker didn't take.",
     "ticks_skipped": "Calls of every() left out, for the one before still ran.",
@@ -121,7 +124,7 @@ class Metrics:
     be opened, `ExprotoError` without prometheus-client.
     """
 
-    def __init__(self, app: App[Any], address: Address, *, shared: bool = False) -> None:
+    def __init__(self, app: App[Any, Any], address: Address, *, shared: bool = False) -> None:
         try:
             import prometheus_client  # noqa: PLC0415 - an extra
         except ImportError:

@@ -295,7 +295,7 @@ def _as(opened: Opened, client: ClientInfo) -> Opened:
 
 
 def record(
-    app: App[Any], path: str | Path, *, size: int = SIZE, keep: int = KEEP, masks: Iterable[str] = ()
+    app: App[Any, Any], path: str | Path, *, size: int = SIZE, keep: int = KEEP, masks: Iterable[str] = ()
 ) -> Recorder:
     """Have *app* recorded; *masks* are regular expressions, see `tap.masking`, the rest is `Recorder`'s."""
     app.masks += [masking(pattern) for pattern in masks]

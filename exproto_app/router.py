@@ -5,24 +5,32 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, overload
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from types import GenericAlias, MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, overload
 
 import attrs
 
+from .codec import AnyCodec, functions_of
 from .connection import Connection
 from .errors import SetupError
 from .framing import RAW, Framing
 from .models import ConnectionInfo, Message, Reason
+from .signatures import (
+    B,
+    BatchDecorator,
+    ConnectDecorator,
+    DeliverDecorator,
+    ErrorDecorator,
+    M,
+    N,
+    ReceivedDecorator,
+    Reply,
+    S,
+    TerminatedDecorator,
+    TimerDecorator,
+)
 from .topics import check_filter, matcher
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar as TypeVarWithDefault
-
-    S = TypeVarWithDefault("S", default=None)
-else:
-    S = TypeVar("S")
 
 __all__ = ["DEFAULT", "Handler", "Key", "Router", "Routes", "only_form"]
 
@@ -30,77 +38,6 @@ DEFAULT = "default"
 """The protocol that the app's own handlers serve."""
 
 Key: TypeAlias = bytes | str | int | tuple[Any, ...] | enum.Enum | None
-
-# What a handler may return; its own return type stays known to the type checker.
-B = TypeVar("B", bound="bytes | Awaitable[bytes | None] | None")
-N = TypeVar("N", bound="Awaitable[None] | None")
-
-
-class ConnectDecorator(Protocol[S]):
-    """What `on_connect(blocking=True)` gives."""
-
-    @overload
-    def __call__(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
-    @overload
-    def __call__(
-        self, handler: Callable[[Connection[S], ConnectionInfo], B], /
-    ) -> Callable[[Connection[S], ConnectionInfo], B]: ...
-
-
-class ReceivedDecorator(Protocol[S]):
-    """What `on_received(b"…")` gives."""
-
-    @overload
-    def __call__(
-        self, handler: Callable[[Connection[S], bytes], B], /
-    ) -> Callable[[Connection[S], bytes], B]: ...
-    @overload
-    def __call__(
-        self, handler: Callable[[Connection[S], bytes, S], B], /
-    ) -> Callable[[Connection[S], bytes, S], B]: ...
-
-
-class DeliverDecorator(Protocol[S]):
-    """What `on_deliver("filter")` gives."""
-
-    def __call__(
-        self, handler: Callable[[Connection[S], Message], B], /
-    ) -> Callable[[Connection[S], Message], B]: ...
-
-
-class BatchDecorator(Protocol[S]):
-    """What `on_deliver(batch=True)` gives."""
-
-    def __call__(
-        self, handler: Callable[[Connection[S], list[Message]], B], /
-    ) -> Callable[[Connection[S], list[Message]], B]: ...
-
-
-class TimerDecorator(Protocol[S]):
-    """What `every(seconds)` and `on_timeout(blocking=True)` give."""
-
-    def __call__(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
-
-
-class TerminatedDecorator(Protocol[S]):
-    """What `on_terminated(blocking=True)` gives."""
-
-    @overload
-    def __call__(
-        self, handler: Callable[[Connection[S], Reason], N], /
-    ) -> Callable[[Connection[S], Reason], N]: ...
-    @overload
-    def __call__(
-        self, handler: Callable[[Connection[S], Reason, S], N], /
-    ) -> Callable[[Connection[S], Reason, S], N]: ...
-
-
-class ErrorDecorator(Protocol[S]):
-    """What `on_error(blocking=True)` gives."""
-
-    def __call__(
-        self, handler: Callable[[Connection[S], Exception], B], /
-    ) -> Callable[[Connection[S], Exception], B]: ...
 
 
 @attrs.define(eq=False)
@@ -166,7 +103,7 @@ def _with_state(function: Callable[..., Any]) -> Callable[..., Any]:
 class Routes:
     """The handlers of one router, as the engine asks for them."""
 
-    def __init__(self, key: Callable[[bytes], Hashable] | None) -> None:
+    def __init__(self, key: Callable[[Any], Hashable] | None) -> None:
         self.connect: Handler | None = None
         self.keyed: dict[Any, Handler] = {}
         self.rest: Handler | None = None
@@ -185,10 +122,10 @@ class Routes:
         if self._key is None:
             self._lengths = sorted({len(prefix) for prefix in self.keyed}, reverse=True)
 
-    def received(self, frame: bytes) -> Handler | None:
-        """Return the handler that takes *frame*."""
+    def received(self, frame: bytes, message: Any) -> Handler | None:
+        """Return the handler that takes *message*, which is the *frame* itself without a codec."""
         if self._key is not None:
-            return self.keyed.get(self._key(frame), self.rest)
+            return self.keyed.get(self._key(message), self.rest)
         for length in self._lengths:
             handler = self.keyed.get(frame[:length])
             if handler is not None:
@@ -214,7 +151,7 @@ class Routes:
         return filter(None, (*first, *last))
 
 
-class Router(Generic[S]):
+class Router(Generic[S, M]):
     """The handlers of one protocol, with its framing and the state of its connections.
 
     *name* is the protocol's name, in the command line and in the broker (`proto_name`). *framing* cuts what
@@ -222,16 +159,50 @@ class Router(Generic[S]):
     sent, where that differs. *key* is a function of a frame whose result picks the handler; without it the
     longest prefix does. *state* makes the `conn.state` of a new connection. *resume* carries on with
     connections that this process never saw begin, instead of closing them (for stateless protocols).
+
+    *codec* makes messages of frames: an object with `parse` and `build`, as construct has them, or two
+    functions, `(parse, build)`; `(parse, None)` leaves what is sent bytes. Handlers, *key* and the `match` of
+    a request get messages then, and what is sent is a message too; prefixes are still those of the frame. A
+    frame that can't be parsed is bad: it is dropped, logged and counted (`frames_bad`), the next one goes on.
     """
+
+    if not TYPE_CHECKING:
+        # At run time nobody looks: Router[Device] has a default for the message, as the type checker knows.
+        __class_getitem__ = classmethod(GenericAlias)
 
     @overload
     def __init__(
-        self: Router[None],
+        self: Router[None, bytes],
         name: str,
         *,
         framing: Framing = ...,
         reply_framing: Framing | None = ...,
+        codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
+        state: None = ...,
+        resume: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Router[S, bytes],
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        codec: None = ...,
+        key: Callable[[bytes], Hashable] | None = ...,
+        state: Callable[[], S],
+        resume: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Router[None, M],
+        name: str,
+        *,
+        framing: Framing = ...,
+        reply_framing: Framing | None = ...,
+        codec: AnyCodec[M],
+        key: Callable[[M], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
     ) -> None: ...
@@ -242,7 +213,8 @@ class Router(Generic[S]):
         *,
         framing: Framing = ...,
         reply_framing: Framing | None = ...,
-        key: Callable[[bytes], Hashable] | None = ...,
+        codec: AnyCodec[M],
+        key: Callable[[M], Hashable] | None = ...,
         state: Callable[[], S],
         resume: bool = ...,
     ) -> None: ...
@@ -252,7 +224,8 @@ class Router(Generic[S]):
         *,
         framing: Framing = RAW,
         reply_framing: Framing | None = None,
-        key: Callable[[bytes], Hashable] | None = None,
+        codec: AnyCodec[Any] | None = None,
+        key: Callable[[Any], Hashable] | None = None,
         state: Callable[[], Any] | None = None,
         resume: bool = False,
     ) -> None:
@@ -261,6 +234,7 @@ class Router(Generic[S]):
         self.name = name
         self.framing = framing
         self.reply_framing = framing if reply_framing is None else reply_framing
+        self.codec = None if codec is None else functions_of(codec, repr(self))
         self.key = key
         self.state = state
         self.resume = resume
@@ -270,27 +244,37 @@ class Router(Generic[S]):
             if function is not None and not callable(function):
                 raise SetupError(f"{self!r}: {what}={function!r} is no function")
         self.sealed = False
-        self.live: dict[str, Connection[S]] = {}
+        self.live: dict[str, Connection[S, M]] = {}
         self.routes = Routes(key)
 
     def __repr__(self) -> str:
         return f"Router({self.name!r})"
 
     @property
-    def connections(self) -> Mapping[str, Connection[S]]:
+    def connections(self) -> Mapping[str, Connection[S, M]]:
         """The registered connections of this protocol in this process, by clientid."""
         return MappingProxyType(self.live)
 
     # --- the decorators; each returns the function untouched
 
     @overload
-    def on_connect(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
+    def on_connect(
+        self: Router[S, bytes], handler: Callable[[Connection[S]], B], /
+    ) -> Callable[[Connection[S]], B]: ...
     @overload
     def on_connect(
-        self, handler: Callable[[Connection[S], ConnectionInfo], B], /
+        self: Router[S, bytes], handler: Callable[[Connection[S], ConnectionInfo], B], /
     ) -> Callable[[Connection[S], ConnectionInfo], B]: ...
     @overload
-    def on_connect(self, /, *, blocking: bool = False) -> ConnectDecorator[S]: ...
+    def on_connect(
+        self, handler: Callable[[Connection[S, M]], Reply[M]], /
+    ) -> Callable[[Connection[S, M]], Reply[M]]: ...
+    @overload
+    def on_connect(
+        self, handler: Callable[[Connection[S, M], ConnectionInfo], Reply[M]], /
+    ) -> Callable[[Connection[S, M], ConnectionInfo], Reply[M]]: ...
+    @overload
+    def on_connect(self, /, *, blocking: bool = False) -> ConnectDecorator[S, M]: ...
     def on_connect(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
         """Handle a new connection: `(conn)` or `(conn, info)`; what it returns is sent."""
 
@@ -304,14 +288,22 @@ class Router(Generic[S]):
 
     @overload
     def on_received(
-        self, handler: Callable[[Connection[S], bytes], B], /
+        self: Router[S, bytes], handler: Callable[[Connection[S], bytes], B], /
     ) -> Callable[[Connection[S], bytes], B]: ...
     @overload
     def on_received(
-        self, handler: Callable[[Connection[S], bytes, S], B], /
+        self: Router[S, bytes], handler: Callable[[Connection[S], bytes, S], B], /
     ) -> Callable[[Connection[S], bytes, S], B]: ...
     @overload
-    def on_received(self, key: Key = None, /, *, blocking: bool = False) -> ReceivedDecorator[S]: ...
+    def on_received(
+        self, handler: Callable[[Connection[S, M], M], Reply[M]], /
+    ) -> Callable[[Connection[S, M], M], Reply[M]]: ...
+    @overload
+    def on_received(
+        self, handler: Callable[[Connection[S, M], M, S], Reply[M]], /
+    ) -> Callable[[Connection[S, M], M, S], Reply[M]]: ...
+    @overload
+    def on_received(self, key: Key = None, /, *, blocking: bool = False) -> ReceivedDecorator[S, M]: ...
     def on_received(self, key: Any = None, /, *, blocking: bool = False) -> Any:
         """Handle frames: `(conn, frame)` or `(conn, data, state)`; what it returns is sent.
 
@@ -338,16 +330,20 @@ class Router(Generic[S]):
 
     @overload
     def on_deliver(
-        self, handler: Callable[[Connection[S], Message], B], /
+        self: Router[S, bytes], handler: Callable[[Connection[S], Message], B], /
     ) -> Callable[[Connection[S], Message], B]: ...
     @overload
     def on_deliver(
+        self, handler: Callable[[Connection[S, M], Message], Reply[M]], /
+    ) -> Callable[[Connection[S, M], Message], Reply[M]]: ...
+    @overload
+    def on_deliver(
         self, topic: str | None = None, /, *, batch: Literal[False] = False, blocking: bool = False
-    ) -> DeliverDecorator[S]: ...
+    ) -> DeliverDecorator[S, M]: ...
     @overload
     def on_deliver(
         self, topic: str | None = None, /, *, batch: Literal[True], blocking: bool = False
-    ) -> BatchDecorator[S]: ...
+    ) -> BatchDecorator[S, M]: ...
     def on_deliver(self, topic: Any = None, /, *, batch: bool = False, blocking: bool = False) -> Any:
         """Handle messages for the device: `(conn, message)`; what it returns is sent.
 
@@ -379,9 +375,15 @@ class Router(Generic[S]):
         return register
 
     @overload
-    def on_timeout(self, handler: Callable[[Connection[S]], B], /) -> Callable[[Connection[S]], B]: ...
+    def on_timeout(
+        self: Router[S, bytes], handler: Callable[[Connection[S]], B], /
+    ) -> Callable[[Connection[S]], B]: ...
     @overload
-    def on_timeout(self, /, *, blocking: bool = False) -> TimerDecorator[S]: ...
+    def on_timeout(
+        self, handler: Callable[[Connection[S, M]], Reply[M]], /
+    ) -> Callable[[Connection[S, M]], Reply[M]]: ...
+    @overload
+    def on_timeout(self, /, *, blocking: bool = False) -> TimerDecorator[S, M]: ...
     def on_timeout(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
         """Handle the end of the `start_timer` time: `(conn)`. It closes unless the timer is started again."""
 
@@ -396,14 +398,14 @@ class Router(Generic[S]):
 
     @overload
     def on_terminated(
-        self, handler: Callable[[Connection[S], Reason], N], /
-    ) -> Callable[[Connection[S], Reason], N]: ...
+        self, handler: Callable[[Connection[S, M], Reason], N], /
+    ) -> Callable[[Connection[S, M], Reason], N]: ...
     @overload
     def on_terminated(
-        self, handler: Callable[[Connection[S], Reason, S], N], /
-    ) -> Callable[[Connection[S], Reason, S], N]: ...
+        self, handler: Callable[[Connection[S, M], Reason, S], N], /
+    ) -> Callable[[Connection[S, M], Reason, S], N]: ...
     @overload
-    def on_terminated(self, /, *, blocking: bool = False) -> TerminatedDecorator[S]: ...
+    def on_terminated(self, /, *, blocking: bool = False) -> TerminatedDecorator[S, M]: ...
     def on_terminated(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
         """Handle the end, last and once: `(conn, reason)` or `(conn, reason, state)`. It may publish."""
 
@@ -417,10 +419,14 @@ class Router(Generic[S]):
 
     @overload
     def on_error(
-        self, handler: Callable[[Connection[S], Exception], B], /
+        self: Router[S, bytes], handler: Callable[[Connection[S], Exception], B], /
     ) -> Callable[[Connection[S], Exception], B]: ...
     @overload
-    def on_error(self, /, *, blocking: bool = False) -> ErrorDecorator[S]: ...
+    def on_error(
+        self, handler: Callable[[Connection[S, M], Exception], Reply[M]], /
+    ) -> Callable[[Connection[S, M], Exception], Reply[M]]: ...
+    @overload
+    def on_error(self, /, *, blocking: bool = False) -> ErrorDecorator[S, M]: ...
     def on_error(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
         """Handle a handler's exception or a framing error: `(conn, error)`; what it returns is sent.
 
@@ -435,7 +441,7 @@ class Router(Generic[S]):
 
         return register if handler is None else register(handler)
 
-    def every(self, seconds: float, /, *, blocking: bool = False) -> TimerDecorator[S]:
+    def every(self, seconds: float, /, *, blocking: bool = False) -> TimerDecorator[S, M]:
         """Call `(conn)` each *seconds* for each connection; what it returns is sent.
 
         A call that is due while the one before still waits or runs is left out.
@@ -498,7 +504,7 @@ def _handler(
     return handler
 
 
-def _check_framing(router: Router[Any], framing: object, needs: tuple[str, ...]) -> None:
+def _check_framing(router: Router[Any, Any], framing: object, needs: tuple[str, ...]) -> None:
     for need in needs:
         if not any(callable(getattr(framing, name, None)) for name in need.split(" or ")):
             hint = "; give an instance, such as Line()" if isinstance(framing, type) else ""

@@ -55,10 +55,10 @@ class Turn:
 TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
 
 
-class Request(Outcome[bytes]):
+class Request(Outcome[Any]):
     """A frame sent to the device, waiting for the frame that answers it."""
 
-    __slots__ = ("channel", "deadline", "frame", "key", "match", "sent", "timeout", "turn")
+    __slots__ = ("channel", "deadline", "frame", "key", "match", "retries", "timeout", "tries", "turn")
 
     def __init__(
         self,
@@ -66,8 +66,9 @@ class Request(Outcome[bytes]):
         waiter: Callable[[], Waiter],
         frame: bytes,
         *,
-        match: Callable[[bytes], object] | None,
+        match: Callable[[Any], object] | None,
         timeout: float,
+        retries: int,
         key: Hashable,
     ) -> None:
         super().__init__(waiter)
@@ -75,12 +76,13 @@ class Request(Outcome[bytes]):
         self.frame = frame
         self.match = match
         self.timeout = timeout
+        self.retries = retries
         self.key = key
-        self.sent = False
+        self.tries = 0
         self.turn: Turn | None = None
         self.deadline: Timer | None = None
 
-    def __await__(self) -> Generator[Any, None, bytes]:
+    def __await__(self) -> Generator[Any, None, Any]:
         self.awaited = True
         turn = TURN.get()
         if self.done or turn is None or turn.channel is not self.channel or turn.ended:

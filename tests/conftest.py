@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from .behaviour.hosts import PASSWORD
 from .erlang.broker import MISSING as NO_ERLANG
@@ -15,6 +15,9 @@ from .mqtt.broker import Broker, free_port
 
 # A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
 settings.register_profile("usual", deadline=None)
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=1_500, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("long", deadline=None, max_examples=10_000)
 settings.load_profile("usual")
 

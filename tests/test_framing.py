@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any, cast
 
 import attrs
@@ -14,7 +13,9 @@ from hypothesis import strategies as st
 from exproto_app import framing as module
 from exproto_app.errors import FramingError, SetupError
 from exproto_app.framing import (
+    JT808,
     RAW,
+    SLIP,
     Decoder,
     Decoding,
     Delimiter,
@@ -22,203 +23,37 @@ from exproto_app.framing import (
     Framing,
     LengthPrefix,
     Line,
+    OctetCounting,
     Raw,
     Reader,
     SplitFraming,
     StartEnd,
+    Varint,
+)
+from exproto_app.framing import decoder as decoder_module
+
+from .framings import (
+    CASES,
+    Case,
+    Counted,
+    CountedSplit,
+    Words,
+    by,
+    bytewise,
+    cut,
+    decoded,
+    dense,
+    places,
+    sendable,
+    splitting,
+    told,
+    whole,
 )
 
-JT808 = StartEnd(b"\x7e", b"\x7e", {b"\x7e": b"\x7d\x02", b"\x7d": b"\x7d\x01"})
-SLIP = StartEnd(b"\xc0", b"\xc0", {b"\xc0": b"\xdb\xdc", b"\xdb": b"\xdb\xdd"})
-
-
-# --- users' framings
-
-
-@attrs.frozen
-class Counted:
-    """Two bytes of length, then the frame, as a generator."""
-
-    limit: int = 65_536
-
-    def encode(self, frame: bytes) -> bytes:
-        return len(frame).to_bytes(2, "big") + frame
-
-    def decode(self, reader: Reader) -> Decoding:
-        while True:
-            size = yield from reader.exactly(2)
-            data = yield from reader.exactly(int.from_bytes(size, "big"))
-            yield data
-
-
-@attrs.frozen
-class CountedSplit:
-    """The same by split, one frame a call, and a frame b"bad" is refused."""
-
-    limit: int = 65_536
-
-    def encode(self, frame: bytes) -> bytes:
-        return len(frame).to_bytes(2, "big") + frame
-
-    def split(self, buffer: bytearray) -> list[bytes]:
-        size = 2 + int.from_bytes(buffer[:2], "big")
-        if len(buffer) < max(size, 2):
-            return []
-        frame = bytes(buffer[2:size])
-        del buffer[:size]
-        if frame == b"bad":
-            raise FramingError("refused")
-        return [frame]
-
-
-@attrs.frozen
-class Words:
-    """Words end with a semicolon, as a generator."""
-
-    limit: int = 65_536
-
-    def encode(self, frame: bytes) -> bytes:
-        return frame + b";;"
-
-    def decode(self, reader: Reader) -> Decoding:
-        while True:
-            yield (yield from reader.until(b";;"))
-
-
-def by(decode: Callable[[Reader], Decoding]) -> Framing:
-    """Return a framing with this generator."""
-
-    class User:
-        def encode(self, frame: bytes) -> bytes:
-            return frame
-
-        def decode(self, reader: Reader) -> Decoding:
-            return decode(reader)
-
-        def __repr__(self) -> str:
-            return "User()"
-
-    return User()
-
-
-def splitting(split: Callable[[bytearray], Any]) -> Framing:
-    """Return a framing with this split."""
-
-    class User:
-        def encode(self, frame: bytes) -> bytes:
-            return frame
-
-        def split(self, buffer: bytearray) -> list[bytes]:
-            return cast("list[bytes]", split(buffer))
-
-        def __repr__(self) -> str:
-            return "User()"
-
-    return User()
-
-
-# --- what is done with them
-
-
-def decoded(framing: Framing, chunks: Iterable[bytes]) -> list[bytes]:
-    decoder = Decoder(framing)
-    frames: list[bytes] = []
-    for chunk in chunks:
-        frames += decoder.feed(chunk)
-        assert decoder.error is None
-    assert all(type(frame) is bytes for frame in frames)
-    return frames
-
-
-def told(framing: Framing, chunks: Iterable[bytes]) -> list[bytes | str]:
-    """Return frames and errors in their order; each error is survived."""
-    decoder = Decoder(framing)
-    events: list[bytes | str] = []
-    for chunk in chunks:
-        data = chunk
-        while True:
-            events += decoder.feed(data)
-            if decoder.error is None:
-                break
-            events.append(str(decoder.error))
-            decoder.recover()
-            data = b""
-    return events
-
-
-def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    ends = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in pairwise(ends)]
-
-
-def bytewise(data: bytes) -> list[bytes]:
-    return [data[place : place + 1] for place in range(len(data))]
-
-
-# Few different bytes, so that markers and halves of them are everywhere.
-dense = st.lists(st.sampled_from(b"\r\n|ab\x7e\x7d\x01\x02\xc0\xdb\xdc<>#"), max_size=12).map(bytes)
-anything = st.one_of(dense, st.binary(max_size=40))
-places = st.lists(st.integers(min_value=0, max_value=10_000), max_size=20)
-
-
-def whole(frame: bytes) -> bytes:
-    """Return *frame* with a GT06 header, which stays in the frame."""
-    return b"\x78\x78" + bytes([len(frame)]) + frame + b"\x0d\x0a"
-
-
-@attrs.frozen
-class Case:
-    name: str
-    framing: Framing
-    frames: st.SearchStrategy[bytes] = anything
-
-
-CASES = [
-    Case("line", Line()),
-    Case("line crlf", Line(ending=b"\r\n")),
-    Case("delimiter", Delimiter(b"|")),
-    Case("delimiter of two", Delimiter(b"||")),
-    Case("delimiter that overlaps itself", Delimiter(b"|a|")),
-    Case("length 1", LengthPrefix(1)),
-    Case("length 2", LengthPrefix(2)),
-    Case("length 3", LengthPrefix(3, byteorder="little")),
-    Case("length 4", LengthPrefix(4, byteorder="little")),
-    Case("length 8", LengthPrefix(8)),
-    Case("length that counts itself", LengthPrefix(2, adjustment=-2)),
-    Case("length without checksum", LengthPrefix(2, adjustment=1), st.binary(min_size=1, max_size=40)),
-    Case("header stays", LengthPrefix(1, offset=2, adjustment=2), anything.map(whole)),
-    Case("plain length stays", LengthPrefix(1, strip=0), anything.map(lambda f: bytes([len(f)]) + f)),
-    Case("fixed size", FixedSize(3), st.binary(min_size=3, max_size=3)),
-    Case("start and end", StartEnd(b"<", b">")),
-    Case("markers of two", StartEnd(b"<#", b"#>")),
-    Case("markers that overlap", StartEnd(b"<>", b">>")),
-    Case("equal markers", StartEnd(b"|", b"|")),
-    Case("equal markers of two", StartEnd(b"||", b"||")),
-    Case("jt808", JT808),
-    Case("slip", SLIP),
-    Case("start, escaped end", StartEnd(b"##", b"a>", {b">": b"<a", b"<": b"<b", b"#": b"<c"})),
-    Case("user's generator", Counted()),
-    Case("user's split", CountedSplit()),
-]
 STOCK = [case for case in CASES if "user" not in case.name]
 thrifty = settings(max_examples=40, deadline=None)
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 each_stock = pytest.mark.parametrize("case", STOCK, ids=lambda case: case.name)
-
-
-def sendable(case: Case, data: st.DataObject) -> tuple[list[bytes], bytes]:
-    """Return frames that the framing takes, and the stream that they make."""
-    frames: list[bytes] = []
-    stream = b""
-    for frame in data.draw(st.lists(case.frames, max_size=12)):
-        if frame == b"bad":
-            continue
-        try:
-            stream += case.framing.encode(frame)
-        except FramingError:
-            continue
-        frames.append(frame)
-    return frames, stream
 
 
 # --- every framing
@@ -249,17 +84,27 @@ def test_random_cuts_change_nothing(case: Case, data: st.DataObject) -> None:
     assert decoded(case.framing, bytewise(stream)) == frames
 
 
+def forms(case: Case, raw: bytes) -> list[bytes]:
+    """Return *raw* as a frame that the framing takes, if it takes any."""
+    shapes: dict[str, Callable[[bytes], bytes]] = {
+        "header stays": whole,
+        "plain length stays": lambda frame: bytes([len(frame)]) + frame,
+        "resync lines": lambda frame: b"$" + frame,
+    }
+    frame = shapes.get(case.name, bytes)(raw)
+    try:
+        case.framing.encode(frame)
+    except FramingError:
+        return []
+    return [frame]
+
+
 @each_case
 def test_every_cut_changes_nothing(case: Case) -> None:
     """A stream gives its frames wherever it is cut in two."""
-    inner = [b"one", b"abc", b"\xc0\x7e", b"\x7d2"]
-    if case.framing == FixedSize(3):
-        inner = [b"one", b"abc", b"\xc0\x7e\x7d"]
-    frames = inner
-    if case.name == "header stays":
-        frames = [whole(frame) for frame in inner]
-    if case.name == "plain length stays":
-        frames = [bytes([len(frame)]) + frame for frame in inner]
+    inner = [b"one", b"abc", b"\xc0\x7e", b"\x7d2", b"\xc0\x7e\x7d", b"$1", b"\x01\x02\x03"]
+    frames = [frame for raw in inner for frame in forms(case, raw)]
+    assert len(frames) > 2
     stream = b"".join(map(case.framing.encode, frames))
     for place in range(len(stream) + 1):
         assert decoded(case.framing, [stream[:place], stream[place:]]) == frames
@@ -270,8 +115,8 @@ def test_every_cut_changes_nothing(case: Case) -> None:
 @given(stream=dense.map(lambda data: data * 3), where=places)
 def test_garbage_is_told_alike_however_it_is_cut(case: Case, stream: bytes, where: list[int]) -> None:
     """Frames before, between and after what is wrong don't depend on the cuts, only the wording may."""
-    if isinstance(case.framing, LengthPrefix):
-        return  # a wrong length drops what has come, and that depends on what has come
+    if case.loses:
+        return  # what has come is dropped, and that depends on the cuts
     pieces = cut(stream, where)
     frames = [event for event in told(case.framing, pieces) if isinstance(event, bytes)]
     assert frames == [event for event in told(case.framing, [stream]) if isinstance(event, bytes)]
@@ -347,14 +192,14 @@ def test_a_generator_is_woken_when_its_bytes_are_there(
 ) -> None:
     """Waiting for bytes, one at a time, doesn't copy those that wait."""
     woken = 0
-    run = module._Stream._run
+    run = decoder_module._Stream._run
 
-    def counting(self: module._Stream) -> list[bytes]:
+    def counting(self: decoder_module._Stream) -> list[bytes]:
         nonlocal woken
         woken += 1
         return run(self)
 
-    monkeypatch.setattr(module._Stream, "_run", counting)
+    monkeypatch.setattr(decoder_module._Stream, "_run", counting)
     assert decoded(framing, bytewise(framing.encode(bytes(60_000)))) == [bytes(60_000)]
     assert woken <= 3
 
@@ -440,6 +285,13 @@ def test_a_users_limit_counts_what_waits() -> None:
     assert str(decoder.error) == "frame has 165 bytes, limit is 100"
 
 
+def test_a_users_split_keeps_its_limit() -> None:
+    """A frame over it is an error that stops neither those before nor those behind it."""
+    good, bad = CountedSplit().encode(b"good"), CountedSplit().encode(b"x" * 11)
+    for chunks in ([good + bad + good], bytewise(good + bad + good)):
+        assert told(CountedSplit(limit=10), chunks) == [b"good", "frame has 11 bytes, limit is 10", b"good"]
+
+
 def test_until_takes_a_limit_of_its_own() -> None:
     """`reader.until` may be given less than the framing's limit."""
 
@@ -518,6 +370,12 @@ def test_a_length_prefix_as_on_the_wire() -> None:
         (LengthPrefix(1, offset=2), b"ab\x02c", "frame has 4 bytes, its length field makes it 5"),
         (LengthPrefix(1, offset=2, strip=2), b"\x01c", "give the router a reply_framing="),
         (LengthPrefix(2, strip=1), b"\x01c", "give the router a reply_framing="),
+        (
+            LengthPrefix(1, start=b"x", end=b"|", strip=0),
+            b"x\x01a-",
+            "frame doesn't stand between 78 and 7c: 7801612d",
+        ),
+        (OctetCounting(), b"", "an empty frame has no length"),
         (FixedSize(3), b"ab", "frame has 2 bytes, each has 3"),
         (StartEnd(b"<", b">"), b"a>b", "frame would be cut by its end marker 3e: 613e62"),
         (StartEnd(b"<", b">>"), b"a>", "frame would be cut by its end marker 3e3e: 613e"),
@@ -547,7 +405,114 @@ def test_a_header_over_the_limit_is_told_at_once() -> None:
     assert str(decoder.error) == f"frame has {0x7F000000} bytes, limit is 65536"
 
 
+NETTY = [
+    # The seven examples in the documentation of Netty's LengthFieldBasedFrameDecoder.
+    (LengthPrefix(2, strip=0), "000c 48454c4c4f2c20574f524c44", "000c48454c4c4f2c20574f524c44"),
+    (LengthPrefix(2), "000c 48454c4c4f2c20574f524c44", "48454c4c4f2c20574f524c44"),
+    (
+        LengthPrefix(2, adjustment=-2, strip=0),
+        "000e 48454c4c4f2c20574f524c44",
+        "000e48454c4c4f2c20574f524c44",
+    ),
+    (LengthPrefix(3, offset=2), "cafe 00000c 48454c4c4f2c20574f524c44", "cafe00000c48454c4c4f2c20574f524c44"),
+    (
+        LengthPrefix(3, adjustment=2, strip=0),
+        "00000c cafe 48454c4c4f2c20574f524c44",
+        "00000ccafe48454c4c4f2c20574f524c44",
+    ),
+    (
+        LengthPrefix(2, offset=1, adjustment=1, strip=3),
+        "ca 000c fe 48454c4c4f2c20574f524c44",
+        "fe48454c4c4f2c20574f524c44",
+    ),
+    (
+        LengthPrefix(2, offset=1, adjustment=-3, strip=3),
+        "ca 0010 fe 48454c4c4f2c20574f524c44",
+        "fe48454c4c4f2c20574f524c44",
+    ),
+    # Not among them, but in words: the bytes behind the length field may be stripped too.
+    (
+        LengthPrefix(2, offset=1, adjustment=1, strip=4),
+        "ca 000c fe 48454c4c4f2c20574f524c44",
+        "48454c4c4f2c20574f524c44",
+    ),
+]
+
+
+@pytest.mark.parametrize(("framing", "stream", "frame"), NETTY)
+def test_the_options_are_netty_s(framing: LengthPrefix, stream: str, frame: str) -> None:
+    """What Netty documents for its LengthFieldBasedFrameDecoder is what comes out."""
+    data = bytes.fromhex(stream)
+    assert decoded(framing, [data, data]) == [bytes.fromhex(frame)] * 2
+    if framing.strip == 0:
+        assert framing.encode(bytes.fromhex(frame)) == data
+
+
+@pytest.mark.parametrize(
+    ("framing", "stream", "why"),
+    [
+        (LengthPrefix(1, start=b"xx"), b"xy\x01a", "frame starts with 7879, not with 7878"),
+        (LengthPrefix(1, start=b"xx", end=b"|"), b"xx\x01ab", "frame ends with 62, not with 7c"),
+        (
+            LengthPrefix(2, start=b"x", adjustment=-3),
+            b"x\x00\x02",
+            "frame has 2 bytes by its length field, its header 3",
+        ),
+        (Varint(), b"\xff\xff\xff\xff\xff\x01", "length is no varint of 5 bytes at most: ffffffffff"),
+        (Varint(limit=9), b"\x0a", "frame has 10 bytes, limit is 9"),
+        (OctetCounting(), b"<34>x", "frame begins with 3c, not with its length and a space"),
+        (OctetCounting(), b"012 x", "frame begins with 30, not with its length and a space"),
+        (OctetCounting(), b" x", "frame begins with 20, not with its length and a space"),
+        (
+            OctetCounting(),
+            b"12345678901",
+            "frame begins with 3132333435363738393031, not with its length and a space",
+        ),
+        (OctetCounting(limit=9), b"10 ", "frame has 10 bytes, limit is 9"),
+    ],
+)
+def test_a_wrong_header_is_told_as_soon_as_it_is_there(framing: Framing, stream: bytes, why: str) -> None:
+    """What is no header is an error, behind the good frame before it, and isn't waited for."""
+    good = framing.encode(b"a")
+    decoder = Decoder(framing)
+    frames = [frame for data in bytewise(good + stream) for frame in decoder.feed(data)]
+    assert frames == [b"a"]
+    assert str(decoder.error) == why
+    decoder.recover()
+    assert decoder.feed(good) == [b"a"]
+
+
+def test_varints_as_on_the_wire() -> None:
+    """Seven bits a byte, the lowest first; a longer form of the same number is taken too."""
+    assert Varint().encode(bytes(300))[:3] == b"\xac\x02\x00"
+    assert Varint().encode(b"") == b"\x00"
+    assert decoded(Varint(), [b"\x81\x00a\x01b"]) == [b"a", b"b"]
+
+
+def test_octet_counting_as_on_the_wire() -> None:
+    """RFC 6587: the length in decimal, a space, the message, whatever is in it."""
+    assert OctetCounting().encode(b"<34>1 x\n") == b"8 <34>1 x\n"
+    assert decoded(OctetCounting(), [b"8 <34>1 x\n1  "]) == [b"<34>1 x\n", b" "]
+
+
+def test_a_length_above_an_end_marker_says_where_a_frame_ends() -> None:
+    """The payload may hold the end marker: the length decides."""
+    long = bytes.fromhex("797900109b0344373532304136320d0a000f87f00d0a")
+    framing = LengthPrefix(2, start=b"\x79\x79", end=b"\r\n")
+    assert decoded(framing, bytewise(long * 2)) == [long[4:-2]] * 2
+    assert framing.encode(long[4:-2]) == long
+
+
 # --- start and end
+
+
+def test_slip_takes_one_marker_for_two() -> None:
+    """RFC 1055: packets end with C0 and may begin with it; nothing between two of them is nothing."""
+    assert decoded(SLIP, bytewise(b"a\xc0b\xc0\xc0\xc0c\xdb\xdc\xc0")) == [b"a", b"b", b"c\xc0"]
+    assert SLIP.encode(b"a\xc0") == b"\xc0a\xdb\xdc\xc0"
+    decoder = Decoder(SLIP)
+    assert decoder.feed(b"\xc0" * 10_000) == []
+    assert decoder.buffered == 0
 
 
 def test_frames_of_a_real_protocol() -> None:
@@ -975,6 +940,18 @@ def test_a_users_finish_may_fail() -> None:
             "LengthPrefix: offset is -1, it has to be a whole number, 0 or more",
         ),
         (lambda: LengthPrefix(2, strip=3), "LengthPrefix: strip is 3, above the header's 2 bytes"),
+        (
+            lambda: LengthPrefix(2, start=b"ab", offset=1),
+            "LengthPrefix: offset is 1, start alone has 2 bytes",
+        ),
+        (
+            lambda: LengthPrefix(2, start=cast("bytes", "ab")),
+            "LengthPrefix: start is 'ab', it has to be bytes",
+        ),
+        (
+            lambda: StartEnd(b"<", b">", shared=True),
+            "StartEnd: markers that are shared have to be the same, not b'<', b'>'",
+        ),
         (
             lambda: LengthPrefix(2, adjustment=cast("int", "2")),
             "LengthPrefix: adjustment is '2', it has to be a whole number",

@@ -95,3 +95,18 @@ def test_handlers_may_be_methods_partials_and_callables_with_defaults() -> None:
     app.on_connect(Device().connect)
     app.on_received(Device())
     app.on_terminated(functools.partial(lambda log, conn, reason: None, []))
+
+
+def test_annotations_may_be_evaluated() -> None:
+    """`Connection[Device]` is an expression where a script doesn't import annotations from the future."""
+    code = (
+        "from exproto_app import App, Connection, Router\n"
+        "class Device: pass\n"
+        "app: App[Device] = App(state=Device)\n"
+        "router: Router[Device, str] = Router('x', state=Device, codec=(bytes.decode, str.encode))\n"
+        "@app.on_received\n"
+        "def received(conn: Connection[Device], frame: bytes) -> None: ...\n"
+        "@router.on_received\n"
+        "def message(conn: Connection[Device, str], text: str) -> None: ...\n"
+    )
+    exec(compile(code, "script.py", "exec", dont_inherit=True), {"__name__": "script"})

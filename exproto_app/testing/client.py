@@ -104,7 +104,7 @@ class World:
 
     def __init__(
         self,
-        app: App[Any],
+        app: App[Any, Any],
         login: Login | None = None,
         *,
         hub: Hub | None = None,
@@ -260,7 +260,7 @@ class TestClient:
 
     def __init__(
         self,
-        app: App[Any],
+        app: App[Any, Any],
         protocol: str | None = None,
         *,
         login: Callable[..., bool | Awaitable[bool]] | None = None,
@@ -374,7 +374,7 @@ class TestClient:
         self._connected()[0].run(seconds)
 
     @property
-    def connection(self) -> Connection[Any]:
+    def connection(self) -> Connection[Any, Any]:
         """The connection as the handlers see it."""
         if self._connection is None:
             raise RuntimeError("the app refused this connection, so there is none")

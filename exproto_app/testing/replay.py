@@ -84,7 +84,7 @@ class Case:
     def __repr__(self) -> str:
         return self.name
 
-    def check(self, app: App[Any], *, ignore: Iterable[str] = (), protocol: str | None = None) -> None:
+    def check(self, app: App[Any, Any], *, ignore: Iterable[str] = (), protocol: str | None = None) -> None:
         """Replay it; raise `AssertionError` with what differs. The options are those of `replay`."""
         differences = replay(app, self.recording, ignore=ignore, protocol=protocol)
         if differences:
@@ -108,7 +108,7 @@ def cases(path: str | Path, *, port: int | None = None) -> list[Case]:
 
 
 def replay(
-    app: App[Any],
+    app: App[Any, Any],
     recording: Recording | str | Path,
     *,
     speed: float | None = None,
@@ -185,7 +185,7 @@ class _Player:
 
     def __init__(
         self,
-        app: App[Any],
+        app: App[Any, Any],
         recording: Recording,
         *,
         speed: float | None,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import cast
 
 import attrs
 
 from exproto_app import App, ClientInfo, Connection, Limits, Message
+from exproto_app.checksums import XOR
 from exproto_app.commands import Outcome
 from exproto_app.errors import CommandError
-from exproto_app.framing import LengthPrefix, Line
+from exproto_app.framing import Checked, LengthPrefix, Line, Resync
 
 # Short times: where a host has a clock of its own, a test waits for them in earnest.
 SHORT = Limits(handler_timeout=0.4, end_timeout=0.4)
@@ -44,6 +46,14 @@ def say_goodbye(app: App[State]) -> None:
     def gone(conn: Connection[State], reason: str) -> None:
         if conn.state.name:
             conn.publish(f"end/{conn.state.name}", reason.encode())
+
+
+@attrs.define
+class Command:
+    """What a device says, where it speaks in words."""
+
+    verb: str
+    words: list[str] = attrs.Factory(list)
 
 
 def shows(conn: Connection[State], clientid: str, password: str) -> Outcome[None]:
@@ -147,6 +157,14 @@ def note(conn: Connection[State], frame: bytes) -> bytes:
 @turns.on_received(b"impatient")
 async def impatient(conn: Connection[State], frame: bytes) -> bytes:
     return await outcome(conn.request(b"hurry", match=lambda frame: frame == b"never", timeout=0.05))
+
+
+@turns.on_received(b"stubborn ")
+async def stubborn(conn: Connection[State], frame: bytes) -> bytes:
+    timeout = float(frame[9:])
+    return await outcome(
+        conn.request(b"hurry", match=lambda frame: frame == b"here", timeout=timeout, retries=1)
+    )
 
 
 @turns.on_received(b"queue")
@@ -395,6 +413,23 @@ protocols = App()
 counted = protocols.protocol("counted", framing=LengthPrefix(2), key=lambda frame: frame[:1])
 mixed = protocols.protocol("mixed", framing=Line(), reply_framing=LengthPrefix(1))
 raw = protocols.protocol("raw")
+checked = protocols.protocol("checked", framing=Resync(Checked(LengthPrefix(1, start=b"xx"), XOR)))
+strict = protocols.protocol("strict", framing=Checked(Line(), XOR, text=True, mark=b"*", bad="error"))
+
+
+def parse(frame: bytes) -> Command:
+    """Return the command that *frame* holds: a word, and others behind it."""
+    verb, *words = frame.decode().split()
+    return Command(verb, words)
+
+
+def build(command: Command) -> bytes:
+    """Return the frame that holds *command*."""
+    return " ".join([command.verb, *command.words]).encode()
+
+
+spoken = protocols.protocol("spoken", framing=Line(), codec=(parse, build), key=lambda command: command.verb)
+heard = protocols.protocol("heard", framing=Line(), codec=(parse, None))
 
 
 @counted.on_connect
@@ -421,6 +456,70 @@ def reply(conn: Connection, frame: bytes) -> bytes:
 @raw.on_received
 def where(conn: Connection, frame: bytes) -> bytes:
     return f"{conn.protocol} {conn.info.socktype} {conn.info.peername.host} ".encode() + frame
+
+
+@checked.on_received(b"count ")
+def count_dropped(conn: Connection, frame: bytes) -> bytes:
+    return str(protocols.stats[frame[6:].decode()]).encode()
+
+
+@checked.on_received
+def checked_echo(conn: Connection, frame: bytes) -> bytes:
+    return frame
+
+
+@strict.on_received
+def strict_echo(conn: Connection, frame: bytes) -> bytes:
+    return frame
+
+
+@spoken.on_connect
+async def ready(conn: Connection[None, Command]) -> Command:
+    return Command("ready")
+
+
+@spoken.on_received("add")
+def add(conn: Connection[None, Command], command: Command) -> Command:
+    conn.send(Command("adding", command.words))
+    return Command("sum", [str(sum(map(int, command.words)))])
+
+
+@spoken.on_received("ask")
+async def ask_in_words(conn: Connection[None, Command], command: Command) -> Command:
+    answer = await conn.request(Command("question"), match=lambda answer: answer.verb == "answer", timeout=5)
+    return Command("got", answer.words)
+
+
+@spoken.on_received("wrong")
+def wrong(conn: Connection[None, Command], command: Command) -> Command:
+    return cast("Command", 3)
+
+
+@spoken.on_received("think", blocking=True)
+def think(conn: Connection[None, Command], command: Command) -> Command:
+    return Command("thought", command.words)
+
+
+@spoken.on_received
+async def other_words(conn: Connection[None, Command], command: Command) -> Command | None:
+    return None if command.verb == "hush" else command
+
+
+@spoken.on_error
+def sorry(conn: Connection[None, Command], error: Exception) -> Command:
+    conn.keep()
+    return Command("sorry", [type(error).__name__])
+
+
+@heard.on_received(b"by prefix")
+def by_prefix(conn: Connection[None, Command], command: Command) -> bytes:
+    return b"prefix " + " ".join(command.words).encode()
+
+
+@heard.on_received
+def as_bytes(conn: Connection[None, Command], command: Command) -> bytes:
+    conn.send(b"heard")
+    return command.verb.encode()
 
 
 datagrams = App(framing=Line(limit=100), state=State, limits=Limits(datagram_idle=0.4))

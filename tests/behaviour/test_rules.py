@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import xor
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from exproto_app.testing import replay
 
 from . import apps
 from .conftest import Serve
-from .hosts import PASSWORD
+from .hosts import PASSWORD, Device
 
 
 class TestTurns:
@@ -68,6 +70,20 @@ class TestRequests:
         device.expect(b"hurry\nRequestTimeout\n")
         device.send(b"echo still here\n")
         device.expect(b"still here\n")
+
+    def test_it_is_sent_again_before_it_times_out(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"stubborn 0.05\n")
+        device.expect(b"hurry\nhurry\nRequestTimeout\n")
+        device.send(b"echo still here\n")
+        device.expect(b"still here\n")
+
+    def test_the_answer_to_the_second_try_counts(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"stubborn 0.5\n")
+        device.expect(b"hurry\nhurry\n")
+        device.send(b"here\necho behind\n")
+        device.expect(b"b'here'\nbehind\n")
 
     def test_requests_with_one_key_queue_up(self, serve: Serve) -> None:
         device = serve("turns").connect()
@@ -444,6 +460,66 @@ class TestFraming:
         device = serve("protocols").connect("raw")
         device.send(b"anything")
         device.expect(b"raw tcp 127.0.0.1 anything")
+
+
+class TestBadFrames:
+    """A bad frame costs itself, or its connection, as the user says; never those behind it."""
+
+    def counted(self, device: Device, name: bytes) -> int:
+        device.send(self.framed(b"count " + name))
+        device.expect(b"xx")
+        size = device.read(1)[0]
+        return int(device.read(size)[:-1])
+
+    def framed(self, frame: bytes) -> bytes:
+        return b"xx" + bytes([len(frame) + 1]) + frame + bytes([reduce(xor, frame)])
+
+    def test_it_is_dropped_and_counted(self, serve: Serve) -> None:
+        device = serve("protocols").connect("checked")
+        bad, skipped = self.counted(device, b"frames_bad"), self.counted(device, b"bytes_skipped")
+        device.send(self.framed(b"a") + b"junk" + b"xx\x02b\x00" + self.framed(b"c") + b"xx\x02d\x00junk")
+        device.send(self.framed(b"e"))
+        device.expect(self.framed(b"a") + self.framed(b"c") + self.framed(b"e"))
+        assert self.counted(device, b"frames_bad") == bad + 2
+        assert self.counted(device, b"bytes_skipped") == skipped + 8
+
+    def test_it_may_cost_the_connection(self, serve: Serve) -> None:
+        device = serve("protocols").connect("strict")
+        device.send(b"a*61\nb*00\nc*63\n")
+        device.expect(b"a*61\n")
+        device.expect_end()
+
+
+class TestCodec:
+    """With a codec, handlers get and give messages."""
+
+    def test_messages_in_and_out(self, serve: Serve) -> None:
+        device = serve("protocols").connect("spoken")
+        device.expect(b"ready\n")
+        device.send(b"add 1 2\nhush\nthink a\nhello you\n")
+        device.expect(b"adding 1 2\nsum 3\nthought a\nhello you\n")
+
+    def test_requests_are_messages_too(self, serve: Serve) -> None:
+        device = serve("protocols").connect("spoken")
+        device.send(b"ask\n")
+        device.expect(b"ready\nquestion\n")
+        device.send(b"hello meanwhile\nanswer 42\n")
+        device.expect(b"hello meanwhile\ngot 42\n")
+
+    def test_what_cannot_be_parsed_costs_its_frame_alone(self, serve: Serve) -> None:
+        device = serve("protocols").connect("spoken")
+        device.send(b"add 1\n\n\xff\xfe\nadd 2\n")
+        device.expect(b"ready\nadding 1\nsum 1\nadding 2\nsum 2\n")
+
+    def test_what_cannot_be_built_is_the_handlers_error(self, serve: Serve) -> None:
+        device = serve("protocols").connect("spoken")
+        device.send(b"wrong\nadd 1\n")
+        device.expect(b"ready\nsorry AttributeError\nadding 1\nsum 1\n")
+
+    def test_a_codec_may_parse_alone(self, serve: Serve) -> None:
+        device = serve("protocols").connect("heard")
+        device.send(b"by prefix\nhello\n")
+        device.expect(b"prefix prefix\nheard\nhello\n")
 
 
 class TestDatagrams:

@@ -5,6 +5,7 @@ A line marked `type: ignore` has to be an error: an unused ignore is one too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,6 +15,7 @@ from typing_extensions import assert_type
 from exproto_app import App, Connection, ConnectionInfo, Message, Router
 from exproto_app.framing import Decoding, Line, Reader
 from exproto_app.models import Reason
+from exproto_app.testing import TestClient, replay
 
 
 @attrs.define
@@ -115,7 +117,7 @@ assert_type(uplink, Callable[[Connection, bytes], bytes])
 assert_type(login, Callable[[Connection, bytes], bytes | None])
 assert_type(hello, Callable[[Connection[Device], bytes], Coroutine[Any, Any, bytes]])
 assert_type(command, Callable[[Connection[Device], Message], bytes])
-assert_type(app.connections["x"], Connection[Any])
+assert_type(app.connections["x"], Connection[Any, Any])
 assert_type(gt06.connections["x"], Connection[Device])
 
 
@@ -178,3 +180,94 @@ class Counted:
 
 Router("counted", framing=Counted())
 Router("nothing", framing=object())  # type: ignore[call-overload]
+
+
+# --- messages of a codec
+
+
+@attrs.define
+class Packet:
+    kind: int = 0
+
+
+class Packets:
+    """A codec of a user's own."""
+
+    def parse(self, data: bytes) -> Packet:
+        return Packet(data[0])
+
+    def build(self, message: Packet) -> bytes:
+        return bytes([message.kind])
+
+
+packets = Router("packets", codec=Packets(), state=Device, key=lambda packet: packet.kind)
+texts = App(framing=Line(), codec=(bytes.decode, str.encode))
+halves = app.protocol("halves", codec=(json.loads, None))
+assert_type(packets, Router[Device, Packet])
+assert_type(texts, App[None, str])
+assert_type(halves, Router[None, Any])
+assert_type(app.protocol("others", codec=Packets(), state=Other), Router[Other, Packet])
+assert_type(packets.connections["x"], Connection[Device, Packet])
+
+
+@packets.on_received(1)
+async def packet(conn: Connection[Device, Packet], packet: Packet) -> Packet:
+    assert_type(await conn.request(Packet(1), match=lambda answer: answer.kind == 2, retries=2), Packet)
+    conn.send(Packet(3))
+    conn.send(b"raw", raw=True)
+    return packet
+
+
+@packets.on_received
+def packet_with_state(conn: Connection[Device, Packet], packet: Packet, state: Device) -> Packet | None:
+    return None
+
+
+@packets.on_connect
+def packet_greeting(conn: Connection[Device, Packet]) -> Packet:
+    return Packet()
+
+
+@packets.on_deliver("x/#")
+async def packet_command(conn: Connection[Device, Packet], message: Message) -> Packet | None:
+    return None
+
+
+@packets.every(1)
+def packet_poll(conn: Connection[Device, Packet]) -> Packet:
+    return Packet()
+
+
+@packets.on_terminated
+def packet_gone(conn: Connection[Device, Packet], reason: Reason) -> None: ...
+
+
+@texts.on_received
+def text(conn: Connection[None, str], text: str) -> str:
+    return text
+
+
+# A handler of other messages is refused, whether it takes or gives them.
+@packets.on_received(2)  # type: ignore[arg-type]
+def wrong_message(conn: Connection[Device, Packet], frame: bytes) -> None: ...
+
+
+@packets.on_received(3)  # type: ignore[arg-type]
+def wrong_answer(conn: Connection[Device, Packet], packet: Packet) -> str:
+    return "text"
+
+
+@texts.on_received  # type: ignore[arg-type]
+def wrong_connection(conn: Connection, text: str) -> None: ...
+
+
+def wrong_sends(conn: Connection[Device, Packet], bare: Connection) -> None:
+    conn.send("text")  # type: ignore[arg-type]
+    bare.send("text")  # type: ignore[arg-type]
+
+
+Router("half", codec=3)  # type: ignore[call-overload]
+
+# What takes an app takes one of messages too.
+TestClient(texts)
+replay(texts, "x.jsonl")

@@ -121,7 +121,7 @@ class Gateway:
 
     def __init__(
         self,
-        app: App[Any],
+        app: App[Any, Any],
         listeners: Sequence[Listen | str] = (DEFAULT_LISTEN,),
         *,
         hub: Hub | None = None,

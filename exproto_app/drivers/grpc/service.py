@@ -138,7 +138,7 @@ class Service:
 
     def __init__(
         self,
-        app: App[Any],
+        app: App[Any, Any],
         bind: Address,
         adapters: AdapterMap,
         *,

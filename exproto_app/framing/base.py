@@ -1,0 +1,219 @@
+"""What framings are, and what those of this package share: `first` and `cut` see bytes and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+import attrs
+
+from ..errors import FramingError, SetupError
+from .reader import FRAME_LIMIT, Bad, Decoding, Reader
+
+__all__ = [
+    "MIXED",
+    "Cut",
+    "Fatal",
+    "Found",
+    "Framing",
+    "Items",
+    "SplitFraming",
+    "Stock",
+    "StreamFraming",
+    "Wait",
+    "Wrong",
+    "check_count",
+    "check_not_negative",
+    "check_order",
+    "check_some_bytes",
+    "half",
+    "is_count",
+    "limit_option",
+    "partial",
+]
+
+
+class SplitFraming(Protocol):
+    """A framing that removes whole frames from the front of a buffer."""
+
+    def encode(self, frame: bytes, /) -> bytes:
+        """Return what is sent for *frame*; raise `FramingError` if it can't be one."""
+
+    def split(self, buffer: bytearray, /) -> Sequence[bytes | Bad]:
+        """Remove whole frames from the front of *buffer* and return them, as a list."""
+
+
+class StreamFraming(Protocol):
+    """A framing that reads a connection from its first byte to its last."""
+
+    def encode(self, frame: bytes, /) -> bytes:
+        """Return what is sent for *frame*; raise `FramingError` if it can't be one."""
+
+    def decode(self, reader: Reader, /) -> Decoding:
+        """Yield the frames that *reader*'s bytes make up."""
+
+
+Framing: TypeAlias = SplitFraming | StreamFraming
+"""What cuts a device's bytes into frames, and frames what is sent; the module's docstring tells how."""
+
+
+@attrs.frozen
+class Fatal(Bad):
+    """A bad frame that counts as a framing error: the device is closed unless `on_error` keeps it."""
+
+
+@attrs.frozen
+class Wait:
+    """No frame is whole yet, and none can be before there are *size* bytes or, if there is such, *ends*."""
+
+    size: int
+    ends: bytes = b""
+
+
+@attrs.frozen
+class Wrong:
+    """What is wrong behind the good frames, and how many bytes to skip to go on; 0 where nobody can tell.
+
+    *excess*: the end of a frame is that many bytes too far away, so a frame that begins fewer bytes behind is
+    too long as well.
+    """
+
+    reason: str
+    size: int
+    excess: int = 0
+
+
+MIXED: Final = Wrong("", 0)
+"""In the place of what is wrong: nothing behind, but there is `Bad` among the frames."""
+
+Found: TypeAlias = tuple["bytes | Bad | None", int] | Wait | Wrong
+"""A frame and where it ends, None for fill between frames, or why there is neither."""
+
+Items: TypeAlias = list[Any]
+"""Frames, bytes all of them; only where something is wrong `Bad` may be among them."""
+
+Cut: TypeAlias = tuple[Items, bytes, "Wrong | None"]
+"""Frames, the bytes behind them, and what is wrong."""
+
+
+class Stock:
+    """What the framings of this package share."""
+
+    __slots__ = ()
+
+    @property
+    def starts(self) -> tuple[bytes, ...]:
+        """The bytes that a frame may start with; none where any may."""
+        return ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether `run` may be used: frames that are others' are told apart by their start."""
+        return False
+
+    def run(self, data: bytes, start: int) -> tuple[Items, int, bool]:
+        """Return the frames from *start* on, up to anything else, where they end, and whether one is bad."""
+        raise NotImplementedError
+
+    def split(self, buffer: bytearray) -> Items:
+        """Remove whole frames from the front of *buffer* and return them.
+
+        Raises `FramingError` if *buffer* starts with something wrong; that is removed where its end is known.
+        """
+        items, rest, wrong = self.cut(bytes(buffer))
+        gone = len(buffer) - len(rest)
+        if wrong is None or items:
+            del buffer[:gone]
+            return items
+        del buffer[: gone + wrong.size]
+        raise FramingError(wrong.reason)
+
+    def first(self, data: bytes, start: int) -> Found:
+        """Return the frame that begins at *start* of *data*, which has at least one byte there."""
+        raise NotImplementedError
+
+    def cut(self, data: bytes) -> Cut:
+        """Return the frames in *data*, what is left behind them, and what is wrong."""
+        return self.cut_slowly(data)
+
+    def cut_slowly(self, data: bytes) -> Cut:
+        """Do what `cut` does, frame by frame up to the first thing that is wrong."""
+        items: Items = []
+        append = items.append
+        first = self.first
+        wrong: Wrong | None = None
+        start, size = 0, len(data)
+        while start < size:
+            found = first(data, start)
+            if type(found) is not tuple:
+                if type(found) is Wrong:
+                    wrong = found
+                break
+            item, start = found
+            if type(item) is bytes:
+                append(item)
+            elif item is not None:
+                append(item)
+                wrong = MIXED
+        return items, data[start:], wrong
+
+    def waits(self, data: bytes) -> Wait:
+        """Tell what *data*, which `cut` left, waits for."""
+        found = self.first(data, 0)
+        return found if type(found) is Wait else Wait(len(data) + 1)
+
+    def finish(self, buffer: bytearray) -> Items:  # noqa: ARG002 - only some have a use for it
+        """Remove and return the frames that the end of a datagram ends."""
+        return []
+
+
+def partial(data: bytes, start: int, markers: Sequence[bytes]) -> bool:
+    """Tell whether all of *data* from *start* on is the beginning of one of *markers*, and not the whole."""
+    size = len(data) - start
+    return any(size < len(marker) and data.startswith(marker[:size], start) for marker in markers)
+
+
+def half(data: bytes, markers: Sequence[bytes]) -> int:
+    """Return how many bytes at the end of *data* may be the beginning of one of *markers*."""
+    longest = min(max(map(len, markers)) - 1, len(data))
+    return next(size for size in range(longest, -1, -1) if partial(data, len(data) - size, markers))
+
+
+def is_count(value: object) -> bool:
+    """Tell whether *value* is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_count(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    """Refuse anything but a whole number above 0."""
+    if not is_count(value):
+        raise SetupError(
+            f"{type(instance).__name__}: {attribute.name} is {value!r}, it has to be a whole number above 0"
+        )
+
+
+def check_not_negative(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    """Refuse anything but a whole number, 0 or more."""
+    if isinstance(value, bool) or (value != 0 and not is_count(value)):
+        name = type(instance).__name__
+        raise SetupError(f"{name}: {attribute.name} is {value!r}, it has to be a whole number, 0 or more")
+
+
+def check_some_bytes(instance: object, attribute: attrs.Attribute[bytes], value: bytes) -> None:
+    """Refuse anything but bytes, at least one."""
+    if not isinstance(value, bytes) or not value:
+        raise SetupError(
+            f"{type(instance).__name__}: {attribute.name} is {value!r}, it has to be bytes, at least one"
+        )
+
+
+def check_order(instance: object, _: object, order: str) -> None:
+    """Refuse anything but the two byte orders."""
+    if order not in ("big", "little"):
+        raise SetupError(f"{type(instance).__name__}: byteorder is {order!r}, it has to be 'big' or 'little'")
+
+
+def limit_option() -> int:
+    """Declare the option that every framing has."""
+    limit: int = attrs.field(default=FRAME_LIMIT, kw_only=True, validator=check_count)
+    return limit

@@ -1,0 +1,328 @@
+"""Framings whose frames end with a mark: lines, delimiters, start and end markers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from ..errors import FramingError, SetupError
+from .base import Cut, Found, Stock, Wait, Wrong, check_some_bytes, half, limit_option, partial
+from .reader import over, shown
+
+__all__ = ["JT808", "SLIP", "Delimiter", "Line", "StartEnd"]
+
+_CR: Final = 0x0D
+
+
+def _first_line(data: bytes, start: int, delimiter: bytes, strip: bytes, limit: int) -> Found:
+    end = data.find(delimiter, start)
+    if end >= 0:
+        frame = data[start:end].removesuffix(strip)
+        behind = end + len(delimiter)
+        if len(frame) > limit:
+            return Wrong(over(len(frame), limit), behind - start, len(frame) - limit)
+        return frame, behind
+    size = len(data) - start - (len(strip) if data.endswith(strip, start) else 0)
+    # A part of the delimiter may have come.
+    if size >= limit + len(delimiter):
+        return Wrong(over(len(data) - start, limit), 0, size - limit - len(delimiter) + 1)
+    return Wait(limit + len(strip) + len(delimiter), delimiter)
+
+
+def _last_line(buffer: bytearray, strip: bytes, limit: int) -> list[bytes]:
+    """Take what the end of a datagram ends."""
+    frame = bytes(buffer).removesuffix(strip)
+    if len(frame) > limit:
+        raise FramingError(over(len(frame), limit))
+    buffer.clear()
+    return [frame]
+
+
+@attrs.frozen
+class Line(Stock):
+    r"""Frames end with a line feed, and a carriage return before it is dropped.
+
+    *ending* is what `encode` appends, `b"\n"` or `b"\r\n"`. *limit* is in bytes without the ending. The end
+    of a datagram ends a line too. A frame to be sent must not hold a line feed, nor end with a carriage
+    return.
+    """
+
+    ending: bytes = attrs.field(default=b"\n", kw_only=True)
+    limit: int = limit_option()
+
+    def __attrs_post_init__(self) -> None:
+        if self.ending not in (b"\n", b"\r\n"):
+            raise SetupError(f"Line: ending is {self.ending!r}, it has to be b'\\n' or b'\\r\\n'")
+
+    def encode(self, frame: bytes) -> bytes:
+        """Return *frame* and the ending; raises `FramingError` if it wouldn't be read as one line."""
+        if frame.find(b"\n") >= 0 or frame.endswith(b"\r"):
+            raise FramingError(f"a line can't hold a line feed or end with a carriage return: {shown(frame)}")
+        return frame + self.ending
+
+    def first(self, data: bytes, start: int) -> Found:
+        """Return the line that begins at *start*."""
+        end = data.find(b"\n", start)
+        if 0 <= end <= start + self.limit:
+            return data[start:end].removesuffix(b"\r"), end + 1
+        return _first_line(data, start, b"\n", b"\r", self.limit)
+
+    def cut(self, data: bytes) -> Cut:
+        """Return the lines in *data* and what is behind the last one."""
+        if _CR not in data:
+            frames = data.split(b"\n")
+        else:
+            frames = data.split(b"\r\n")
+            if len(frames) <= data.count(b"\n"):  # some lines end without a carriage return
+                frames = data.replace(b"\r\n", b"\n").split(b"\n")
+        rest = frames.pop()
+        if len(data) > self.limit and (len(rest) > self.limit or max(map(len, frames)) > self.limit):
+            return self.cut_slowly(data)
+        return frames, rest, None
+
+    def finish(self, buffer: bytearray) -> list[bytes]:
+        """Remove and return the line that the end of a datagram ends."""
+        return _last_line(buffer, b"\r", self.limit)
+
+
+@attrs.frozen
+class Delimiter(Stock):
+    """Frames end with *delimiter*, any bytes; `encode` appends it.
+
+    *limit* is in bytes without the delimiter. The end of a datagram ends a frame too. A frame to be sent must
+    not hold the delimiter.
+    """
+
+    delimiter: bytes = attrs.field(validator=check_some_bytes)
+    limit: int = limit_option()
+
+    def encode(self, frame: bytes) -> bytes:
+        """Return *frame* and the delimiter; raises `FramingError` if the frame would end before that."""
+        data = frame + self.delimiter
+        if data.find(self.delimiter) != len(frame):
+            raise FramingError(f"frame would be cut by its delimiter {self.delimiter!r}: {shown(frame)}")
+        return data
+
+    def first(self, data: bytes, start: int) -> Found:
+        """Return the frame that begins at *start*."""
+        return _first_line(data, start, self.delimiter, b"", self.limit)
+
+    def cut(self, data: bytes) -> Cut:
+        """Return the frames in *data* and what is behind the last delimiter."""
+        frames = data.split(self.delimiter)
+        rest = frames.pop()
+        if len(data) > self.limit and (len(rest) > self.limit or max(map(len, frames)) > self.limit):
+            return self.cut_slowly(data)
+        return frames, rest, None
+
+    def finish(self, buffer: bytearray) -> list[bytes]:
+        """Remove and return the frame that the end of a datagram ends."""
+        return _last_line(buffer, b"", self.limit)
+
+
+def _table(escapes: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
+    try:
+        return dict(escapes or {})
+    except (TypeError, ValueError):
+        raise SetupError(
+            f"StartEnd: escapes is {escapes!r}, it has to be a mapping of bytes to bytes"
+        ) from None
+
+
+def _escapes(framing: StartEnd) -> tuple[tuple[bytes, bytes], ...]:
+    """Return escapes and what they stand for, the escape byte's own last; check that they can be undone."""
+    table = framing.escapes
+    for raw, escape in table.items():
+        if not (isinstance(raw, bytes) and isinstance(escape, bytes) and len(raw) == 1 and len(escape) == 2):
+            raise SetupError(
+                f"StartEnd: escapes has {raw!r}: {escape!r}, it maps one byte to the two that are sent for it"
+            )
+    if not table:
+        return ()
+    leads = {escape[:1] for escape in table.values()}
+    seconds = {escape[1:] for escape in table.values()}
+    if len(leads) > 1:
+        raise SetupError("StartEnd: escapes start with different bytes, they have to start with the same one")
+    if not leads < table.keys():
+        raise SetupError(f"StartEnd: escapes lack {min(leads)!r}, with which they start, or any other byte")
+    if len(seconds) < len(table) or seconds & table.keys():
+        raise SetupError(
+            "StartEnd: the second bytes of escapes have to differ, and not be escaped themselves"
+        )
+    if not any(bytes([byte]) in table.keys() - leads for byte in framing.end):
+        raise SetupError(f"StartEnd: escapes don't keep the end marker {framing.end!r} out of frames")
+    return tuple(sorted(((escape, raw) for raw, escape in table.items()), key=lambda pair: pair[1] in leads))
+
+
+def _overlaps(marker: bytes) -> bool:
+    """Tell whether *marker* may begin within itself, as in b"abab"."""
+    return any(marker.endswith(marker[:size]) for size in range(1, len(marker)))
+
+
+@attrs.frozen
+class StartEnd(Stock):
+    r"""Frames stand between a *start* and an *end* marker, which may be the same and are not in the frame.
+
+    *escapes* maps a byte to the two bytes that are sent for it inside a frame; `JT808` and `SLIP` are ready
+    made. Without it a frame to be sent must not hold the end marker. Bytes before a start marker are a
+    `FramingError`, behind which decoding can go on. Where both markers are the same, markers with nothing
+    between them are fill and are skipped, so an empty frame can't be sent. With *shared*, one marker may end
+    a frame and begin the next, so that no bytes stand outside. *limit* is in bytes of a frame as the handler
+    gets it.
+    """
+
+    start: bytes = attrs.field(validator=check_some_bytes)
+    end: bytes = attrs.field(validator=check_some_bytes)
+    escapes: dict[bytes, bytes] = attrs.field(default=None, converter=_table, hash=False)
+    shared: bool = attrs.field(default=False, kw_only=True)
+    limit: int = limit_option()
+    _escapes: tuple[tuple[bytes, bytes], ...] = attrs.field(init=False, repr=False, eq=False)
+    _lead: int = attrs.field(init=False, repr=False, eq=False)
+    _overlaps: bool = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.shared and self.start != self.end:
+            raise SetupError(
+                f"StartEnd: markers that are shared have to be the same, not {self.start!r}, {self.end!r}"
+            )
+        escapes = _escapes(self)
+        object.__setattr__(self, "_escapes", escapes)
+        object.__setattr__(self, "_lead", escapes[0][0][0] if escapes else -1)
+        object.__setattr__(self, "_overlaps", _overlaps(self.end))
+
+    @property
+    def starts(self) -> tuple[bytes, ...]:
+        """The start marker, if it is always there."""
+        return () if self.shared else (self.start,)
+
+    def encode(self, frame: bytes) -> bytes:
+        """Return *frame*, escaped, between its markers.
+
+        Raises `FramingError` if the frame would end before its end marker, or be taken for fill.
+        """
+        if not frame and self.start == self.end:
+            raise FramingError(f"an empty frame between markers {shown(self.start)} is fill")
+        content = frame
+        # The escape byte first: the others' escapes hold it.
+        for escape, raw in reversed(self._escapes):
+            content = content.replace(raw, escape)
+        data = content + self.end
+        if data.find(self.end) != len(content):
+            raise FramingError(f"frame would be cut by its end marker {shown(self.end)}: {shown(frame)}")
+        return self.start + data
+
+    def first(self, data: bytes, start: int) -> Found:  # noqa: PLR0911 - what may be there, in its order
+        """Return the frame that begins at *start*."""
+        begin = start
+        if data.startswith(self.start, start):
+            begin += len(self.start)
+            if self.shared:
+                return None, begin
+        elif not self.shared:
+            return self._garbage(data, start)
+        end = data.find(self.end, begin)
+        if end < 0:
+            return self._waiting(len(data) - begin, begin - start)
+        if end == begin and self.start == self.end:
+            return None, end  # the second marker of fill may start a frame
+        behind = end + len(self.end)
+        frame = self._plain(data[begin:end])
+        if frame is None:
+            reason = f"frame has an escape that stands for nothing: {shown(data[begin:end])}"
+            return Wrong(reason, behind - start)
+        if len(frame) > self.limit:
+            return Wrong(over(len(frame), self.limit), behind - start, len(frame) - self.limit)
+        return frame, behind
+
+    def cut(self, data: bytes) -> Cut:
+        """Return the frames in *data* and what is behind the last end marker."""
+        if self.shared:
+            *parts, rest = data.split(self.start)
+            clean: tuple[list[bytes], bytes] | None = ([part for part in parts if part], rest)
+        else:
+            clean = self._alternating(data) if self.start == self.end else self._enclosed(data)
+        if clean is None:
+            return self.cut_slowly(data)
+        frames, rest = clean
+        lead = self._lead
+        if lead >= 0 and lead in data:
+            plain = [self._plain(frame) if lead in frame else frame for frame in frames]
+            frames = [frame for frame in plain if frame is not None]
+            if len(frames) < len(plain):
+                return self.cut_slowly(data)
+        if len(data) > self.limit and (
+            len(rest) > self.limit or max(map(len, frames), default=0) > self.limit
+        ):
+            return self.cut_slowly(data)
+        return frames, rest, None
+
+    def _alternating(self, data: bytes) -> tuple[list[bytes], bytes] | None:
+        """Cut at equal markers; None if there is fill, or anything wrong."""
+        parts = data.split(self.start)
+        rest = parts.pop()
+        if len(parts) % 2:
+            rest = self.start + rest
+        elif rest:
+            return None
+        frames = parts[1::2]
+        if any(parts[::2]) or not all(frames):
+            return None
+        return frames, rest
+
+    def _enclosed(self, data: bytes) -> tuple[list[bytes], bytes] | None:
+        """Cut at different markers; None if there is anything wrong."""
+        start, end = self.start, self.end
+        if not data.startswith(start) or self._overlaps:
+            return None
+        frames = data[len(start) :].split(end + start)
+        rest = frames.pop()
+        if rest.endswith(end):
+            frames.append(rest[: -len(end)])
+            rest = b""
+        else:
+            rest = start + rest
+        return (frames, rest) if data.count(end) == len(frames) else None
+
+    def _plain(self, content: bytes) -> bytes | None:
+        """Undo escapes; None if there are others than those in the table."""
+        plain = content
+        for escape, raw in self._escapes:
+            plain = plain.replace(escape, raw)
+        if self._lead >= 0 and len(content) - len(plain) != content.count(self._lead):
+            return None
+        return plain
+
+    def _garbage(self, data: bytes, start: int) -> Wait | Wrong:
+        """Tell what is wrong with data that begins with no start marker; it may be half of one."""
+        if partial(data, start, (self.start,)):
+            return Wait(len(self.start))
+        end = data.find(self.start, start)
+        if end < 0:
+            end = len(data) - half(data, (self.start,))
+        size = end - start
+        reason = f"{size} bytes before the start marker {shown(self.start)}: {shown(data[start:end])}"
+        return Wrong(reason, size)
+
+    def _waiting(self, size: int, before: int) -> Wait | Wrong:
+        """Tell whether *size* bytes without an end marker, behind *before* of a start, are too many."""
+        content = size - len(self.end) + 1
+        least = (content + 1) // 2 if self._escapes else content
+        if least > self.limit:
+            return Wrong(over(least, self.limit), 0, least - self.limit)
+        most = 2 * self.limit if self._escapes else self.limit
+        return Wait(before + most + len(self.end), self.end)
+
+    def finish(self, buffer: bytearray) -> list[bytes]:
+        """Remove fill."""
+        if self.start == self.end == buffer:
+            buffer.clear()
+        return []
+
+
+JT808: Final = StartEnd(b"\x7e", b"\x7e", {b"\x7e": b"\x7d\x02", b"\x7d": b"\x7d\x01"})
+"""The frames of JT/T 808: between 7E, whose escape is 7D; the XOR at their end is `Checked`'s."""
+
+SLIP: Final = StartEnd(b"\xc0", b"\xc0", {b"\xc0": b"\xdb\xdc", b"\xdb": b"\xdb\xdd"}, shared=True)
+"""The frames of SLIP (RFC 1055): they end with C0, may begin with it too, and its escape is DB."""

@@ -1,0 +1,202 @@
+"""The reader: what the `decode` of a framing asks for bytes, and what it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final, TypeAlias, final
+
+import attrs
+
+from ..errors import FramingError
+
+__all__ = ["FRAME_LIMIT", "HEADER", "NEED", "Bad", "Decoding", "Need", "Reader", "over", "shown"]
+
+FRAME_LIMIT: Final = 65_536
+"""Bytes of one frame, where a framing says nothing else."""
+
+HEADER: Final = 64
+"""Bytes around a frame that a reader may wait for above the limit."""
+
+_STILL: Final = 10_000  # looks without reading a byte, after which a generator is stopped
+
+
+@final
+class Need:
+    """What a reader yields while it waits for bytes; nothing that a framing makes or looks at."""
+
+    __slots__ = ()
+
+
+NEED: Final = Need()
+
+
+@attrs.frozen
+class Bad:
+    """Bytes that a framing drops, and why: yielded by `decode`, or in the list of `split`, among the frames.
+
+    *data* is a frame that is wrong, or, with *frame* False, bytes that belong to no frame. They are logged
+    and counted (`frames_bad`, `bytes_skipped`), no handler gets them, and the connection stays.
+    """
+
+    data: bytes
+    reason: str
+    frame: bool = attrs.field(default=True, kw_only=True)
+
+
+Decoding: TypeAlias = Generator["bytes | Bad | Need", None, None]
+"""What `decode` returns: a generator that yields frames, and `Bad` for what it drops."""
+
+
+class Reader:
+    """The bytes of one connection, for the `decode` of a framing; every method is for `yield from`."""
+
+    __slots__ = (
+        "_data",
+        "_delimiter",
+        "_ended",
+        "_limit",
+        "_looks",
+        "_most",
+        "_quick",
+        "_refused",
+        "_seen",
+        "_size",
+        "_start",
+        "_wanted",
+    )
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._most = limit + HEADER
+        self._data = b""
+        self._start = 0
+        self._size = 0
+        self._quick = 0  # _size, unless that would let a frame over the limit pass
+        self._wanted = 1
+        self._delimiter: bytes | None = None
+        self._ended = False
+        self._seen = -1
+        self._looks = 0
+        self._refused: FramingError | None = None
+
+    def exactly(self, size: int) -> Generator[Need, None, bytes]:
+        """Return the next *size* bytes.
+
+        Raises `FramingError` if *size* is negative, or above the framing's limit and 64 bytes for a header.
+        """
+        start = self._start
+        end = start + size
+        if start < end <= self._quick:
+            self._start = end
+            return self._data[start:end]
+        if not 0 < size <= self._most:
+            self._check(size)
+        while self._start + size > self._size:
+            self._wanted = size
+            yield NEED
+        start = self._start
+        self._start = start + size
+        return self._data[start : self._start]
+
+    def peek(self, size: int) -> Generator[Need, None, bytes]:
+        """Return the next *size* bytes and leave them to be read; raises as `exactly` does."""
+        self._look()
+        if not 0 < size <= self._most:
+            self._check(size)
+        while self._start + size > self._size:
+            self._wanted = size
+            yield NEED
+        return self._data[self._start : self._start + size]
+
+    def until(self, delimiter: bytes, limit: int | None = None) -> Generator[Need, None, bytes]:
+        """Return the bytes before *delimiter*, and read past it; the end of a datagram counts as one.
+
+        Raises `FramingError` if more than *limit* bytes stand before it (None: the framing's limit).
+        """
+        if not delimiter:
+            raise ValueError("reader.until() needs a delimiter of at least one byte")
+        most = self._limit if limit is None else limit
+        while (end := self._data.find(delimiter, self._start)) < 0:
+            if self._size - self._start >= most + len(delimiter):
+                self.refuse(over(self._size - self._start, most))
+            if self._ended:
+                self._ended = False
+                end = self._size
+                break
+            self._wanted = most + len(delimiter)
+            self._delimiter = delimiter
+            yield NEED
+            self._delimiter = None
+        start = self._start
+        if end - start > most:
+            self.refuse(over(end - start, most))
+        self._start = min(end + len(delimiter), self._size)
+        return self._data[start:end]
+
+    def skip(self, size: int, reason: str) -> Generator[Need | Bad, None, None]:
+        """Drop the next *size* bytes, which belong to no frame; *reason* is logged with them.
+
+        Raises as `exactly` does.
+        """
+        data = yield from self.exactly(size)
+        yield Bad(data, reason, frame=False)
+
+    # --- for the framings of this package, which look at the bytes themselves
+
+    @property
+    def window(self) -> tuple[bytes, int]:
+        """The bytes at hand, and where those begin that are to be read."""
+        return self._data, self._start
+
+    def wait(
+        self, size: int, ends: bytes | None = None, *, keep: bool = False
+    ) -> Generator[Need, None, bool]:
+        """Wait for *size* bytes or, before that, for *ends*; return whether the end of a datagram came.
+
+        That is told only to those who wait for *ends*, which may be empty; with *keep* to the next who waits
+        too.
+        """
+        self._wanted = size
+        self._delimiter = ends
+        if not self._ended:
+            yield NEED
+        self._delimiter = None
+        ended = self._ended
+        if not keep:
+            self._ended = False
+        return ended
+
+    def move(self, place: int) -> None:
+        """Have read up to *place* of the window."""
+        self._start = place
+
+    def refuse(self, reason: str) -> None:
+        """Raise a `FramingError` behind which nobody knows where a frame begins."""
+        self._refused = FramingError(reason)
+        raise self._refused
+
+    def _check(self, size: int) -> None:
+        if size < 0:
+            self.refuse(f"frame has {size} bytes by its own account")
+        if size > self._most:
+            self.refuse(over(size, self._limit))
+        self._look()
+
+    def _look(self) -> None:
+        # Looking for ever without reading would hang the whole process.
+        if self._start != self._seen:
+            self._seen = self._start
+            self._looks = 0
+        self._looks += 1
+        if self._looks > _STILL:
+            self.refuse(f"decode looked {_STILL} times without reading a byte")
+
+
+def over(size: int, limit: int) -> str:
+    """Tell that a frame is too long."""
+    return f"frame has {size} bytes, limit is {limit}"
+
+
+def shown(data: bytes) -> str:
+    """Return *data* as hex, not all of it if it is long."""
+    return data.hex() if len(data) <= 16 else f"{data[:16].hex()}… ({len(data)} bytes)"
