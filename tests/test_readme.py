@@ -17,11 +17,11 @@ def test_the_hello_world_is_the_echo_example() -> None:
 
 def test_every_block_runs_on_what_stands_above_it() -> None:
     names: dict[str, object] = {"__name__": "readme"}
-    hello, protocols, framing, testing = BLOCKS
+    hello, protocols, framings, own_framing, codec, testing = BLOCKS
     exec(compile(hello, "README.md", "exec"), names)
     exec(compile(testing, "README.md", "exec"), names)
     test = names["test_echo"]
     assert callable(test)
     test()
-    exec(compile(protocols, "README.md", "exec"), {"__name__": "readme"})
-    exec(compile(framing, "README.md", "exec"), {"__name__": "readme"})
+    for block in (protocols, framings, own_framing, codec):
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
