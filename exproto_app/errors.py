@@ -12,6 +12,7 @@ __all__ = [
     "SetupError",
     "UnavailableError",
     "UnsupportedError",
+    "not_opened",
 ]
 
 
@@ -49,3 +50,14 @@ class UnsupportedError(CommandError):
 
 class RequestTimeout(CommandError):  # noqa: N818 - named like the TimeoutError that it is
     """The device did not answer a `request` in time."""
+
+
+def not_opened(what: object, error: OSError, remedy: str) -> SetupError:
+    """Return the error that tells why *what*, an address to listen on, can't be opened.
+
+    *remedy* is for a port that is taken.
+    """
+    words = (error.strerror or str(error)).lower()
+    if "address already in use" in words:
+        words = f"another program has the port; {remedy}"
+    return SetupError(f"{what} can't be opened: {words}")

@@ -28,7 +28,7 @@ import attrs
 
 from .app import App
 from .channel import Channel
-from .errors import ExprotoError, SetupError
+from .errors import ExprotoError, SetupError, not_opened
 from .models import Address
 from .runner import Runner
 from .timing import BOUNDS, Times, Timing
@@ -140,7 +140,7 @@ class Metrics:
         try:
             self._server = _Server(address, self._answer, shared=shared)
         except OSError as error:
-            raise SetupError(_why(address, error)) from None
+            raise _not_opened(address, error) from None
         self.address = Address(*self._server.socket.getsockname()[:2])
 
     def start(self, host: Host) -> None:
@@ -347,10 +347,8 @@ class _Server(ThreadingMixIn, WSGIServer):
         log.debug("metrics ! a request of %s failed: %r", client_address[0], sys.exc_info()[1])
 
 
-def _why(address: Address, error: OSError) -> str:
+def _not_opened(address: Address, error: OSError) -> SetupError:
+    what = f"--metrics {address}"
     if isinstance(error, socket.gaierror):
-        return f"--metrics {address} can't be opened: there is no host {address.host!r} here"
-    words = (error.strerror or str(error)).lower()
-    if "address already in use" in words:
-        return f"--metrics {address} can't be opened: another program has the port; stop it or choose another"
-    return f"--metrics {address} can't be opened: {words}"
+        return SetupError(f"{what} can't be opened: there is no host {address.host!r} here")
+    return not_opened(what, error, "stop it or choose another")

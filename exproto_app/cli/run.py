@@ -122,7 +122,8 @@ def command(
 ) -> None:
     """Serve TARGET, a file or a module with an app, on listeners of its own."""
     worker = Worker.take()
-    configure(log_level, log_format, worker=worker.number if worker else None)
+    number = worker.number if worker else None
+    configure(log_level, log_format, worker=number)
     parsed = [
         Listen.parse(text, proxy_protocol=proxy_protocol, cert=cert, key=key, client_ca=client_ca)
         for text in listens or (DEFAULT_LISTEN,)
@@ -135,8 +136,8 @@ def command(
         sys.exit(supervise(parsed, workers))
     uvloop = find_uvloop(loop)
     uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
-    if worker is not None and uplink["mqtt_client_id"]:  # a clientid is one connection's
-        uplink["mqtt_client_id"] += f"-{worker.number}"
+    if number is not None and uplink["mqtt_client_id"]:  # a clientid is one connection's
+        uplink["mqtt_client_id"] += f"-{number}"
     login = Users(users) if users else None
     hub = make_hub(mqtt, login, uplink)
     door = choose_door(mqtt_listen, hub)
@@ -146,9 +147,9 @@ def command(
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
-    served = open_metrics(app, metrics, worker=worker.number if worker else None)
+    served = open_metrics(app, metrics, worker=number)
     main = _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker)
-    with watching(app, worker=worker.number if worker else None):
+    with watching(app, worker=number):
         run_loop(main, uvloop)
 
 

@@ -15,7 +15,6 @@ import attrs
 from ...app import App
 from ...channel import Hub
 from ...engine import Engine
-from ...errors import SetupError
 from ...hub import MemoryHub
 from ...models import Address
 from ...router import Router
@@ -57,7 +56,7 @@ class Networked(Protocol):
     """A hub that has to be started and stopped: before the app starts, and after it has stopped."""
 
     async def start(self, engine: Engine, /) -> None:
-        """Connect. Raises `SetupError` where that has to succeed and doesn't."""
+        """Connect. Raises `UnavailableError` where that has to succeed and doesn't."""
         ...
 
     async def stop(self) -> None:
@@ -214,7 +213,7 @@ class Gateway:
                     self._servers.append(await self._open_tcp(door, sockets[0]))
                 del sockets[0]
         except OSError as error:  # two that bound the same port learn it when they listen
-            raise SetupError(why_not(door.listen, error)) from None
+            raise why_not(door.listen, error) from None
         finally:
             for sock in sockets:
                 sock.close()

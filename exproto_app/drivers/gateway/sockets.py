@@ -6,7 +6,7 @@ import socket
 import sys
 from typing import Any, TypeAlias
 
-from ...errors import SetupError
+from ...errors import SetupError, not_opened
 from .listeners import Listen
 
 __all__ = ["bind", "share", "why_not"]
@@ -65,7 +65,7 @@ def _bind(listen: Listen, addresses: list[Bound], *, shared: bool) -> list[socke
     except OSError as error:
         for sock in sockets:
             sock.close()
-        raise SetupError(why_not(listen, error)) from None
+        raise why_not(listen, error) from None
     return sockets
 
 
@@ -79,9 +79,6 @@ def _set_up(sock: socket.socket, *, shared: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
-def why_not(listen: Listen, error: OSError) -> str:
-    """Return the sentence that tells why *listen* can't be opened."""
-    words = (error.strerror or str(error)).lower()
-    if "address already in use" in words:
-        words = "another program has the port; stop it or choose another with --listen"
-    return f"{listen} can't be opened: {words}"
+def why_not(listen: Listen, error: OSError) -> SetupError:
+    """Return the error that tells why *listen* can't be opened."""
+    return not_opened(listen, error, "stop it or choose another with --listen")

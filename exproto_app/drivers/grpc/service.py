@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 
 from ...app import App
-from ...errors import SetupError
+from ...errors import SetupError, not_opened
 from ...models import Address, Certificate, ConnectionInfo, Message, SockType
 from ...router import Router
 from ...runner import Runner
@@ -188,7 +188,7 @@ class Service:
             )
         except OSError as error:
             await self.runner.stop()
-            raise SetupError(_why(self.address, error)) from None
+            raise not_opened(self.address, error, "stop it or choose another with --bind") from None
         except BaseException:
             await self.runner.stop()
             raise
@@ -559,9 +559,3 @@ def _feed_bytes(data: bytes, link: GrpcLink) -> None:
 def _feed_messages(messages: list[Message], link: GrpcLink) -> None:
     if link.channel is not None:
         link.channel.delivered(messages)
-
-
-def _why(bind: Address, error: OSError) -> str:
-    if "address already in use" in str(error).lower():
-        return f"{bind} can't be opened: another program has the port; stop it or choose another with --bind"
-    return f"{bind} can't be opened: {(error.strerror or str(error)).lower()}"

@@ -39,7 +39,7 @@ from ...commands import DONE, Outcome, Publish, Subscribe, Unsubscribe, Waiter, 
 from ...errors import DeniedError
 from ...models import Message
 from ...topics import split_share
-from .reasons import NO_MQTT5, WRONG_PACKET, in_words
+from .reasons import NO_MQTT5, UNSUPPORTED_VERSION, WRONG_PACKET, in_words
 
 __all__ = ["Bounds", "Login", "Owner", "ProtocolError", "Session"]
 
@@ -573,12 +573,12 @@ class Session:
             raise ProtocolError("it sent a second CONNACK")
         if len(body) == 2:  # of MQTT 3: no properties
             self._connecting = False
-            self._owner.refused(0x84, NO_MQTT5)
+            self._owner.refused(UNSUPPORTED_VERSION, NO_MQTT5)
             return
         if len(body) > 2 and body[1] >= 0x80:
             self._connecting = False
             code, words = _reason(packet, body, 1)
-            self._owner.refused(code, NO_MQTT5 if code == 0x84 else words)
+            self._owner.refused(code, NO_MQTT5 if code == UNSUPPORTED_VERSION else words)
             return
         parsed = _parse(packet)
         if not isinstance(parsed, ConnAckPacket):

@@ -221,8 +221,7 @@ class MqttHub:
 
     def count(self, name: str, number: int = 1) -> None:
         """Count what happens to nobody's connection in particular."""
-        counters = self.engine.counters
-        counters[name] = counters.get(name, 0) + number
+        self.engine.count(name, number)
 
     def left(self, device: Device) -> None:
         """Keep *device* until its messages are safe, of all such the newest: the oldest are given up."""
