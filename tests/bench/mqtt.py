@@ -1,6 +1,6 @@
 """From device lines to a real Mosquitto, beside a server by hand and one on gmqtt, in turn.
 
-Run it as `python -m tests.bench mqtt [FIGURE…]`. Every device has a session of its own at the broker; a
+Run it as `python -m tests.bench mqtt`. Every device has a session of its own at the broker; a
 subscriber counts what arrives. What a message costs is the operating system's account of the server's
 process; figures are medians of rounds that alternate. Broker, load and subscriber share what the server
 leaves of the machine, so the rates say less than the CPU times.
@@ -132,20 +132,19 @@ def settled(servers: list[Server]) -> int:
     return sum(each.ask()[2] for each in servers)
 
 
-def tell_costs(load: Load) -> None:
-    for qos, peer, bar in ((0, "by_hand", 1.6), (0, "gmqtt", 1.0), (1, "gmqtt", 0.7), (1, "by_hand", None)):
-        rounds = found.get(qos) or found.setdefault(qos, costs(load, qos))
+def tell_costs(load: Load, qos: int, bars: dict[str, float | None]) -> None:
+    """Tell what a message of *qos* costs beside each peer, and whether the ratio is below its bar."""
+    rounds = costs(load, qos)
+    for peer, bar in bars.items():
         if peer not in rounds:
-            print(f"mqtt.qos{qos}_by_{peer} skipped: {peer} isn't installed")
+            print(f"mqtt.qos{qos}_cpu_beside_{peer} skipped: {peer} isn't installed")
             continue
         pairs = list(zip(rounds["ours"], rounds[peer], strict=True))
         ratio = statistics.median(our.microseconds / theirs.microseconds for our, theirs in pairs)
-        ours, theirs = (
-            statistics.median(each.microseconds for each in column) for column in zip(*pairs, strict=True)
-        )
-        rate, cpu, load_cpu = (
-            statistics.median(getattr(our, name) for our, _ in pairs)
-            for name in ("messages", "cpu", "load_cpu")
+        theirs = statistics.median(each.microseconds for each in rounds[peer])
+        ours, rate, cpu, load_cpu = (
+            statistics.median(getattr(each, name) for each in rounds["ours"])
+            for name in ("microseconds", "messages", "cpu", "load_cpu")
         )
         show(
             f"mqtt.qos{qos}_cpu_beside_{peer}",
@@ -154,12 +153,9 @@ def tell_costs(load: Load) -> None:
             ratio=ratio,
             bar=bar,
             good=None if bar is None else ratio <= bar,
-            note=f"at-most {peer}={theirs:.1f}us rate={rate:.0f}/s cpu={cpu:.0%} load_cpu={load_cpu:.0%} "
-            f"loop={LOOP}",
+            note=f"at-most {peer}={theirs:.1f}us rate={rate:.0f}/s cpu={cpu:.0%} "
+            f"load_cpu={load_cpu:.0%} loop={LOOP}",
         )
-
-
-found: dict[int, dict[str, list[Round]]] = {}
 
 
 # --- a broker that is slower than the devices
@@ -316,7 +312,8 @@ def main() -> None:
         if load is None:
             print("mqtt costs and overload skipped: they need a C compiler (cc) for the load generator")
         else:
-            tell_costs(load)
+            tell_costs(load, 0, {"by_hand": 1.6, "gmqtt": 1.0})
+            tell_costs(load, 1, {"by_hand": None, "gmqtt": 0.7})
             tell_overload(load)
     tell_fleet()
     tell_outage()
