@@ -24,6 +24,7 @@ from ..target import load
 from .door import DoorChoice, choose_door, door_option, opened
 from .observe import log_options, metrics_option, observed, open_metrics
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .reload import reload
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
 from .watching import watching, watching_options
@@ -71,6 +72,13 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
     help="Serve with N processes that share the ports; needs --mqtt. SIGHUP reloads them one by one.",
 )
 @click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="Begin anew when a file changes that TARGET imports from its own folder, or --users, or a "
+    "certificate; needs exproto-app[reload].",
+)
+@click.option(
     "--max-connections",
     type=click.IntRange(1),
     default=10_000,
@@ -111,6 +119,7 @@ def command(
     mqtt: str | None,
     mqtt_listen: str | None,
     workers: int | None,
+    reloads: bool,
     max_connections: int,
     handshake_timeout: float,
     stats: float | None,
@@ -132,10 +141,16 @@ def command(
         raise SetupError(
             "--workers needs --mqtt URL: the embedded hub can't reach devices of another process"
         )
+    if workers is not None and reloads:
+        raise SetupError("--reload is for one process; SIGHUP reloads --workers, one by one")
     if workers is not None and worker is None:
         sys.exit(supervise(parsed, workers))
-    uvloop = find_uvloop(loop)
     uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
+    if reloads and worker is None:
+        files = [file for listen in parsed for file in (listen.cert, listen.key, listen.client_ca)]
+        files += [users, *(uplink[f"mqtt_{name}"] for name in ("ca", "cert", "key"))]
+        sys.exit(reload(target, parsed, files))
+    uvloop = find_uvloop(loop)
     if number is not None and uplink["mqtt_client_id"]:  # a clientid is one connection's
         uplink["mqtt_client_id"] += f"-{number}"
     login = Users(users) if users else None
