@@ -97,22 +97,22 @@ class Watched:
             return file in self.imported
         return file.suffix == ".py" or (_may_be_package(file.name) and file.is_dir())
 
-    def changed_since(self, began: float) -> set[str]:
-        """Return what has changed from *began*, a time of `time.time`, until now."""
+    def changed_since(self, folders: Iterable[Path], began: float) -> set[str]:
+        """Return the files in *folders* changed from *began*, a time of `time.time`, until now."""
         now, changed = time.time(), set()
-        for folder in self.folders():
+        for folder in folders:
             with contextlib.suppress(OSError), os.scandir(folder) as entries:
                 for entry in entries:
                     if self.concerns(entry.path) and entry.is_file() and began < entry.stat().st_mtime <= now:
                         changed.add(entry.path)
         return changed
 
-    async def change(self, began: float) -> set[str]:
-        """Wait until files have changed since *began*; return them. Several changes at once are one."""
+    async def change(self, folders: Iterable[Path], began: float) -> set[str]:
+        """Wait until files in *folders* have changed since *began*; return them. Several at once are one."""
         from watchfiles import awatch  # noqa: PLC0415 - an extra
 
         changes = awatch(
-            *self.folders(),
+            *folders,
             watch_filter=lambda _, path: self.concerns(path),
             recursive=False,
             ignore_permission_denied=True,
@@ -122,7 +122,7 @@ class Watched:
             try:
                 # What was there before the watcher was is no change to it.
                 await asyncio.sleep(0)
-                missed = self.changed_since(began)
+                missed = self.changed_since(folders, began)
                 return missed or {path for _, path in await upcoming}
             finally:
                 await cancel(upcoming)
@@ -137,11 +137,16 @@ class Reloader:
         self._watched = watched
         self._served = False
         self._news = asyncio.Event()
-        self._asked = asyncio.Event()
+        self._asked = False
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, anew at SIGHUP too; return the exit code."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked.set)
+
+        def asked() -> None:
+            self._asked = True
+            self._news.set()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked)
         return await self._children.until_told(self._work(), STOP_TIMEOUT)
 
     async def _work(self) -> int:
@@ -164,6 +169,7 @@ class Reloader:
         while (news := await child.hear()) is not None:
             if "files" in news:
                 self._watched.imported = set(map(Path, news["files"]))
+                log.debug("reload = watches %s", " ".join(sorted(news["files"])))
                 self._news.set()
             elif self._served:
                 log.info("reload = serves again after %.1f s", time.monotonic() - began)
@@ -178,17 +184,19 @@ class Reloader:
     async def _until_changed(self, began: float) -> set[str]:
         """Wait for a change since *began*; return the files, none where the user has asked for it."""
         while True:
-            self._news.clear()
-            change = asyncio.ensure_future(self._watched.change(began))
-            news = asyncio.ensure_future(self._news.wait())
-            asked = asyncio.ensure_future(self._asked.wait())
+            folders = self._watched.folders()
+            change = asyncio.ensure_future(self._watched.change(folders, began))
             try:
-                await asyncio.wait((change, news, asked), return_when=asyncio.FIRST_COMPLETED)
-                if asked.done() or change.done():
-                    self._asked.clear()
-                    return change.result() if change.done() else set()
+                while self._watched.folders() == folders:
+                    self._news.clear()
+                    news = asyncio.ensure_future(self._news.wait())
+                    await asyncio.wait((change, news), return_when=asyncio.FIRST_COMPLETED)
+                    await cancel(news)
+                    if self._asked or change.done():
+                        self._asked = False
+                        return change.result() if change.done() else set()
             finally:
-                await cancel(change, news, asked)
+                await cancel(change)
 
 
 def _importable(root: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import json
 import logging
@@ -55,7 +54,6 @@ class Worker:
         if worker._roots:
             # Python takes a compiled file for fresh by its second and size; edits may be quicker.
             sys.dont_write_bytecode = True
-            atexit.register(worker._tell_files)  # however it ends
         return worker
 
     def obey(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
@@ -83,11 +81,8 @@ class Worker:
         """Tell of files now and when more are imported, by a handler for example."""
         if len(sys.modules) != self._modules:
             self._modules = len(sys.modules)
-            self._tell_files()
+            self._tell(files=sorted(set(_imported(self._roots))))
         loop.call_later(LOOK, self._follow, loop)
-
-    def _tell_files(self) -> None:
-        self._tell(files=sorted(set(_imported(self._roots))))
 
     def _tell(self, **news: Sequence[str]) -> None:
         with contextlib.suppress(OSError):  # it has gone, as `obey` sees too
