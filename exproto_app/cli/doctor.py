@@ -17,6 +17,7 @@ from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..errors import SetupError
 from .checks import CHECKS, Finding, Gateway, Setup, Uplink
 from .checks.setup import in_container
+from .emqx_ports import protocol_option
 from .observe import parse_address
 
 __all__ = ["command"]
@@ -50,6 +51,7 @@ __all__ = ["command"]
     metavar="WHERE",
     help="As for serve, repeatable. Default: http://127.0.0.1:9100.",
 )
+@protocol_option
 @click.option(
     "--device",
     metavar="HOST:PORT",
@@ -125,14 +127,15 @@ def _uplink(given: dict[str, Any]) -> Uplink | None:
 
 def _gateway(given: dict[str, Any]) -> Gateway | None:
     if not given["serve"]:
-        for name in ("bind", "adapters", "device"):
+        for name in ("bind", "adapters", "protocols", "device"):
             if given[name]:
                 option = name.removesuffix("s")
                 raise click.UsageError(f"--{option} needs --serve, the check of EMQX that it is about.")
         return None
     device = parse_address(given["device"], "--device", "127.0.0.1:7993") if given["device"] else None
     bind = parse_address(given["bind"] or "127.0.0.1:9001", "--bind", "127.0.0.1:9001")
-    return Gateway(bind, given["adapters"] or ("http://127.0.0.1:9100",), _tls(given), device)
+    adapters = given["adapters"] or ("http://127.0.0.1:9100",)
+    return Gateway(bind, adapters, given["protocols"], _tls(given), device)
 
 
 def _tls(given: dict[str, Any]) -> Any:

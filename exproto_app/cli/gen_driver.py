@@ -55,7 +55,7 @@ def command(
         generate.files(full, modules, generate.search_paths(folder), stock=stock, acl=acl, record=_record())
     )
     if check:
-        findings = list(fits(out, texts, [module for module, _ in modules], python))
+        findings = list(fits(out, texts, dict.fromkeys((module for module, _ in modules), stock), python))
         for finding in findings:
             click.echo(finding)
         count = sum(finding.outcome == "failed" for finding in findings)

@@ -14,6 +14,7 @@ from ..logs import configure
 from ..metrics import Metrics
 from ..models import Address
 from ..target import load
+from .emqx_ports import LISTENER_PORT, choose_ports, protocol_option
 from .observe import log_options, metrics_option, observed, open_metrics, parse_address
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .watching import watching, watching_options
@@ -28,9 +29,6 @@ log = logging.getLogger("exproto_app")
 # Where EMQX has these files by default: the CA of our certificate, and what EMQX shows to --client-ca.
 _CA = (("cacertfile", "etc/certs/cacert.pem"),)
 _OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
-
-LISTENER_PORT = 7993
-"""Of the first listener that `--print-config` writes, where no --protocol tells a port."""
 
 
 @click.command()
@@ -47,13 +45,7 @@ LISTENER_PORT = 7993
     "ADDRESS=http://HOST:PORT for the one that calls from ADDRESS, repeatable. "
     "Default: http://127.0.0.1:9100. It has no TLS, so keep it on a private net.",
 )
-@click.option(
-    "--protocol",
-    "protocols",
-    multiple=True,
-    metavar="NAME=:PORT",
-    help="Which protocol the devices of EMQX's listener on PORT speak; for several protocols.",
-)
+@protocol_option
 @click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @click.option("--client-ca", metavar="FILE", help="Demand a certificate of EMQX, signed by this CA.")
@@ -92,17 +84,9 @@ def command(
         raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
     app = load(target)
     address = parse_address(bind, "--bind", "127.0.0.1:9001")
-    ports = dict(_protocol(app, text) for text in protocols)
-    if len(ports) != len(protocols):
-        raise SetupError("two --protocol name the same port; EMQX can have only one listener there")
+    ports = choose_ports(app, protocols)
     if cert is None and (key or client_ca):
         raise SetupError("--key and --client-ca need --cert")
-    if not ports and len(app.protocols) > 1:
-        example = " ".join(f"--protocol {name}=:{LISTENER_PORT + n}" for n, name in enumerate(app.protocols))
-        raise SetupError(
-            f"the app serves several protocols ({', '.join(app.protocols)}); say which is on which of EMQX's "
-            f"listeners, such as {example}"
-        )
     if print_config:
         tls_files = () if cert is None else _CA if client_ca is None else (*_CA, *_OWN)
         click.echo(_config(app, address, adapters, ports, emqx=emqx, files=tls_files))
@@ -127,13 +111,6 @@ async def _serve(service: Service, stats: float | None, metrics: Metrics | None)
             if reporter is not None:
                 reporter.cancel()
     log.info("grpc = stopped")
-
-
-def _protocol(app: App[Any], text: str) -> tuple[int, str]:
-    name, _, port = text.rpartition("=")
-    if not name or not port.startswith(":") or not port[1:].isdigit() or not 0 < int(port[1:]) < 65_536:
-        raise SetupError(f"--protocol {text} should be NAME=:PORT, such as {next(iter(app.protocols))}=:7993")
-    return int(port[1:]), app.find_protocol(name).name
 
 
 def _config(

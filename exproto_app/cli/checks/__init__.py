@@ -1,7 +1,7 @@
 """What `exproto-app doctor` looks at.
 
-A check is a function of the `Setup` that yields `Finding`s; `CHECKS` are all of them, in their order. A new one
-goes into the module of what it is about, and into that list.
+A check is a function of the `Setup` that yields `Finding`s; `CHECKS` are all of them, in their order. A new
+one goes into the module of what it is about, and into that list.
 """
 
 from collections.abc import Callable, Iterator

@@ -24,6 +24,9 @@ __all__ = ["broker"]
 
 STEPS: Final = ("dns", "tcp", "tls", "login", "roundtrip")
 
+GOODBYE: Final = 1.0
+"""Seconds that the broker may take to notice that we go."""
+
 TLS_ALERT: Final = b"\x15\x03"
 MQTT3_ANSWER: Final = b"\x20\x02"
 """A CONNACK of MQTT 3, which is two bytes shorter (3.2.2.3 of the MQTT 5 standard)."""
@@ -73,7 +76,7 @@ async def _follow(setup: Setup, uplink: Uplink, url: Url, context: ssl.SSLContex
         try:
             findings += await _talk(talk, url, uplink)
         finally:
-            talk.close()
+            await talk.close()
     return findings
 
 
@@ -131,6 +134,8 @@ class Talk:
 
     async def until(self, reached: Callable[[], object]) -> None:
         """Go on until *reached*. Raises `UnavailableError` where the broker ends it, or keeps silent."""
+        from ...drivers.mqtt.link import why  # noqa: PLC0415 - an extra
+
         deadline = self.loop.time() + self._wait
         while not reached():
             self._writer.write(self.session.take())
@@ -140,7 +145,7 @@ class Talk:
             except asyncio.TimeoutError:
                 raise UnavailableError(f"no answer within {self._wait:g} s") from None
             except OSError as error:
-                raise UnavailableError(f"the connection broke: {error}") from None
+                raise UnavailableError(f"the connection broke: {why(error)}") from None
             if not data:
                 raise UnavailableError(self.ended or "it closed the connection")
             self._receive(data)
@@ -160,11 +165,15 @@ class Talk:
         except ProtocolError as error:
             raise UnavailableError(f"it breaks the protocol: {error}") from None
 
-    def close(self) -> None:
-        """Say goodbye, and don't wait for what becomes of it."""
+    async def close(self) -> None:
+        """Say goodbye."""
         self.session.disconnect(with_will=False)
         self._writer.write(self.session.take())
         self._writer.close()
+        try:
+            await asyncio.wait_for(self._writer.wait_closed(), GOODBYE)
+        except (OSError, asyncio.TimeoutError):
+            self._writer.transport.abort()
 
     # --- from the session
 

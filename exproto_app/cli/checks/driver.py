@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,15 +39,16 @@ def driver(setup: Setup) -> Iterator[Finding]:
                 yield failed("driver.files", words, "remove it, or correct the app")
     full, folder = absolute(setup.target)
     texts = generate.again(full, written, generate.search_paths(folder))
-    yield from fits(out, texts, [each.module for each in written], setup.python)
+    yield from fits(out, texts, {each.module: each.stock for each in written}, setup.python)
 
 
 def fits(
-    out: Path, texts: Sequence[tuple[str, str]], modules: Sequence[str], python: str | None
+    out: Path, texts: Sequence[tuple[str, str]], modules: Mapping[str, bool], python: str | None
 ) -> Iterator[Finding]:
     """See whether *out* has *texts*, by name, and whether the broker's *python* can import *modules*.
 
-    Without *python* it is the one on the PATH.
+    Of each module it is said whether it is for the broker's own loop (`--stock`). Without *python* it is the
+    one on the PATH.
     """
     for name, text in texts:
         path = out / name
@@ -69,7 +70,10 @@ def fits(
         yield failed("driver.python", f"{broker_python}: {error}")
         return
     yield ok("driver.python", f"{broker_python} is Python {major}.{minor}")
-    for module in modules:
+    for module, stock in modules.items():
+        if stock:  # it needs functions of erlport that only the broker's own copy has
+            yield skipped("driver.import", f"import {module}: only the broker can, which has its erlport")
+            continue
         problem = _import_problem(broker_python, out, module)
         if problem:
             yield failed("driver.import", f"import {module}: {problem}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ...errors import ExprotoError, SetupError, UnsupportedError
 from ...models import Address
+from ..emqx_ports import choose_ports
 from .finding import Finding, failed, ok, skipped
 from .ports import is_free
 from .reach import reach
@@ -45,8 +46,10 @@ def emqx(setup: Setup) -> Iterator[Finding]:
         return
     try:
         adapters = AdapterMap(gateway.adapters)
+        if setup.app is not None:
+            choose_ports(setup.app, gateway.protocols)
     except SetupError as error:
-        yield failed("emqx.adapter", str(error))
+        yield failed("emqx.options", str(error))
         return
     for host, port in adapters.fixed:
         if Address(host, port) == gateway.bind:
@@ -222,12 +225,11 @@ def _address(setup: Setup, gateway: Gateway) -> str:
     """Return what the handler's address in EMQX has to be."""
     scheme = "https" if gateway.tls is not None else "http"
     host = gateway.bind.host
-    words = [
-        f"the handler's address in EMQX has to begin with {scheme}:// and lead to port {gateway.bind.port}"
-    ]
+    port = gateway.bind.port
+    words = [f"the handler's address in EMQX has to begin with {scheme}:// and lead to port {port}"]
     if is_loopback(host):
-        who = "outside this container" if setup.container else "another machine or a container"
-        words.append(f"an EMQX in {who} can't reach {host}: --bind 0.0.0.0:{gateway.bind.port}")
+        where = "outside this container" if setup.container else "on another machine or in a container"
+        words.append(f"an EMQX {where} can't reach {host}: --bind 0.0.0.0:{port}")
     if gateway.tls is not None:
         words.append("with https:// it has to be an IP address before EMQX 5.8.5, not a name")
     if gateway.device is None:

@@ -35,6 +35,7 @@ class Gateway:
 
     bind: Address
     adapters: tuple[str, ...]
+    protocols: tuple[str, ...] = ()
     tls: Tls | None = None
     device: Address | None = None
 
