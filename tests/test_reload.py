@@ -96,9 +96,9 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def reloading(folder: Path, *arguments: str, ready: str = "Ctrl-C ends it") -> Iterator[Gateway]:
+def running(folder: Path, command: list[str], ready: str) -> Iterator[Gateway]:
     process = subprocess.Popen(
-        [*RUN, str(folder / "devices.py"), "--reload", "--listen", "tcp://127.0.0.1:0", *arguments],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -114,6 +114,13 @@ def reloading(folder: Path, *arguments: str, ready: str = "Ctrl-C ends it") -> I
         process.stdout.read()
         process.stdout.close()
         process.wait()
+
+
+def reloading(
+    folder: Path, *arguments: str, ready: str = "Ctrl-C ends it"
+) -> contextlib.AbstractContextManager[Gateway]:
+    listen = ("--reload", "--listen", "tcp://127.0.0.1:0")
+    return running(folder, [*RUN, str(folder / "devices.py"), *listen, *arguments], ready)
 
 
 @pytest.fixture
@@ -207,6 +214,19 @@ def test_a_gateway_that_dies_waits_for_a_change_or_a_signal(folder: Path) -> Non
         gateway.process.send_signal(signal.SIGHUP)
         gateway.until("asked by SIGHUP")
         assert gateway.ask() == b"one x\n"
+
+
+def test_serve_reloads_too(folder: Path) -> None:
+    pytest.importorskip("google.protobuf")
+    command = [sys.executable, "-m", "exproto_app", "serve", str(folder / "devices.py"), "--reload"]
+    with running(folder, [*command, "--bind", "127.0.0.1:0"], "Ctrl-C ends it") as gateway:
+        match = re.search(r"gateway on 127\.0\.0\.1:(\d+)", gateway.text)
+        assert match
+        gateway.edit("words.py", "WORD = b'two'\n")
+        gateway.until("serves again")
+        with socket.create_connection(("127.0.0.1", int(match[1])), timeout=PATIENCE) as caller:
+            caller.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            assert caller.recv(9)[3] == 4, "its settings"
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])

@@ -1,4 +1,4 @@
-"""`run --reload`: one process that keeps the listeners, and another that begins anew when a file changes.
+"""`--reload`: one process that keeps the listeners, and another that begins anew when a file changes.
 
 A broken file is told as ever, and the listeners wait: who connects is served as soon as it is mended.
 """
@@ -14,9 +14,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import click
@@ -27,7 +27,7 @@ from ..errors import ExprotoError, SetupError
 from ..target import split
 from .children import AGAIN, Child, Children, cancel, how
 
-__all__ = ["Reloader", "Watched", "reload"]
+__all__ = ["Reloader", "Watched", "find_roots", "reload", "reload_option"]
 
 log = logging.getLogger("exproto_app")
 
@@ -41,6 +41,15 @@ NAMED: Final = 3
 """Changed files that are named in the log."""
 
 
+reload_option: Callable[[Any], Any] = click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="Begin anew when a file changes that TARGET imports from its own folder, or one that the options "
+    "name; needs exproto-app[reload].",
+)
+
+
 def reload(target: str, listens: Sequence[Listen], files: Iterable[str | None]) -> int:
     """Serve *target* on *listens* until told to stop, anew whenever it or one of *files* changes.
 
@@ -50,8 +59,11 @@ def reload(target: str, listens: Sequence[Listen], files: Iterable[str | None]) 
         raise SetupError("--reload needs a system whose processes inherit sockets, which Windows' don't")
     if importlib.util.find_spec("watchfiles") is None:
         raise ExprotoError("--reload needs: pip install 'exproto-app[reload]'")
-    watched = Watched(find_roots(target), {Path(file).absolute() for file in files if file})
-    return asyncio.run(Reloader(AGAIN, [bind(listen) for listen in listens], watched).run())
+    given = [Path(file) for file in files if file]
+    named = {path for file in given for path in (file.absolute(), file.resolve())}  # it may be a link
+    watched = Watched(find_roots(target), named)
+    sockets = [bind(listen) for listen in listens]
+    return asyncio.run(Reloader(AGAIN, sockets, watched).run())
 
 
 def find_roots(target: str) -> list[Path]:

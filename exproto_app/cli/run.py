@@ -24,7 +24,7 @@ from ..target import load
 from .door import DoorChoice, choose_door, door_option, opened
 from .observe import log_options, metrics_option, observed, open_metrics
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
-from .reload import reload
+from .reload import reload, reload_option
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
 from .watching import watching, watching_options
@@ -71,13 +71,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
     metavar="N",
     help="Serve with N processes that share the ports; needs --mqtt. SIGHUP reloads them one by one.",
 )
-@click.option(
-    "--reload",
-    "reloads",
-    is_flag=True,
-    help="Begin anew when a file changes that TARGET imports from its own folder, or --users, or a "
-    "certificate; needs exproto-app[reload].",
-)
+@reload_option
 @click.option(
     "--max-connections",
     type=click.IntRange(1),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..app import App
+from ..drivers.gateway import Listen
 from ..errors import ExprotoError, SetupError
 from ..logs import configure
 from ..metrics import Metrics
@@ -17,7 +19,9 @@ from ..target import load
 from .emqx_ports import LISTENER_PORT, choose_ports, protocol_option
 from .observe import log_options, metrics_option, observed, open_metrics, parse_address
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .reload import reload, reload_option
 from .watching import watching, watching_options
+from .worker import Worker
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
@@ -53,6 +57,7 @@ _OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
 @click.option(
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
+@reload_option
 @watching_options
 @stats_option
 @metrics_option
@@ -69,6 +74,7 @@ def command(
     client_ca: str | None,
     print_config: bool,
     emqx: str,
+    reloads: bool,
     stats: float | None,
     metrics: str | None,
     log_level: str,
@@ -76,14 +82,18 @@ def command(
     loop: str,
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
+    worker = Worker.take()
     configure(log_level, log_format)
     logging.getLogger("hpack").setLevel(logging.INFO)  # it tells of every field of every block
     try:
         from ..drivers.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
     except ImportError as error:
         raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
-    app = load(target)
     address = parse_address(bind, "--bind", "127.0.0.1:9001")
+    if reloads and worker is None and not print_config:
+        listen = Listen(scheme="tcp", host=address.host, port=address.port)
+        sys.exit(reload(target, [listen], (cert, key, client_ca)))
+    app = load(target)
     ports = choose_ports(app, protocols)
     if cert is None and (key or client_ca):
         raise SetupError("--key and --client-ca need --cert")
@@ -93,18 +103,30 @@ def command(
         return
     adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
     tls = Tls(cert, key, client_ca) if cert is not None else None
-    service = Service(app, address, adapter_map, ports=ports, tls=tls)
+    service = Service(
+        app, address, adapter_map, ports=ports, tls=tls, sockets=worker.sockets[0] if worker else None
+    )
     served = open_metrics(app, metrics)
     with watching(app):
-        run_loop(_serve(service, stats, served), find_uvloop(loop))
+        run_loop(_serve(service, stats, served, worker), find_uvloop(loop))
 
 
-async def _serve(service: Service, stats: float | None, metrics: Metrics | None) -> None:
+async def _serve(
+    service: Service, stats: float | None, metrics: Metrics | None, worker: Worker | None
+) -> None:
     stop = asyncio.Event()
-    on_signals(asyncio.get_running_loop(), stop)
+    loop = asyncio.get_running_loop()
+    if worker is None:
+        on_signals(loop, stop)
+    else:
+        worker.obey(loop, stop)
     with observed(service, metrics):
         async with service:
-            click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
+            line = f"serving EMQX's ExProto gateway on {service.address}"
+            if worker is None:
+                click.echo(f"{line}; Ctrl-C ends it")
+            else:
+                worker.ready([line])
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
             await stop.wait()
             log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
