@@ -161,7 +161,9 @@ def test_what_the_file_prints_is_not_in_the_report(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no alarm")
 def test_an_import_that_never_ends_is_ended(tmp_path: Path) -> None:
     path = tmp_path / "devices.py"
-    path.write_text("while True:\n    try:\n        pass\n    except Exception:\n        pass\n")
+    path.write_text(
+        "import time\nwhile True:\n    try:\n        time.sleep(60)\n    except Exception:\n        pass\n"
+    )
     (finding,) = target(Setup(target=str(path), wait=1), limit=0.2)
     assert finding.outcome == "failed"
     assert "takes longer than 0.2 s" in finding.text
