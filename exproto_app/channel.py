@@ -40,11 +40,11 @@ from .host import Runtime, Timer
 from .lane import BrokerLane
 from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
 from .router import Handler, Router
-from .tap import Mask, Tap, Watcher
+from .tap import Tap, Watcher
 from .topics import split_share
 from .turns import TURN, After, Failed, Request, Turn
 
-__all__ = ["Channel", "Hub", "Link", "Served", "Shared"]
+__all__ = ["Channel", "Hub", "Intake", "Link", "Served", "Shared", "in_hex"]
 
 log = logging.getLogger("exproto_app")
 
@@ -72,10 +72,38 @@ LEFT = frozenset({"device closed", "lost", "taken over", "kicked"})
 Event: TypeAlias = tuple[Callable[[Any], None], Any]
 
 
-class Link(Protocol):
-    """The device's side of one connection; the engine sets its *channel* before the first turn."""
+class Intake(Protocol):
+    """What a driver feeds with the events of one connection; `Channel` explains each method.
 
-    channel: Channel | None
+    It is the connection's `Channel`, or, while its protocol isn't known, the `Sniffer` before it.
+    """
+
+    @property
+    def closing(self) -> Reason | None: ...  # noqa: D102 - see above
+    @property
+    def gone(self) -> bool: ...  # noqa: D102 - see above
+    @property
+    def held(self) -> bool: ...  # noqa: D102 - see above
+    @property
+    def paused(self) -> bool: ...  # noqa: D102 - see above
+    @property
+    def turn(self) -> Turn | None: ...  # noqa: D102 - see above
+
+    def received(self, data: bytes, /) -> None: ...  # noqa: D102 - see above
+    def delivered(self, messages: Sequence[Message], /) -> None: ...  # noqa: D102 - see above
+    def unwritable(self) -> None: ...  # noqa: D102 - see above
+    def drained(self) -> None: ...  # noqa: D102 - see above
+    def terminated(self, reason: Reason = ..., detail: str = ...) -> None: ...  # noqa: D102 - see above
+    def end(self, reason: Reason, detail: str = ..., *, drain: bool = ...) -> None: ...  # noqa: D102 - see above
+
+
+class Link(Protocol):
+    """The device's side of one connection; the engine sets its *channel* before the first event.
+
+    Where the protocol has to be found out first, it sets it a second time.
+    """
+
+    channel: Intake | None
 
     @property
     def answers(self) -> bool:
@@ -147,7 +175,6 @@ class Shared(Protocol):
     limits: Limits
     counters: dict[str, int]
     clients: dict[str, Channel]
-    masks: list[Mask]
     when_failed: Callable[[BaseException], object] | None
 
     def later(self, channel: Channel, /) -> None:
@@ -170,8 +197,8 @@ class Shared(Protocol):
         """Log a warning the first time that *what* happens."""
         ...
 
-    def unwatch(self, watcher: Watcher, /) -> None:
-        """Have *watcher* look at nothing any more."""
+    def new_tap(self, conn_id: str, protocol: str, /) -> Tap:
+        """Return a tap for a connection."""
         ...
 
 
@@ -350,16 +377,15 @@ class Channel:
         if self.ended:
             return
         if self.tap is None:
-            shared = self.engine
-            self.tap = Tap(
-                self.id,
-                self.protocol.router.name,
-                time=shared.runtime.time,
-                masks=shared.masks,
-                broken=shared.unwatch,
-            )
+            self.tap = self.engine.new_tap(self.id, self.protocol.router.name)
             self._choose_paths()
         self.tap.add(watcher, events.Opened(self.conn.info, late=True, client=self.client) if late else None)
+
+    def take_tap(self, tap: Tap) -> None:
+        """Go on with the *tap* that has shown what came before the protocol was known."""
+        tap.protocol = self.protocol.router.name
+        self.tap = tap
+        self._choose_paths()
 
     def unwatch(self, watcher: Watcher) -> None:
         """Show *watcher* nothing more; without any, the quick paths are taken again."""
@@ -423,9 +449,9 @@ class Channel:
 
     # --- events, from the driver
 
-    def begin(self, *, resumed: bool) -> None:
-        """Run `on_connect`, the first turn."""
-        if self.tap is not None:
+    def begin(self, *, resumed: bool, sniffed: bytes | None = None) -> None:
+        """Run `on_connect`, the first turn; *sniffed* came already, is shown and counted, and comes behind."""
+        if self.tap is not None and sniffed is None:
             self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
@@ -447,6 +473,8 @@ class Channel:
         else:
             if routes.connect is not None and not resumed:
                 self._run(routes.connect, (self.conn,))
+        if sniffed is not None:
+            self._enqueue_taken(sniffed)
         self.pump()
 
     def received(self, data: bytes) -> None:
@@ -811,13 +839,16 @@ class Channel:
             return
         if self.tap is not None:
             self._show_received(self.tap, data)
-        self._enqueue(self._take_queued, data)
-        self.queued += len(data)
-        if self.queued > limit and not self.paused:
-            self.paused = True
-            self.link.pause()
+        self._enqueue_taken(data)
         if not self.running:
             self._later()
+
+    def _enqueue_taken(self, data: bytes) -> None:
+        self._enqueue(self._take_queued, data)
+        self.queued += len(data)
+        if self.queued > self.engine.limits.inbox and not self.paused:
+            self.paused = True
+            self.link.pause()
 
     def _take_queued(self, data: bytes) -> None:
         self.queued -= len(data)
@@ -848,9 +879,9 @@ class Channel:
         self.counters["bytes_skipped"] += skipped
         if self.tap is not None:
             for item in bad:
-                self._show(events.Failed("framing", FramingError(f"{item.reason}: {_hex(item.data)}")))
+                self._show(events.Failed("framing", FramingError(f"{item.reason}: {in_hex(item.data)}")))
         text = "%s ! %d bad frames dropped, %d bytes skipped: %s: %s"
-        log.warning(text, self, frames, skipped, bad[0].reason, _hex(bad[0].data))
+        log.warning(text, self, frames, skipped, bad[0].reason, in_hex(bad[0].data))
 
     def _cut_datagram(self, data: bytes) -> list[bytes]:
         """Return the frames of a datagram, none if any of it is wrong: each datagram starts clean."""
@@ -1726,7 +1757,8 @@ def _object(command: object) -> str:
     return command.client.clientid if isinstance(command, Register) else getattr(command, "topic", "")
 
 
-def _hex(data: bytes) -> str:
+def in_hex(data: bytes) -> str:
+    """Return *data* for a line of the log, which no device shall fill."""
     return data.hex() if len(data) <= SHOWN else f"{data[:SHOWN].hex()}…"
 
 

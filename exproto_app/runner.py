@@ -22,6 +22,7 @@ from .engine import Engine
 from .host import Timer
 from .logs import WINDOW, Repeats
 from .router import Handler
+from .sniff import Sniffer
 from .timing import Timing
 
 __all__ = ["Runner"]
@@ -34,8 +35,8 @@ THREADS = 32
 SLOW = 1.0
 """Seconds that a handler may hold everybody up before the watchdog names it."""
 
-CALLERS = frozenset({Channel.__module__, Timing.__module__})
-"""The modules that call handlers."""
+CALLERS = frozenset({Channel.__module__, Sniffer.__module__, Timing.__module__})
+"""The modules that call handlers, and `sniff=`."""
 
 
 class Runner:
@@ -95,7 +96,7 @@ class Runner:
 
     async def _end_connections(self) -> None:
         engine = self.engine
-        if not engine.channels:
+        if not engine.open:
             return
         empty = self.loop.create_future()
         engine.when_empty = partial(_wake, empty)
@@ -103,8 +104,8 @@ class Runner:
         # A handler, the flush, the close and on_terminated may each take their time.
         await asyncio.wait([empty], timeout=4 * engine.limits.end_timeout)
         engine.when_empty = None
-        if engine.channels:
-            log.error("app ! %d connections didn't end in time", len(engine.channels))
+        if engine.open:
+            log.error("app ! %d connections didn't end in time", engine.open)
 
     def elsewhere(self) -> bool:
         """Tell whether this is another thread than the loop's."""

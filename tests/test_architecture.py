@@ -32,6 +32,7 @@ LAYERS = (
     "turns",
     "lane",
     "channel",
+    "sniff",
     "engine",
     "recording",
     "hexdump",

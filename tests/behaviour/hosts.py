@@ -270,7 +270,7 @@ class GatewayHost:
     ) -> SocketDevice:
         name = self._app.find_protocol(protocol).name
         scheme = "udp" if udp else "tcp"
-        for listen, router, address in self._gateway.addresses:
+        for listen, (router, *_), address in self._gateway.addresses:
             if router.name == name and listen.scheme == scheme:
                 device = SocketDevice((address.host, address.port), udp=udp)
                 self._stack.callback(device.hang_up)
