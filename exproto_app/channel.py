@@ -450,7 +450,7 @@ class Channel:
     # --- events, from the driver
 
     def begin(self, *, resumed: bool, sniffed: bytes | None = None) -> None:
-        """Run `on_connect`, the first turn; *sniffed* came already, is shown and counted, and comes behind."""
+        """Run `on_connect`, the first turn; *sniffed* comes behind, which is shown and counted already."""
         if self.tap is not None and sniffed is None:
             self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes

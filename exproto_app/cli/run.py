@@ -43,8 +43,8 @@ SPARE_FILES = 100
     "listens",
     multiple=True,
     metavar="[PROTOCOL[,PROTOCOL…]=]URL",
-    help="tcp://HOST:PORT, tls://… or udp://…; may be repeated. Several protocols are told apart by a device's "
-    f"first bytes, see Router(sniff=). Default: {DEFAULT_LISTEN}.",
+    help="tcp://HOST:PORT, tls://… or udp://…; may be repeated. Several protocols are told apart by what "
+    f"a device sends first, see Router(sniff=). Default: {DEFAULT_LISTEN}.",
 )
 @click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")

@@ -132,8 +132,8 @@ class Service:
     """*app* as the service of brokers whose adapters *adapters* tells.
 
     *ports* says which protocol a listener of the broker's speaks, or which several, `gt06,jt808`, by its
-    port; without it the app has to have one protocol only. Use it as an async context manager, or `start` and `stop` it. Raises `SetupError` for
-    what doesn't fit the app and for an address that can't be bound.
+    port; without it the app has to have one protocol only. Use it as an async context manager, or `start` and
+    `stop` it. Raises `SetupError` for what doesn't fit the app and for an address that can't be bound.
     """
 
     def __init__(
