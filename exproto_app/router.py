@@ -542,6 +542,7 @@ def _checked_sniff(
     if callable(sniff):
         if inspect.iscoroutinefunction(sniff):
             raise SetupError(f"{router!r}: sniff={sniff!r} is async; nobody waits for it, so make it a def")
+        only_form(sniff, f"{router!r}: sniff=", ("data",))
         return sniff
     prefixes = (sniff,) if isinstance(sniff, bytes) else sniff
     if not isinstance(prefixes, tuple) or not all(isinstance(prefix, bytes) for prefix in prefixes):
