@@ -1,9 +1,10 @@
 """The sans-IO heart: events in, turns of handlers, bytes and commands out.
 
-A driver makes a `Channel` for each connection (`Engine.connected`) and feeds it: `received`, `delivered`,
-`unwritable`, `drained`, `terminated`. The channel runs the handlers, one turn after another, and drains into
-the driver's `Link` (the device's side) and `Hub` (the broker's side). What it can't do itself, running a
-coroutine or telling the time, it asks of the `Runtime`.
+A driver has a `Channel` made for each connection (`Engine.connected`) and feeds it: `received`, `delivered`,
+`unwritable`, `drained`, `terminated`; where several protocols share a listener, it is a `Sniffer` first. The
+channel runs the handlers, one turn after another, and drains into the driver's `Link` (the device's side) and
+`Hub` (the broker's side). What it can't do itself, running a coroutine or telling the time, it asks of the
+`Runtime`.
 """
 
 from __future__ import annotations
