@@ -14,14 +14,16 @@ from typing import Any, Protocol
 import attrs
 
 from . import tap as events
-from .channel import HOLD, Channel, Link, Shared, in_hex
+from .channel import Channel, Link, Shared
+from .channel.channel import HOLD
+from .channel.turns import Turn
+from .channel.words import shown
 from .connection import Connection
 from .errors import FramingError
 from .host import Timer
 from .models import ConnectionInfo, Message, Reason
 from .router import Router
 from .tap import Tap, Watcher
-from .turns import Turn
 
 __all__ = ["Rules", "SniffFailed", "Sniffer", "Sniffing"]
 
@@ -298,9 +300,9 @@ class Sniffer:
     def _refuse(self, reason: Reason) -> None:
         """Close a connection that no protocol takes."""
         why = f"no protocol takes {len(self.data)} bytes"
-        log.warning("%s ! %s: %s", self, why, in_hex(self.data))
+        log.warning("%s ! %s: %s", self, why, shown(self.data))
         if self.tap is not None:
-            self.tap.show(events.Failed("sniff", FramingError(f"{why}: {in_hex(self.data)}")))
+            self.tap.show(events.Failed("sniff", FramingError(f"{why}: {shown(self.data)}")))
         self._close(reason, why)
 
     def _failed(self, error: SniffFailed) -> None:
