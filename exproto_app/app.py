@@ -110,12 +110,8 @@ class App(Router[S, M]):
         sniff: Sniff | None = None,
         limits: Limits | None = None,
     ) -> None:
-        options: dict[str, Any] = {
-            "codec": codec,
-            "key": key,
-            "state": state,
-            "sniff": sniff,
-        }  # one of Router's overloads
+        # One of Router's overloads.
+        options: dict[str, Any] = {"codec": codec, "key": key, "state": state, "sniff": sniff}
         super().__init__(DEFAULT, framing=framing, reply_framing=reply_framing, resume=resume, **options)
         self.limits = limits or Limits()
         self.startup: list[Handler] = []

@@ -551,6 +551,7 @@ def introduce(name: str, sniff: Sniff | None) -> None:
     @router.on_connect
     def connect(conn: Connection[State]) -> bytes:
         conn.state.notes.append(conn.protocol)
+        conn.publish(f"begun/{name}", conn.info.socktype.encode())
         return f"this is {name}".encode()
 
     @router.on_received

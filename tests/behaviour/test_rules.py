@@ -603,11 +603,12 @@ class TestSniffing:
         device.hang_up()
         assert host.published("end/starred") == b"device closed"
 
-    def test_a_hang_up_decides_by_what_has_come_and_that_is_handled(self, serve: Serve, unique: str) -> None:
+    def test_a_hang_up_decides_by_what_has_come_and_that_is_handled(self, serve: Serve) -> None:
         host = serve("shared")
         device = host.connect(apps.SHARED)
         device.send(b"*HQ")
         device.hang_up()
+        assert host.published("begun/starred") == b"tcp"
         assert host.published("end/starred") == b"device closed"
 
     def test_when_time_is_up_the_shorter_prefix_wins(self, serve: Serve) -> None:

@@ -193,7 +193,6 @@ class BrokerHub:
         A device that hangs up right behind its data has its process end before it has seen what the data's
         handlers published: that is in its mailbox still, behind the news of the end.
         """
-        link.ending = True
 
         def found(answer: object, error: CommandError | None) -> None:
             match answer:

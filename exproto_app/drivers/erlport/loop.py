@@ -314,7 +314,11 @@ class Process:
                 channel.terminated(*facts.reason(why))
             self._answer(number, OK)
 
-        if link is not None and link.published:
+        if link is None:
+            end()
+            return
+        link.ending = True
+        if link.published:
             self._the_hub.rescue(link, end)
         else:
             end()

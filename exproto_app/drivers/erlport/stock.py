@@ -127,6 +127,7 @@ class StockLink:
         self._pid = pid
         self.channel: Intake | None = None
         self.info: Any = None
+        self.ending = False
 
     def cast(self, request: object) -> None:
         """Send `{'$gen_cast', Request}` to the process."""
@@ -171,7 +172,7 @@ class StockHub:
             raise TypeError(f"{link!r} is no link of this hub")
         match command:
             case Publish(topic, payload, qos):
-                if channel.gone:
+                if channel.gone or link.ending:
                     return refused(UnsupportedError("with --stock a connection that has ended can't publish"))
                 sender = channel.client.clientid.encode() if channel.client else Atom("exproto_app")
                 link.cast((Atom("publish"), facts.message_record(topic, payload, qos, sender)))
@@ -254,6 +255,7 @@ class Driver:
         with self._runtime.lock:
             link = self._links.pop(self._bytes(conn), None)
             if link is not None and link.channel is not None:
+                link.ending = True
                 link.channel.terminated(*facts.reason(self._term(reason)))
                 self._runtime.settle()
         return self._ok
