@@ -300,7 +300,7 @@ class Sniffer:
     def _refuse(self, reason: Reason) -> None:
         """Close a connection that no protocol takes."""
         why = f"no protocol takes {len(self.data)} bytes"
-        log.warning("%s ! %s: %s", self, why, shown(self.data))
+        log.warning("%s ! no protocol takes %d bytes: %s", self, len(self.data), shown(self.data))
         if self.tap is not None:
             self.tap.show(events.Failed("sniff", FramingError(f"{why}: {shown(self.data)}")))
         self._close(reason, why)
@@ -309,7 +309,7 @@ class Sniffer:
         """Close a connection whose bytes a router's function can't stand."""
         cause = error.__cause__ or error
         self.engine.counters["handler_errors"] += 1
-        log.error("%s ! %s", self, error, exc_info=cause)
+        log.error("%s ! no protocol is found: %s", self, error, exc_info=cause)
         if self.tap is not None:
             self.tap.show(events.Failed("sniff", cause))
         if self.engine.when_failed is not None:

@@ -305,11 +305,16 @@ def test_a_rule_that_fails_is_logged_and_fails_the_test(
             device.send(b"a")
         assert (device.closed, device.close_reason) == (True, "error")
         assert app.stats["handler_errors"] == 1
-    assert "1/0,1 ! sniff= of Router('0')" in caplog.text
+    assert "1/0,1 ! no protocol is found: sniff= of Router('0')" in caplog.text
 
 
 def test_the_process_ends_while_some_are_undecided() -> None:
-    app = app_of([b"ab", None])
+    came = asyncio.Event()
+
+    def never_tell(data: bytes) -> None:
+        came.set()
+
+    app = app_of([never_tell, None])
     told: list[str] = []
 
     @app.protocols["1"].on_terminated
@@ -320,8 +325,6 @@ def test_the_process_ends_while_some_are_undecided() -> None:
         async with Gateway(app, ["0,1=tcp://127.0.0.1:0"]) as gateway:
             port = gateway.addresses[0][2].port
             (_, silent), (reader, half) = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-            came = asyncio.Event()
-            app.watch(lambda tap, now, event: came.set() if isinstance(event, Received) else None)
             half.write(b"a")
             await came.wait()
         assert await reader.read() == b"1a"
