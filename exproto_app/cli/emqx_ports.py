@@ -19,8 +19,9 @@ protocol_option: Callable[[Any], Any] = click.option(
     "--protocol",
     "protocols",
     multiple=True,
-    metavar="NAME=:PORT",
-    help="Which protocol the devices of EMQX's listener on PORT speak; for several protocols.",
+    metavar="NAME[,NAME…]=:PORT",
+    help="Which protocol the devices of EMQX's listener on PORT speak, for several protocols; or which "
+    "protocols, told apart by their first bytes.",
 )
 
 
@@ -42,4 +43,4 @@ def _protocol(app: App[Any], text: str) -> tuple[int, str]:
     name, _, port = text.rpartition("=")
     if not name or not port.startswith(":") or not port[1:].isdigit() or not 0 < int(port[1:]) < 65_536:
         raise SetupError(f"--protocol {text} should be NAME=:PORT, such as {next(iter(app.protocols))}=:7993")
-    return int(port[1:]), app.find_protocol(name).name
+    return int(port[1:]), ",".join(router.name for router in app.find_protocols(name))

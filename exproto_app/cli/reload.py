@@ -63,7 +63,11 @@ def reload(target: str, listens: Sequence[Listen], files: Iterable[str | None]) 
     named = {path for file in given for path in (file.absolute(), file.resolve())}  # it may be a link
     watched = Watched(find_roots(target), named)
     sockets = [bind(listen) for listen in listens]
-    return asyncio.run(Reloader(AGAIN, sockets, watched).run())
+    try:
+        return asyncio.run(Reloader(AGAIN, sockets, watched).run())
+    except OSError as error:  # the kernel watches only so many files
+        words = f"--reload can't watch the files: {error}; with WATCHFILES_FORCE_POLLING=1 it looks by itself"
+        raise ExprotoError(words) from None
 
 
 def find_roots(target: str) -> list[Path]:

@@ -17,6 +17,7 @@ from ..metrics import Metrics
 from ..models import Address
 from ..target import load
 from .emqx_ports import LISTENER_PORT, choose_ports, protocol_option
+from .limits import limit, sniff_options
 from .observe import log_options, metrics_option, observed, open_metrics, parse_address
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .reload import reload, reload_option
@@ -58,6 +59,7 @@ _OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
 @reload_option
+@sniff_options
 @watching_options
 @stats_option
 @metrics_option
@@ -80,6 +82,7 @@ def command(
     log_level: str,
     log_format: str,
     loop: str,
+    **limits: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
     worker = Worker.take()
@@ -94,6 +97,7 @@ def command(
         listen = Listen(scheme="tcp", host=address.host, port=address.port)
         sys.exit(reload(target, [listen], (cert, key, client_ca)))
     app = load(target)
+    limit(app, limits)
     ports = choose_ports(app, protocols)
     if cert is None and (key or client_ca):
         raise SetupError("--key and --client-ca need --cert")
@@ -129,7 +133,7 @@ async def _serve(
                 worker.ready([line])
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
             await stop.wait()
-            log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
+            log.info("grpc = stopping: %d connections", service.runner.engine.open)
             if reporter is not None:
                 reporter.cancel()
     log.info("grpc = stopped")

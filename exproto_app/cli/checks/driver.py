@@ -32,11 +32,12 @@ def driver(setup: Setup) -> Iterator[Finding]:
         remedy = f"run exproto-app gen-driver {setup.target} --out {out}"
         yield failed("driver.files", f"{out} has no callback module of gen-driver", remedy)
         return
-    if setup.app is not None:
-        for each in written:
-            if each.protocol not in setup.app.protocols:
-                words = f"{each.module}.py is for the protocol {each.protocol}, which the app doesn't have"
-                yield failed("driver.files", words, "remove it, or correct the app")
+    for each in written:
+        try:
+            if setup.app is not None:
+                setup.app.find_protocols(each.protocol)
+        except SetupError as error:  # noqa: PERF203 - a few times
+            yield failed("driver.files", f"{each.module}.py: {error}", "remove it, or correct the app")
     full, folder = absolute(setup.target)
     texts = generate.again(full, written, generate.search_paths(folder))
     yield from fits(out, texts, {each.module: each.stock for each in written}, setup.python)
