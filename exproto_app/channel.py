@@ -199,6 +199,8 @@ class Channel:
     """The engine's half of one connection. Drivers feed it; `Connection` issues its verbs to it."""
 
     __slots__ = (
+        "bytes_received",
+        "bytes_sent",
         "client",
         "close_called",
         "closing",
@@ -219,6 +221,7 @@ class Channel:
         "finishing",
         "first",
         "frames",
+        "frames_received",
         "gone",
         "heard",
         "held",
@@ -247,6 +250,7 @@ class Channel:
         "sending",
         "sent",
         "silence",
+        "since",
         "stall",
         "tap",
         "tasks",
@@ -279,6 +283,10 @@ class Channel:
         )
         self.client: ClientInfo | None = None
         self.mount = ""
+
+        # What was counted of this connection alone, for whoever asks; *since* is on the runtime's clock.
+        self.since = 0.0
+        self.bytes_received = self.bytes_sent = self.frames_received = 0
 
         # Turns. *held*: something has to be looked at before the next frame may run; see `pump`.
         self.datagram = info.socktype in ("udp", "dtls")
@@ -428,9 +436,10 @@ class Channel:
         if self.tap is not None:
             self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes
+        self.since = runtime.time()
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
         if self.datagram:
-            self.heard = runtime.time()
+            self.heard = self.since
             self.idle = runtime.call_later(self.engine.limits.datagram_idle, self._idle)
         if routes.ticks:
             self.ticking = set()
@@ -453,6 +462,7 @@ class Channel:
         """Take *data*, as it came from the device; on a datagram socket, one datagram."""
         size = len(data)
         self.counters["bytes_received"] += size
+        self.bytes_received += size
         if self.silence or self.datagram:
             self.heard = self.engine.runtime.time()
         if self.held or self.running:
@@ -837,6 +847,7 @@ class Channel:
             self._tell_bad(decoder.take_bad())
         if frames:
             self.counters["frames_received"] += len(frames)
+            self.frames_received += len(frames)
             self.frames = iter(frames)
             self._run_frames()
 
@@ -870,6 +881,7 @@ class Channel:
     def _run_frame(self, frame: bytes, handler: Handler) -> None:
         """Run the turn of a frame that came alone: the hot path of devices that wait for their answers."""
         self.counters["frames_received"] += 1
+        self.frames_received += 1
         outbox, data = self.outbox, None
         self.running = True
         try:
@@ -885,7 +897,9 @@ class Channel:
         self.running = False
         if data is not None:
             if self.write is not None and not outbox and not self.held:
-                self.counters["bytes_sent"] += len(data)
+                size = len(data)
+                self.counters["bytes_sent"] += size
+                self.bytes_sent += size
                 self.write(data)
                 return
             outbox.append(data)
@@ -1522,6 +1536,7 @@ class Channel:
         chunks = self.outbox[:]
         self.outbox.clear()
         self.counters["bytes_sent"] += self.outbox_bytes
+        self.bytes_sent += self.outbox_bytes
         self.outbox_bytes = 0
         if self.tap is not None:
             for chunk in chunks:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Hashable
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from .app import App
 from .channel import Channel, Hub, Link, Served
@@ -24,7 +24,7 @@ from .models import ConnectionInfo, Message
 from .router import Router
 from .tap import Mask, Published, Refused, Tap, Watcher
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Observer"]
 
 log = logging.getLogger("exproto_app")
 
@@ -54,6 +54,18 @@ COUNTERS = (
 )
 
 
+class Observer(Protocol):
+    """Is told which connections there are. It has to be quick, and must not raise."""
+
+    def connected(self, channel: Channel, /) -> None:
+        """Take note of *channel*, before its first turn."""
+        ...
+
+    def ended(self, channel: Channel, /) -> None:
+        """Take note of the end of *channel*, after its last turn."""
+        ...
+
+
 class Engine:
     """All connections of one app on one host."""
 
@@ -67,6 +79,7 @@ class Engine:
         self.clients: dict[str, Channel] = {}
         self.when_empty: Callable[[], object] | None = None
         self.when_failed: Callable[[BaseException], object] | None = None
+        self.observers: tuple[Observer, ...] = ()
         self.watchers: tuple[Watcher, ...] = ()
         self.masks: list[Mask] = app.masks
         self._tap = Tap("", "", time=runtime.time, masks=self.masks, broken=self.unwatch)  # of the app itself
@@ -102,6 +115,8 @@ class Engine:
         self.channels.add(channel)
         self.counters["connections_opened"] += 1
         log.debug("%s = connected from %s", channel, info.peername)
+        for observer in self.observers:
+            observer.connected(channel)
         for watcher in self.watchers:
             channel.watch(watcher, late=False)
         channel.begin(resumed=resumed)
@@ -179,6 +194,8 @@ class Engine:
     def forget(self, channel: Channel) -> None:
         """Let go of *channel*: it has ended."""
         self.channels.discard(channel)
+        for observer in self.observers:
+            observer.ended(channel)
         self.hub.gone(channel)
         self.counters["connections_closed"] += 1
         self.count(f"connections_closed.{channel.reason}".replace(" ", "_"))
