@@ -41,6 +41,7 @@ LAYERS = (
     "recorder",
     "hub",
     "metrics",
+    "inspector",
     "target",
     "capture",
     "testing",

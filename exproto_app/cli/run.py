@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -22,12 +22,24 @@ from ..metrics import Metrics
 from ..models import Address, Limits
 from ..target import load
 from .door import DoorChoice, choose_door, door_option, opened
-from .observe import log_options, metrics_option, observed, open_metrics
+from .observe import (
+    inspect_options,
+    inspected,
+    log_options,
+    metrics_option,
+    observed,
+    open_inspector,
+    open_metrics,
+    share_token,
+)
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
 from .watching import watching, watching_options
 from .worker import Worker
+
+if TYPE_CHECKING:
+    from ..inspector import Inspector
 
 __all__ = ["command"]
 
@@ -97,6 +109,7 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 @watching_options
 @stats_option
 @metrics_option
+@inspect_options
 @log_options
 @loop_option
 def command(
@@ -115,6 +128,8 @@ def command(
     handshake_timeout: float,
     stats: float | None,
     metrics: str | None,
+    inspect: str | None,
+    inspect_token: str | None,
     log_level: str,
     log_format: str,
     loop: str,
@@ -133,6 +148,7 @@ def command(
             "--workers needs --mqtt URL: the embedded hub can't reach devices of another process"
         )
     if workers is not None and worker is None:
+        share_token(inspect, inspect_token)
         sys.exit(supervise(parsed, workers))
     uvloop = find_uvloop(loop)
     uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
@@ -148,7 +164,8 @@ def command(
     _allow_files(max_connections)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
     served = open_metrics(app, metrics, worker=number)
-    main = _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker)
+    page = open_inspector(app, inspect, inspect_token, worker=number)
+    main = _serve(gateway, door, served, page, stats=stats, with_uvloop=uvloop is not None, worker=worker)
     with watching(app, worker=number):
         run_loop(main, uvloop)
 
@@ -157,6 +174,7 @@ async def _serve(
     gateway: Gateway,
     door: DoorChoice | None,
     metrics: Metrics | None,
+    inspector: Inspector | None,
     *,
     stats: float | None,
     with_uvloop: bool,
@@ -169,9 +187,9 @@ async def _serve(
     else:
         worker.obey(loop, stop)
     with observed(gateway, metrics):
-        async with gateway, opened(door, gateway) as at_door:
+        async with gateway, opened(door, gateway) as at_door, inspected(inspector, gateway) as page:
             *listeners, how = _announcement(gateway, with_uvloop=with_uvloop)
-            lines = [*listeners, *at_door, how]
+            lines = [*listeners, *at_door, *page, how]
             if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
                 log.warning("gateway ! no --users FILE: any password is taken")
             if worker is None:

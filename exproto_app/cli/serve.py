@@ -14,12 +14,22 @@ from ..logs import configure
 from ..metrics import Metrics
 from ..models import Address
 from ..target import load
-from .observe import log_options, metrics_option, observed, open_metrics, parse_address
+from .observe import (
+    inspect_options,
+    inspected,
+    log_options,
+    metrics_option,
+    observed,
+    open_inspector,
+    open_metrics,
+    parse_address,
+)
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .watching import watching, watching_options
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
+    from ..inspector import Inspector
 
 __all__ = ["command"]
 
@@ -64,6 +74,7 @@ LISTENER_PORT = 7993
 @watching_options
 @stats_option
 @metrics_option
+@inspect_options
 @log_options
 @loop_option
 def command(
@@ -79,6 +90,8 @@ def command(
     emqx: str,
     stats: float | None,
     metrics: str | None,
+    inspect: str | None,
+    inspect_token: str | None,
     log_level: str,
     log_format: str,
     loop: str,
@@ -111,15 +124,20 @@ def command(
     tls = Tls(cert, key, client_ca) if cert is not None else None
     service = Service(app, address, adapter_map, ports=ports, tls=tls)
     served = open_metrics(app, metrics)
+    page = open_inspector(app, inspect, inspect_token)
     with watching(app):
-        run_loop(_serve(service, stats, served), find_uvloop(loop))
+        run_loop(_serve(service, stats, served, page), find_uvloop(loop))
 
 
-async def _serve(service: Service, stats: float | None, metrics: Metrics | None) -> None:
+async def _serve(
+    service: Service, stats: float | None, metrics: Metrics | None, inspector: Inspector | None
+) -> None:
     stop = asyncio.Event()
     on_signals(asyncio.get_running_loop(), stop)
     with observed(service, metrics):
-        async with service:
+        async with service, inspected(inspector, service) as page:
+            for line in page:
+                click.echo(line)
             click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
             await stop.wait()

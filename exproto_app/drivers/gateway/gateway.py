@@ -145,6 +145,11 @@ class Gateway:
         """Whether the listeners are open."""
         return bool(self.addresses) and not self.stopping
 
+    @property
+    def listening(self) -> list[tuple[str, str]]:
+        """The listeners that are open: the protocol's name, and the URL."""
+        return [(router.name, f"{listen.scheme}://{address}") for listen, router, address in self.addresses]
+
     async def start(self) -> None:
         """Start the app, then open the listeners."""
         for door in self._doors:

@@ -170,6 +170,14 @@ class Service:
         """Whether brokers may call."""
         return self._server is not None and not self.stopping
 
+    @property
+    def listening(self) -> list[tuple[str, str]]:
+        """What brokers may call for: the protocol's name, and where, by the port of the broker's listener."""
+        where = f"gRPC on {self.address}"
+        if self._only is not None:
+            return [(self._only.name, where)]
+        return [(router.name, f":{port} of EMQX, {where}") for port, router in self._ports.items()]
+
     async def start(self) -> None:
         """Start the app, then listen."""
         context = self._tls.context() if self._tls is not None else None
