@@ -122,6 +122,7 @@ class Inspector:
         self._server: asyncio.AbstractServer | None = None
         self._sampling: asyncio.TimerHandle | None = None
         self._offset = 0.0
+        self._instance = new_token()  # the ids of connections are those of this process
 
     @property
     def url(self) -> str:
@@ -270,6 +271,7 @@ class Inspector:
         numbers = Counter(channel.protocol.router.name for channel in engine.channels)
         return {
             "version": version("exproto-app"),
+            "instance": self._instance,
             "protocols": [
                 {
                     "name": name,
