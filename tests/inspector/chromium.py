@@ -6,20 +6,26 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import shutil
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import attrs
 
-__all__ = ["PROGRAM", "Tab", "chromium"]
+__all__ = ["PROGRAM", "Tab", "chromium", "running"]
 
 PROGRAM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
+    filter(
+        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
+    ),
+    None,
 )
 
 FLAGS = (
@@ -59,9 +65,14 @@ class Tab:
 
     async def open(self, url: str) -> None:
         """Go to *url*, and wait until it is loaded."""
+        await self.show()
         await self.call("Page.navigate", url="about:blank")
         await self.call("Page.navigate", url=url)
         await self.until("location.href !== 'about:blank' && document.readyState === 'complete'")
+
+    async def show(self) -> None:
+        """Be the tab that is seen: those behind it draw nothing."""
+        await self.call("Page.bringToFront")
 
     async def run(self, script: str) -> Any:
         """Return what the expression *script* gives, awaited."""
@@ -101,17 +112,23 @@ class Tab:
     async def size(self, width: int, height: int, *, mobile: bool = False) -> None:
         """Have the page shown at this size."""
         await self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=mobile,
         )
 
     async def scheme(self, name: str) -> None:
         """Prefer `light` or `dark`."""
-        await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+        await self.call(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}]
+        )
 
     async def screenshot(self, path: Path) -> None:
         """Write what is to be seen."""
         answer = await self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(answer["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(answer["data"]))
 
 
 @attrs.define(eq=False)
@@ -122,6 +139,7 @@ class Browser:
     _numbers: itertools.count[int] = attrs.field(factory=itertools.count)
     _answers: dict[int, asyncio.Future[dict[str, Any]]] = attrs.field(factory=dict)
     _tabs: dict[str, Tab] = attrs.field(factory=dict)
+    context: str = ""
 
     async def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -134,7 +152,9 @@ class Browser:
 
     async def tab(self) -> Tab:
         """Open a tab."""
-        target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
+        target = (await self.call("Target.createTarget", url="about:blank", browserContextId=self.context))[
+            "targetId"
+        ]
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         tab = self._tabs[session] = Tab(self, session)
         for domain in ("Page", "Runtime", "Log"):
@@ -154,38 +174,48 @@ class Browser:
                 self._tabs[facts["sessionId"]].complaints.append(json.dumps(facts["params"]))
 
 
-@asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """Run a Chromium for the length of a block."""
+@contextmanager
+def running() -> Iterator[str]:
+    """Run a Chromium for the length of a block; give the URL of its DevTools."""
     assert PROGRAM is not None
-    with tempfile.TemporaryDirectory(prefix="exproto-app-chromium-", ignore_cleanup_errors=True) as folder:
-        process = await asyncio.create_subprocess_exec(
-            PROGRAM,
-            *FLAGS,
-            f"--user-data-dir={folder}",
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={"HOME": folder, "PATH": "/usr/bin:/bin"},
+    with ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="exproto-app-chromium-", ignore_cleanup_errors=True)
         )
-        try:
-            url = await asyncio.wait_for(_url(process), PATIENCE)
-            async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=0) as socket:
-                browser = Browser(socket)
-                listening = asyncio.ensure_future(browser.listen())
-                yield browser
-                listening.cancel()
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+        process = stack.enter_context(
+            subprocess.Popen(
+                [PROGRAM, *FLAGS, f"--user-data-dir={folder}"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={"HOME": folder, "PATH": os.environ["PATH"]},
+            )
+        )
+        stack.callback(process.kill)
+        assert process.stderr is not None
+        told: list[str] = []
+        for line in process.stderr:
+            told.append(line)
+            if line.startswith("DevTools listening on "):
+                break
+        else:
+            raise AssertionError(f"Chromium didn't start: {''.join(told)}")
+        # It goes on to tell of this and that, which nobody needs.
+        reader = threading.Thread(target=process.stderr.read, daemon=True)
+        reader.start()
+        yield line.split()[-1]
+        process.kill()
+        reader.join()
 
 
-async def _url(process: asyncio.subprocess.Process) -> str:
-    """Return where Chromium says that it listens."""
-    assert process.stderr is not None
-    told = b""
-    async for line in process.stderr:
-        told += line
-        if line.startswith(b"DevTools listening on "):
-            return line.split()[-1].decode()
-    raise AssertionError(f"Chromium didn't start: {told.decode()}")
+@asynccontextmanager
+async def chromium(url: str) -> AsyncIterator[Browser]:
+    """Use the Chromium at *url*, as if it were new."""
+    async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=0) as socket:
+        browser = Browser(socket)
+        listening = asyncio.ensure_future(browser.listen())
+        browser.context = (await browser.call("Target.createBrowserContext"))["browserContextId"]
+        yield browser
+        await browser.call("Target.disposeBrowserContext", browserContextId=browser.context)
+        listening.cancel()
+        await asyncio.wait((listening,))
