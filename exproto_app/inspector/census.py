@@ -71,7 +71,7 @@ class Query:
             raise ValueError(f"there is no order {sort!r}; there are {', '.join(SORTS)}")
         try:
             offset, limit = int(given.get("offset", 0)), int(given.get("limit", 100))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("offset and limit are numbers") from None
         return cls(
             str(given.get("search", ""))[:LONGEST],

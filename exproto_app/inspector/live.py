@@ -90,7 +90,7 @@ class Live:
     def _take(self, text: str) -> None:
         try:
             self._obey(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._answer({"type": "error", "text": f"the page sent what makes no sense: {error}"})
         self._wake.set()
 

@@ -183,10 +183,6 @@ class Inspector:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def close(self) -> None:
-        """Give the address back, where nothing was started."""
-        self._socket.close()
-
     def _sample(self) -> None:
         self._census.sample()
         pause = LOOKED_AT if self._pages else UNSEEN
@@ -382,7 +378,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
         raise ValueError("Content-Type has to be application/json")
     try:
         given = json.loads(await request.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("this is no JSON") from None
     if not isinstance(given, dict):
         raise ValueError("this is no JSON object")  # noqa: TRY004 - what was sent is wrong, no argument

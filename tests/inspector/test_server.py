@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 import socket
+import subprocess
+import urllib.request
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from exproto_app import App, Connection
+from exproto_app.cli.observe import TOKEN, share_token
 from exproto_app.errors import SetupError
 from exproto_app.framing import Line
 from exproto_app.inspector import Inspector
@@ -21,7 +26,7 @@ from exproto_app.models import Address
 from exproto_app.recording import parse
 from exproto_app.testing import replay
 
-from ..test_cli import ECHO, gateway, run
+from ..test_cli import COMMAND, ECHO, gateway, run
 from .site import HOSTILE, Site, fleet, on_site
 
 
@@ -440,7 +445,17 @@ def test_hostile_names_are_data() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "[]", "null", "x", '{"type": "dance"}', '{"type": "table", "limit": {}}']
+    "text",
+    [
+        "[" * 60_000,
+        '{"type": "table", "limit": 1e400}',
+        "{}",
+        "[]",
+        "null",
+        "x",
+        '{"type": "dance"}',
+        '{"type": "table", "limit": {}}',
+    ],
 )
 def test_a_page_that_sends_nonsense_is_told(text: str) -> None:
     async def test(site: Site) -> None:
@@ -571,3 +586,85 @@ def test_run_tells_where_the_page_is() -> None:
         lines,
     ):
         assert any(line.startswith("inspector on http://127.0.0.1:") and "/#token=" in line for line in lines)
+
+
+def test_rates_and_the_time_of_the_last_frame_come_from_looking_twice() -> None:
+    async def test(site: Site) -> None:
+        device = await site.device(login="truck")
+        census = site.inspector._census
+        census.sample()
+        await device.ask("position")
+        census.sample()
+        (row,) = await site.rows()
+        assert row["frame_rate"] > 0
+        assert row["rate_in"] == pytest.approx(9 * row["frame_rate"])
+        assert row["rate_out"] == pytest.approx(12 * row["frame_rate"])
+        last = row["last"]
+        await asyncio.sleep(0)
+        census.sample()
+        (row,) = await site.rows()
+        assert (row["frame_rate"], row["rate_in"], row["last"]) == (0, 0, last)
+
+    on_site(test)
+
+
+def test_a_datagram_device_has_a_row_too() -> None:
+    async def test(site: Site) -> None:
+        address = next(one for _, router, one in site.gateway.addresses if router.name == "meter")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as meter:
+            meter.sendto(b"\x01\x02", (address.host, address.port))
+            while not (rows := await site.rows(search="meter")):
+                pass
+        assert (rows[0]["socktype"], rows[0]["received"], rows[0]["frames"]) == ("udp", 2, 1)
+
+    on_site(test)
+
+
+def test_a_device_that_is_read_no_more_is_said_to_be_busy() -> None:
+    app = App(framing=Line())
+    go_on = asyncio.Event()
+
+    @app.on_received
+    async def wait(conn: Connection, frame: bytes) -> bytes:
+        await go_on.wait()
+        return b"done"
+
+    async def test(site: Site) -> None:
+        device = await site.device()
+        device.writer.write(b"one\n")
+        while not (await site.rows(search="busy")):
+            pass
+        device.writer.write(b"x" * 60 + b"\n")
+        while not (rows := await site.rows(search="busy"))[0]["queue"]:
+            pass
+        assert rows[0]["queues"] == {"bytes to handle": 61}
+        go_on.set()
+        assert await device.line() == "done"
+
+    on_site(test, app=app)
+
+
+def test_serve_has_an_inspector_too() -> None:
+    command = [*COMMAND, "serve", str(ECHO), "--bind", "127.0.0.1:0", "--inspect", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            match = re.fullmatch(r"inspector on (http://127\.0\.0\.1:\d+/)\n", process.stdout.readline())
+            assert match
+            with urllib.request.urlopen(f"{match[1]}api/state", timeout=20) as response:
+                (protocol,) = json.load(response)["protocols"]
+            assert protocol["name"] == "default"
+            assert protocol["listeners"][0].startswith("gRPC on 127.0.0.1:")
+        finally:
+            process.kill()
+
+
+def test_workers_ask_for_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    share_token("127.0.0.1:8080", None)
+    share_token(None, None)
+    share_token("0.0.0.0:8080", "given")
+    assert TOKEN not in os.environ
+    monkeypatch.setenv(TOKEN, "")
+    share_token("0.0.0.0:8080", "")
+    assert len(os.environ[TOKEN]) > 16
