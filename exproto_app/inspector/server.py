@@ -77,8 +77,7 @@ STATIC: Final = {
 }
 
 _quiet = logging.getLogger("exproto_app.inspector.http")
-_quiet.addHandler(logging.NullHandler())
-_quiet.propagate = False  # what strangers send is their problem; our own failures are logged by `_guard`
+_quiet.disabled = True  # what strangers send is their problem; our own failures are logged by `_guard`
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
