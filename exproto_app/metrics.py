@@ -83,7 +83,7 @@ LOOK: Final[tuple[tuple[str, str, Callable[[Channel], int]], ...]] = (
         "Verbs that wait for the broker.",
         lambda channel: 0 if channel.lane is None else channel.lane.waiting,
     ),
-    ("requests_waiting", "Requests without an answer yet.", lambda channel: len(channel.requests or ())),
+    ("requests_waiting", "Requests without an answer yet.", lambda channel: len(channel.asked)),
     ("connections_paused", "Connections that aren't read: too much waits.", lambda channel: channel.paused),
     ("connections_stalled", "Devices that read too slowly.", lambda channel: not channel.writable),
 )

@@ -29,8 +29,6 @@ LAYERS = (
     "signatures",
     "router",
     "app",
-    "turns",
-    "lane",
     "channel",
     "engine",
     "recording",

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from exproto_app import App, Connection, Limits
+from exproto_app.channel.turns import Turn
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.framing import Line
-from exproto_app.turns import Turn
 
 from .certificates import Authority, trusting
 

@@ -188,7 +188,7 @@ class Census:
             "bytes to send": channel.outbox_bytes,
             "messages": channel.deliveries,
             "commands": 0 if lane is None else lane.waiting,
-            "requests": len(channel.requests or ()),
+            "requests": len(channel.asked),
         }
         last = mark.last if channel.frames_received == mark.frames else self._engine.runtime.time()
         return {

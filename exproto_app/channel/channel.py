@@ -8,13 +8,12 @@ from collections.abc import Callable, Coroutine, Generator, Hashable, Iterator, 
 from functools import partial
 from itertools import islice
 from operator import length_hint
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
-from . import tap as events
-from .app import App
-from .commands import (
+from .. import tap as events
+from ..commands import (
     DONE,
     Command,
     Fence,
@@ -25,37 +24,34 @@ from .commands import (
     Unsubscribe,
     refused,
 )
-from .connection import Connection
-from .errors import (
+from ..connection import Connection
+from ..errors import (
     ClosedError,
     CommandError,
     DeniedError,
     FramingError,
-    RequestTimeout,
     UnavailableError,
     UnsupportedError,
 )
-from .framing import FRAME_LIMIT, RAW, Bad, Decoder
-from .host import Runtime, Timer
+from ..framing import FRAME_LIMIT, RAW, Bad, Decoder
+from ..host import Timer
+from ..models import ClientInfo, ConnectionInfo, Message, Reason
+from ..router import Handler
+from ..tap import Tap, Watcher
+from ..topics import split_share
 from .lane import BrokerLane
-from .models import ClientInfo, ConnectionInfo, Limits, Message, Reason
-from .router import Handler, Router
-from .tap import Mask, Tap, Watcher
-from .topics import split_share
-from .turns import TURN, After, Failed, Request, Turn
+from .requests import Request, Requests
+from .sides import Link, Served, Shared
+from .timers import Silence, Ticks
+from .turns import TURN, After, Failed, Turn
+from .words import name_of, object_of, one_word, shown
 
-__all__ = ["Channel", "Hub", "Link", "Served", "Shared"]
+__all__ = ["Channel"]
 
 log = logging.getLogger("exproto_app")
 
 KEEPALIVE_FACTOR = 1.5
 """A client is silent for too long after this many keepalives (MQTT 5, 3.1.2.10)."""
-
-ROUNDING = 1e-6
-"""Seconds that sums of times may be off."""
-
-LONGEST_NAME = 64
-"""Characters of a clientid in the log."""
 
 HOLD = 1.0
 """Seconds that bytes of no whole frame are held back from watchers, lest half a password shows."""
@@ -63,116 +59,10 @@ HOLD = 1.0
 FRAMES = 64
 """Frames that are handled before what they sent is counted against the limit, and flushed."""
 
-SHOWN = 256
-"""Bytes of a bad frame that the log shows."""
-
 LEFT = frozenset({"device closed", "lost", "taken over", "kicked"})
 """Reasons with which the device can't have got what a handler sent it last."""
 
 Event: TypeAlias = tuple[Callable[[Any], None], Any]
-
-
-class Link(Protocol):
-    """The device's side of one connection; the engine sets its *channel* before the first turn."""
-
-    channel: Channel | None
-
-    @property
-    def answers(self) -> bool:
-        """Whether `send` returns an outcome."""
-        ...
-
-    @property
-    def fence(self) -> Callable[[], Outcome[None]] | None:
-        """Asks whether everything that was handed over before has arrived; None where nobody can tell."""
-        ...
-
-    @property
-    def write(self) -> Callable[[bytes], object] | None:
-        """Sends what is one chunk of a stream, where nothing more is ever to be known of it; else None."""
-        ...
-
-    def send(self, chunks: list[bytes], /) -> Outcome[None] | None:
-        """Send *chunks* in order, on a datagram socket each by itself; None where that is all to be known."""
-        ...
-
-    def close(self) -> None:
-        """Close when what was sent is out, and report `terminated`."""
-        ...
-
-    def abort(self) -> None:
-        """Close at once, and report `terminated`."""
-        ...
-
-    def pause(self) -> None:
-        """Stop feeding `received` where the host can."""
-        ...
-
-    def resume(self) -> None:
-        """Feed again."""
-        ...
-
-
-class Hub(Protocol):
-    """The broker's side of all connections.
-
-    *ordered*: it keeps the order of commands that still wait. *keeps_wills*: it sees to it that a client's
-    will is published where `Channel.will_due` says so; else the engine does. *keeps_sessions*: a client's
-    session may outlive its connection.
-    """
-
-    ordered: bool
-    keeps_wills: bool
-    keeps_sessions: bool
-
-    def execute(self, channel: Channel, command: Command, /) -> Outcome[Any]:
-        """Carry *command* out; the outcome may come later."""
-        ...
-
-    def publish(self, command: Publish, /) -> Outcome[None]:
-        """Publish for the app itself."""
-        ...
-
-    def gone(self, channel: Channel, /) -> None:
-        """Forget *channel*: its last handler has ended."""
-        ...
-
-
-class Shared(Protocol):
-    """What all channels of a host share; the `Engine` is it."""
-
-    app: App[Any]
-    runtime: Runtime
-    hub: Hub
-    limits: Limits
-    counters: dict[str, int]
-    clients: dict[str, Channel]
-    masks: list[Mask]
-    when_failed: Callable[[BaseException], object] | None
-
-    def later(self, channel: Channel, /) -> None:
-        """Pump *channel* after what runs now."""
-        ...
-
-    def from_thread(self, verb: Callable[[], Outcome[Any]], /) -> Outcome[Any]:
-        """Run *verb* in the loop's thread; return its outcome to be."""
-        ...
-
-    def forget(self, channel: Channel, /) -> None:
-        """Let go of *channel*: it has ended."""
-        ...
-
-    def count(self, name: str, number: int = 1, /) -> None:
-        """Count what has no counter from the start."""
-        ...
-
-    def once(self, what: Hashable, text: str, /, *args: object) -> None:
-        """Log a warning the first time that *what* happens."""
-        ...
-
-    def unwatch(self, watcher: Watcher, /) -> None:
-        """Have *watcher* look at nothing any more."""
-        ...
 
 
 @attrs.frozen(eq=False)
@@ -183,22 +73,11 @@ class Owed:
     taken: Callable[[], object]
 
 
-@attrs.frozen(eq=False)
-class Served:
-    """A router as its channels need it: what all of them would look up again and again."""
-
-    router: Router[Any]
-    only: Handler | None
-    encode: Callable[[Any], bytes]  # of a message, where the codec *builds*
-    errors: tuple[Handler, ...]
-    parse: Callable[[bytes], Any] | None = None
-    builds: bool = False
-
-
 class Channel:
     """The engine's half of one connection. Drivers feed it; `Connection` issues its verbs to it."""
 
     __slots__ = (
+        "asked",
         "bytes_received",
         "bytes_sent",
         "client",
@@ -223,10 +102,8 @@ class Channel:
         "frames",
         "frames_received",
         "gone",
-        "heard",
         "held",
         "id",
-        "idle",
         "in_error",
         "keeping",
         "lane",
@@ -254,10 +131,7 @@ class Channel:
         "stall",
         "tap",
         "tasks",
-        "ticking",
         "ticks",
-        "timer",
-        "timers",
         "turn",
         "when_ended",
         "will",
@@ -304,11 +178,10 @@ class Channel:
         self.paused = False
         self.in_error = False
         self.keeping = False
-        self.requests: list[Request] | None = None
+        self.requests: Requests | None = None
+        self.asked: Sequence[Request] = ()  # those without an answer
         self.resumes: deque[Callable[[], None]] | None = None
         self.tasks: set[Timer] | None = None
-        self.ticks: list[Timer] | None = None
-        self.ticking: set[int] | None = None
 
         # The device's lane.
         self.encode = protocol.encode
@@ -338,18 +211,15 @@ class Channel:
         self.end_timer: Timer | None = None
         self.when_ended: list[Callable[[], None]] | None = None
 
-        # Silence.
+        # Time.
         self.first: Timer | None = None
-        self.timer: Timer | None = None
-        self.idle: Timer | None = None
-        self.timers = 0
-        self.silence = 0.0
-        self.heard = 0.0
+        self.silence: Silence | None = None
+        self.ticks: Ticks | None = None
 
     def __str__(self) -> str:
         """Name the connection as the log does: `ID/PROTOCOL`, then `/CLIENTID` once it is registered."""
         name = f"{self.id}/{self.protocol.router.name}"
-        return name if self.client is None else f"{name}/{_one_word(self.client.clientid)}"
+        return name if self.client is None else f"{name}/{one_word(self.client.clientid)}"
 
     # --- what watchers see
 
@@ -439,14 +309,10 @@ class Channel:
         self.since = runtime.time()
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
         if self.datagram:
-            self.heard = self.since
-            self.idle = runtime.call_later(self.engine.limits.datagram_idle, self._idle)
+            self._listen(self.engine.limits.datagram_idle)
         if routes.ticks:
-            self.ticking = set()
-            self.ticks = [
-                runtime.call_later(seconds, self._tick, index)
-                for index, (seconds, _) in enumerate(routes.ticks)
-            ]
+            seconds = [seconds for seconds, _ in routes.ticks]
+            self.ticks = Ticks(runtime, seconds, run=self._due, skipped=self._skipped_tick)
         make_state = self.protocol.router.state
         try:
             if make_state is not None:
@@ -463,13 +329,13 @@ class Channel:
         size = len(data)
         self.counters["bytes_received"] += size
         self.bytes_received += size
-        if self.silence or self.datagram:
-            self.heard = self.engine.runtime.time()
+        if self.silence is not None:
+            self.silence.heard = self.engine.runtime.time()
         if self.held or self.running:
             self._enqueue_data(data)
             return
         handler = self.quick
-        if handler is None or self.requests:
+        if handler is None or self.asked:
             if self.tap is None:
                 self._take(data)
             else:
@@ -670,19 +536,24 @@ class Channel:
         if self.engine.runtime.elsewhere():
             ask = partial(self.request, match=match, timeout=timeout, retries=retries, key=key, raw=True)
             return self.engine.from_thread(partial(ask, frame))
-        if self.requests is None:
-            self.requests = []
         limit = self.engine.limits.requests
-        if len(self.requests) >= limit:
+        if len(self.asked) >= limit:
             return self._refused(
                 "request", UnavailableError(f"{limit} requests wait already, that is the limit")
             )
-        waiter = self.engine.runtime.waiter
-        request = Request(self, waiter, frame, match=match, timeout=timeout, retries=retries, key=key)
-        waits = key is not None and any(other.key == key for other in self.requests)
-        self.requests.append(request)
-        if not waits:
-            self._ask(request)
+        runtime = self.engine.runtime
+        if self.requests is None:
+            self.requests = Requests(
+                self,
+                send=partial(self.send, raw=True),
+                go_on=self._go_on,
+                call_later=runtime.call_later,
+                counters=self.counters,
+                unawaited=partial(self._refused, "request"),
+            )
+            self.asked = self.requests.waiting
+        request = Request(self, runtime.waiter, frame, match=match, timeout=timeout, retries=retries, key=key)
+        self.requests.add(request)
         return request
 
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
@@ -719,12 +590,7 @@ class Channel:
         if runtime.elsewhere():
             runtime.call_from_thread(self.start_timer, seconds)
             return
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timers += 1
-        self.silence = seconds
-        self.heard = runtime.time()
-        self.timer = runtime.call_later(seconds, self._silent)
+        self._listen().start(seconds)
 
     def terminate(self) -> None:
         """Close when the lanes are flushed."""
@@ -859,9 +725,9 @@ class Channel:
         self.counters["bytes_skipped"] += skipped
         if self.tap is not None:
             for item in bad:
-                self._show(events.Failed("framing", FramingError(f"{item.reason}: {_hex(item.data)}")))
+                self._show(events.Failed("framing", FramingError(f"{item.reason}: {shown(item.data)}")))
         text = "%s ! %d bad frames dropped, %d bytes skipped: %s: %s"
-        log.warning(text, self, frames, skipped, bad[0].reason, _hex(bad[0].data))
+        log.warning(text, self, frames, skipped, bad[0].reason, shown(bad[0].data))
 
     def _cut_datagram(self, data: bytes) -> list[bytes]:
         """Return the frames of a datagram, none if any of it is wrong: each datagram starts clean."""
@@ -922,7 +788,7 @@ class Channel:
                         if self.held:
                             break
                         continue
-                    if self.requests and self._offer(frame, frame):
+                    if self.asked and self._offer(frame, frame):
                         if self.held:
                             break  # whoever asked goes on before the next frame
                         continue
@@ -963,7 +829,7 @@ class Channel:
                 self._show_frame(frame, None)
             self._tell_bad([Bad(frame, f"the codec can't parse it: {error!r}")])
             return
-        if self.requests and self._offer(frame, message):
+        if self.asked and self._offer(frame, message):
             return
         handler = self.protocol.router.routes.received(frame, message)
         if self.tap is not None:
@@ -1039,10 +905,13 @@ class Channel:
         turn = self._new_turn(handler, after, failed)
         token = TURN.set(turn)
         try:
-            turn.task = self.engine.runtime.run_task(awaitable, partial(self._finished, turn))
+            task = self.engine.runtime.run_task(awaitable, partial(self._finished, turn), now=True)
         finally:
             TURN.reset(token)
-        self._set_deadline(turn)
+        if not turn.ended:
+            turn.task = task
+            if not turn.parked:
+                self._set_deadline(turn)
 
     def _start_thread(
         self, handler: Handler, arguments: tuple[Any, ...], after: After | None, failed: Failed | None
@@ -1212,35 +1081,22 @@ class Channel:
         self.first = None
         self.end("timeout", f"no frame within {self.engine.limits.first_frame:g} s")
 
-    def _idle(self) -> None:
-        """Look whether a peer on a datagram socket, which never says goodbye, was silent for too long."""
-        runtime, idle = self.engine.runtime, self.engine.limits.datagram_idle
-        left = self.heard + idle - runtime.time()
-        if self.silence or left > ROUNDING:
-            self.idle = runtime.call_later(idle if self.silence else left, self._idle)
-            return
-        self.idle = None
-        self.end("timeout", f"no datagram for {idle:g} s")
+    def _listen(self, idle: float = 0.0) -> Silence:
+        if self.silence is None:
+            self.silence = Silence(
+                self.engine.runtime, idle, deaf=lambda: self.congestion, over=self._silent, gone=self.end
+            )
+        return self.silence
 
-    def _silent(self) -> None:
-        """Look whether the device was silent all the time; it may have spoken since the timer was set."""
-        runtime = self.engine.runtime
-        if self.congestion:
-            self.heard = runtime.time()  # we don't listen
-        left = self.heard + self.silence - runtime.time()
-        if left > ROUNDING:
-            self.timer = runtime.call_later(left, self._silent)
-            return
-        self.timer = None
-        self._enqueue(self._run_timeout, self.silence)
-        self.silence = 0.0
+    def _silent(self, silence: Silence, seconds: float) -> None:
+        self._enqueue(partial(self._run_timeout, silence), seconds)
         self._later()
 
-    def _run_timeout(self, seconds: float) -> None:
-        timers = self.timers
+    def _run_timeout(self, silence: Silence, seconds: float) -> None:
+        timers = silence.timers
 
         def after() -> None:
-            if self.timers == timers:
+            if silence.timers == timers:
                 self.end("timeout", f"silent for {seconds:g} s")
 
         handler = self.protocol.router.routes.timeout
@@ -1249,22 +1105,16 @@ class Channel:
         else:
             self._run(handler, (self.conn,), after)
 
-    def _tick(self, index: int) -> None:
-        if self.ticks is None or self.ticking is None:
-            return
-        seconds, _ = self.protocol.router.routes.ticks[index]
-        self.ticks[index] = self.engine.runtime.call_later(seconds, self._tick, index)
-        if index in self.ticking:
-            self.counters["ticks_skipped"] += 1
-            return
-        self.ticking.add(index)
-        self._enqueue(self._run_tick, index)
+    def _due(self, number: int) -> None:
+        self._enqueue(self._run_tick, number)
         self._later()
 
-    def _run_tick(self, index: int) -> None:
-        _, handler = self.protocol.router.routes.ticks[index]
-        ticking = self.ticking or set()
-        self._run(handler, (self.conn,), partial(ticking.discard, index))
+    def _skipped_tick(self) -> None:
+        self.counters["ticks_skipped"] += 1
+
+    def _run_tick(self, number: int) -> None:
+        _, handler = self.protocol.router.routes.ticks[number]
+        self._run(handler, (self.conn,), None if self.ticks is None else partial(self.ticks.ended, number))
 
     # --- requests
 
@@ -1291,10 +1141,14 @@ class Channel:
 
     def withdraw(self, request: Request) -> bool:
         """Forget *request*, for which nobody waits any more; return False if it has its answer already."""
-        if not self.requests or request not in self.requests:
-            return False
-        self._close_request(request)
-        return True
+        return self.requests is not None and self.requests.withdraw(request)
+
+    def _offer(self, frame: bytes, message: Any) -> bool:
+        """Offer *message*, the *frame* itself without a codec, to the requests; tell whether one took it."""
+        taken = self.requests is not None and self.requests.offer(message)
+        if taken and self.tap is not None:
+            self._show(events.Frame(frame, "request"))
+        return taken
 
     def _go_on(self, turn: Turn | None, wake: Callable[[], None]) -> None:
         """Have a parked handler go on with *wake*, in the next free turn."""
@@ -1315,50 +1169,6 @@ class Channel:
         self.resumes.append(resume)
         self.held = True
         self._later()
-
-    def _ask(self, request: Request) -> None:
-        request.tries += 1
-        self.send(request.frame, raw=True)
-        request.deadline = self.engine.runtime.call_later(request.timeout, self._unanswered, request)
-
-    def _offer(self, frame: bytes, message: Any) -> bool:
-        """Offer *message*, the *frame* itself without a codec, to the requests; tell whether one took it."""
-        for request in self.requests or ():
-            if request.tries and (request.match is None or request.match(message)):
-                if self.tap is not None:
-                    self._show(events.Frame(frame, "request"))
-                self._close_request(request)
-                self._go_on(request.turn, partial(request.settle, message))
-                return True
-        return False
-
-    def _unanswered(self, request: Request) -> None:
-        if request.tries <= request.retries:
-            self.counters["requests_retried"] += 1
-            log.debug("%s = no answer within %g s, it is sent again", self, request.timeout)
-            self._ask(request)
-            return
-        self.counters["requests_timed_out"] += 1
-        self._close_request(request)
-        times = f", sent {request.tries} times" if request.tries > 1 else ""
-        error = RequestTimeout(f"no answer within {request.timeout:g} s{times}")
-        if not request.awaited:
-            self._refused("request", error)
-        self._go_on(request.turn, partial(request.fail, error))
-
-    def _close_request(self, request: Request) -> None:
-        if request.deadline is not None:
-            request.deadline.cancel()
-        if self.requests is None:
-            return
-        self.requests.remove(request)
-        if request.key is not None and not self.gone:
-            waiting = (other for other in self.requests if other.key == request.key)
-            first = next(waiting, None)
-            if first is not None and not first.tries:
-                self._ask(first)
-        if not self.requests:
-            self.requests = None
 
     # --- the broker's lane
 
@@ -1482,7 +1292,7 @@ class Channel:
     def _refused(self, command: object, error: CommandError) -> Outcome[Any]:
         outcome = refused(error)
         if isinstance(error, ClosedError):
-            log.debug("%s ! %s after the end", self, _name(command))
+            log.debug("%s ! %s after the end", self, name_of(command))
         else:
             self._blame(command, outcome)
         return outcome
@@ -1490,7 +1300,7 @@ class Channel:
     def _blame(self, command: object, outcome: Outcome[Any]) -> None:
         """Have a failure judged, once its issuer has had the chance to await it."""
         if self.tap is not None and outcome.error is not None and not isinstance(outcome.error, ClosedError):
-            self._show(events.Refused(_name(command), _object(command), outcome.error))
+            self._show(events.Refused(name_of(command), object_of(command), outcome.error))
         if self.running or self.turn is not None:
             if self.failures is None:
                 self.failures = []
@@ -1509,10 +1319,10 @@ class Channel:
         if outcome.awaited:
             return
         if isinstance(outcome.error, ClosedError):
-            log.debug("%s ! %s after the end", self, _name(command))
+            log.debug("%s ! %s after the end", self, name_of(command))
             return
         self.counters["commands_failed"] += 1
-        log.warning("%s ! %s failed: %s", self, _name(command), outcome.error)
+        log.warning("%s ! %s failed: %s", self, name_of(command), outcome.error)
         if isinstance(command, Register) and self.client is None:
             self.end("error", f"register failed: {outcome.error}")
 
@@ -1634,17 +1444,15 @@ class Channel:
             self.link.close()
 
     def _cancel_timers(self) -> None:
-        for timer in (self.first, self.timer, self.idle, self.stall, self.end_timer, *(self.ticks or ())):
+        for timer in (self.first, self.silence, self.ticks, self.stall, self.end_timer):
             if timer is not None:
                 timer.cancel()
-        self.first = self.timer = self.idle = self.stall = self.end_timer = self.ticks = None
-        self.silence = 0.0
+        self.first = self.silence = self.ticks = self.stall = self.end_timer = None
 
     def _release(self, error: ClosedError) -> None:
         """Let nobody wait for what won't come any more, and end the connection's tasks."""
-        for request in tuple(self.requests or ()):
-            self._close_request(request)
-            self._go_on(request.turn, partial(request.fail, error))
+        if self.requests is not None:
+            self.requests.release(error)
         self.registers = 0
         if self.lane is not None:
             self.lane.release(error)
@@ -1705,7 +1513,8 @@ class Channel:
             elif self.protocol.router.live.get(clientid) is self.conn:
                 del self.protocol.router.live[clientid]
         self.engine.forget(self)
-        del self.conn  # it points here; without the cycle both are freed at once
+        self.lane = self.requests = None
+        del self.conn  # these point here; without the cycles all are freed at once
         for callback in self.when_ended or ():
             callback()
 
@@ -1713,15 +1522,6 @@ class Channel:
         if self.gone or self.closing is not None:
             return "the connection ends"
         return f"{self.deliveries} wait, limit is {self.engine.limits.deliveries}"
-
-
-def _one_word(text: str) -> str:
-    """Return *text* so that it can neither end a line of the log nor fill it."""
-    if len(text) > LONGEST_NAME:
-        text = f"{text[:LONGEST_NAME]}…"
-    if text.isprintable() and " " not in text:
-        return text
-    return text.encode("unicode_escape").decode().replace(" ", "\\x20")
 
 
 def _owed(item: Message | Owed, takers: list[Callable[[], object]]) -> Message:
@@ -1734,16 +1534,3 @@ def _owed(item: Message | Owed, takers: list[Callable[[], object]]) -> Message:
 
 def _topic(item: Message | Owed) -> str:
     return item.message.topic if isinstance(item, Owed) else item.topic
-
-
-def _object(command: object) -> str:
-    """Return what *command* is about."""
-    return command.client.clientid if isinstance(command, Register) else getattr(command, "topic", "")
-
-
-def _hex(data: bytes) -> str:
-    return data.hex() if len(data) <= SHOWN else f"{data[:SHOWN].hex()}…"
-
-
-def _name(command: object) -> str:
-    return command if isinstance(command, str) else type(command).__name__.lower()

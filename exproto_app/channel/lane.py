@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .commands import Command, Outcome, Publish, Register, Waiter, refused
-from .errors import ClosedError, UnavailableError
+from ..commands import Command, Outcome, Publish, Register, Waiter, refused
+from ..errors import ClosedError, UnavailableError
 
 __all__ = ["BrokerLane"]
 
