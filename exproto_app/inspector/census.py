@@ -22,6 +22,9 @@ MOST: Final = 500
 LONGEST: Final = 256
 """Characters of a name that a table shows, and of a search."""
 
+SHORTEST: Final = 0.1
+"""Seconds between two looks that make a rate."""
+
 Row = dict[str, Any]
 
 
@@ -140,9 +143,12 @@ class Census:
     # --- looking
 
     def sample(self) -> None:
-        """Look at what was counted since the last time."""
+        """Look at what was counted since the last time, unless that was just now."""
         now = self._engine.runtime.time()
-        passed, self._sampled = now - self._sampled, now
+        passed = now - self._sampled
+        if passed < SHORTEST:
+            return
+        self._sampled = now
         marks = self._marks
         for channel in self._engine.channels:
             mark = marks.get(channel)

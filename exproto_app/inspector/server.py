@@ -183,6 +183,8 @@ class Inspector:
             await self._runner.cleanup()
 
     def _sample(self) -> None:
+        if self._sampling is not None:
+            self._sampling.cancel()
         self._census.sample()
         pause = LOOKED_AT if self._pages else UNSEEN
         self._sampling = asyncio.get_running_loop().call_later(pause, self._sample)
@@ -254,6 +256,8 @@ class Inspector:
         await page.prepare(request)
         transport = request.transport
         self._pages.add(page)
+        if len(self._pages) == 1:
+            self._sample()
         try:
             if transport is not None:
                 await Live(self._census, self._look, page, transport.abort).run()

@@ -588,7 +588,11 @@ def test_run_tells_where_the_page_is() -> None:
         assert any(line.startswith("inspector on http://127.0.0.1:") and "/#token=" in line for line in lines)
 
 
-def test_rates_and_the_time_of_the_last_frame_come_from_looking_twice() -> None:
+def test_rates_and_the_time_of_the_last_frame_come_from_looking_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("exproto_app.inspector.census.SHORTEST", 0.0)
+
     async def test(site: Site) -> None:
         device = await site.device(login="truck")
         census = site.inspector._census
