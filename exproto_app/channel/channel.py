@@ -159,7 +159,7 @@ class Channel:
         self.mount = ""
 
         # What was counted of this connection alone, for whoever asks; *since* is on the runtime's clock.
-        self.since = 0.0
+        self.since = engine.runtime.time()
         self.bytes_received = self.bytes_sent = self.frames_received = 0
 
         # Turns. *held*: something has to be looked at before the next frame may run; see `pump`.
@@ -306,7 +306,6 @@ class Channel:
         if self.tap is not None:
             self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes
-        self.since = runtime.time()
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
         if self.datagram:
             self._listen(self.engine.limits.datagram_idle)

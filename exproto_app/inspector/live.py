@@ -5,7 +5,8 @@ another table; `watching`, then `events`, of the connection that it looks at, `g
 `error` for what it asked wrongly.
 
 The page sends `{"type": "table", …}` with the fields of a `Query`, `{"type": "watch", "id": …}`,
-`{"type": "watch next", "protocol": …}`, `{"type": "unwatch"}`, and `{"type": "visible", "visible": …}`.
+`{"type": "watch next", "protocol": …}`, `{"type": "unwatch"}`, and `{"type": "visible", "visible": …}`. It
+may give what it watches a `number`, which comes back with all that is told of that.
 
 A page that reads slowly gets fewer tables, and gaps in its events; one that reads nothing is let go.
 """
@@ -60,6 +61,7 @@ class Live:
         self._channel: Channel | None = None
         self._feed: Feed | None = None
         self._withdraw: Callable[[], None] | None = None
+        self._number = "null"
         self._waiting: list[str] = []  # for the next round; each answers one message of the page
 
     async def run(self) -> None:
@@ -100,9 +102,9 @@ class Live:
                 self._query = Query.read(given)
                 self._due = 0.0
             case "watch":
-                self._watch(str(given["id"]))
+                self._watch(str(given["id"]), given.get("number"))
             case "watch next":
-                self._watch_next(given.get("protocol"))
+                self._watch_next(given.get("protocol"), given.get("number"))
             case "unwatch":
                 self._unwatch()
             case "visible":
@@ -114,16 +116,18 @@ class Live:
         self._waiting.append(json.dumps(facts))
         self._wake.set()
 
-    def _watch(self, conn_id: str) -> None:
+    def _watch(self, conn_id: str, number: object) -> None:
         self._unwatch()
+        self._number = json.dumps(number)
         channel = self._census.find(conn_id)
         if channel is None:
-            self._answer({"type": "gone", "id": conn_id})
+            self._answer({"type": "gone", "id": conn_id, "number": number})
         else:
             self._show(channel, late=True)
 
-    def _watch_next(self, protocol: str | None) -> None:
+    def _watch_next(self, protocol: str | None, number: object) -> None:
         self._unwatch()
+        self._number = json.dumps(number)
 
         def taker(channel: Channel) -> bool:
             if protocol and channel.protocol.router.name != protocol:
@@ -141,6 +145,7 @@ class Live:
         self._answer(
             {
                 "type": "watching",
+                "number": json.loads(self._number),
                 "row": self._census.row(channel),
                 "started": started,
                 "header": json.loads(header(text, f"exproto-app {version('exproto-app')}")),
@@ -179,7 +184,7 @@ class Live:
         """Return what is to be sent now."""
         texts, self._waiting = self._waiting, []
         if self._feed is not None and (events := self._feed.take()):
-            texts.append(f'{{"type":"events","events":[{events}]}}')
+            texts.append(f'{{"type":"events","number":{self._number},"events":[{events}]}}')
         if self.visible and now >= self._due:
             self._due = now + TICK
             texts.append(json.dumps({"type": "state", **self._look()}))

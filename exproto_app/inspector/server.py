@@ -50,6 +50,12 @@ CLIENTS: Final = 128
 BODY: Final = 4 * 1024 * 1024
 """Bytes of a request: a payload of a megabyte, in hex with blanks."""
 
+IDLE: Final = 30.0
+"""Seconds that a connection is kept for another request."""
+
+GOODBYE: Final = 1.0
+"""Seconds that pages and requests have to end."""
+
 PATIENCE: Final = 10.0
 """Seconds until a verb has to have an outcome."""
 
@@ -140,7 +146,12 @@ class Inspector:
         engine.observers = (*engine.observers, self._census)
         self._sample()
         self._runner = web.AppRunner(
-            self._site(), handle_signals=False, access_log=None, logger=_quiet, shutdown_timeout=1.0
+            self._site(),
+            handle_signals=False,
+            access_log=None,
+            logger=_quiet,
+            keepalive_timeout=IDLE,
+            shutdown_timeout=GOODBYE,
         )
         await self._runner.setup()
         serve = self._runner.server
@@ -177,8 +188,8 @@ class Inspector:
         engine.observers = tuple(other for other in engine.observers if other is not self._census)
         if self._server is not None:
             self._server.close()
-        for page in tuple(self._pages):
-            await page.close(code=1001, message=b"the gateway stops", drain=False)
+        goodbye = b"the gateway stops"
+        await asyncio.gather(*(page.close(code=1001, message=goodbye, drain=False) for page in self._pages))
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -250,7 +261,7 @@ class Inspector:
     async def _live(self, request: web.Request) -> web.StreamResponse:
         if len(self._pages) >= PAGES:
             return _error(503, f"{PAGES} pages are open already, that is the limit")
-        page = web.WebSocketResponse(heartbeat=20.0, max_msg_size=65_536, compress=False)
+        page = web.WebSocketResponse(timeout=GOODBYE, heartbeat=20.0, max_msg_size=65_536, compress=False)
         if not page.can_prepare(request):
             return _error(400, "this is for the page's WebSocket")
         await page.prepare(request)

@@ -118,6 +118,26 @@ def test_traffic_is_shown_as_hex_frames_messages_and_errors(in_chromium: InChrom
     in_chromium(test)
 
 
+def test_changing_from_one_device_to_another_mixes_nothing(in_chromium: InChromium) -> None:
+    async def test(site: Site, tab: Tab) -> None:
+        devices = [await site.device(login=f"truck-{number}") for number in range(2)]
+        await tab.until("document.querySelectorAll('#rows tr').length === 2")
+        for _ in range(20):
+            for device in devices:
+                device.writer.write(b"x\n" * 20)
+            await tab.run("document.querySelectorAll('#rows tr')[0].click()")
+            await tab.run("document.querySelectorAll('#rows tr')[1].click()")
+        await devices[0].ask("position")
+        await tab.until("document.querySelector('#who').textContent === 'truck-0'")
+        devices[0].writer.write(b"break\n")
+        await tab.until(f"{EVENTS}.includes('failed')")
+        text = await tab.run("document.querySelector('#events').textContent")
+        assert "truck-1" not in text
+        assert "again" not in text
+
+    in_chromium(test)
+
+
 def test_the_next_device_is_seen_from_its_first_byte(in_chromium: InChromium) -> None:
     async def test(site: Site, tab: Tab) -> None:
         await tab.until("document.querySelector('#rows') && !document.querySelector('#main').hidden")

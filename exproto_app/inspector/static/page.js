@@ -130,6 +130,7 @@ async function refused() {
 }
 
 function take(message) {
+  if ("number" in message && message.number !== number) return; // of what was looked at before
   switch (message.type) {
     case "state": return showState(message);
     case "table": return showTable(message);
@@ -340,6 +341,7 @@ $("next").onclick = () => watch("watch next", {});
 
 // --- the traffic of one connection
 
+let number = 0; // of what is looked at, for the server to say it back
 let wanted = null; // what the server was asked to show
 let subject = null; // what it shows: the row, and when it began to
 let start = null; // of what is kept: the recording's header, and when that began
@@ -354,7 +356,7 @@ let drawn = 0; // of events, how many were looked at
 let drawing = false;
 
 function watch(type, facts) {
-  wanted = { type, facts };
+  wanted = { type, facts: { ...facts, number: ++number } };
   subject = null;
   chosen = facts.id ?? null;
   forget();
@@ -365,7 +367,7 @@ function watch(type, facts) {
   put($("who-more"), "");
   allow(false);
   for (const row of $("rows").children) row.classList.toggle("chosen", row.dataset.id === chosen);
-  say(type, facts);
+  say(type, wanted.facts);
 }
 
 function forget() {
@@ -385,7 +387,7 @@ function begin(message) {
   if (!events.length) start = { header: message.header, started: message.started };
   subject = message;
   chosen = message.row.id;
-  wanted = { type: "watch", facts: { id: chosen } };
+  wanted = { type: "watch", facts: { id: chosen, number } };
   showWho();
   allow(true);
 }
@@ -640,6 +642,7 @@ $("clear").onclick = forget;
 
 $("back").onclick = () => {
   wanted = subject = chosen = null;
+  number += 1;
   say("unwatch");
   forget();
   $("traffic").hidden = true;
