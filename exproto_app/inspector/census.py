@@ -51,6 +51,14 @@ SORTS: Final[Mapping[str, Callable[[Row], Any]]] = {
     "state": lambda row: row["state"],
 }
 
+ENDED_SORTS: Final[Mapping[str, Callable[[Row], Any]]] = {
+    **SORTS,
+    "last": lambda row: row["ended"],
+    "rate": lambda row: row["frames"],
+    "bytes": lambda row: row["received"] + row["sent"],
+}
+"""What has ended has no rates, so it goes by what there was in all."""
+
 
 @attrs.frozen
 class Query:
@@ -174,7 +182,8 @@ class Census:
         rows = self._ended if query.ended else map(self.row, self._engine.channels)
         words = query.search.casefold().split()
         found = [row for row in rows if not words or _has(row, words)]
-        found.sort(key=SORTS[query.sort], reverse=query.descending)
+        sorts = ENDED_SORTS if query.ended else SORTS
+        found.sort(key=sorts[query.sort], reverse=query.descending)
         return {
             "rows": found[query.offset : query.offset + query.limit],
             "offset": query.offset,

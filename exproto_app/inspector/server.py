@@ -25,6 +25,7 @@ from importlib.resources import files
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from ..app import App
 from ..channel import Channel
@@ -49,6 +50,9 @@ CLIENTS: Final = 128
 
 BODY: Final = 4 * 1024 * 1024
 """Bytes of a request: a payload of a megabyte, in hex with blanks."""
+
+SILENCE: Final = 10.0
+"""Seconds in which a connection has to ask for something."""
 
 IDLE: Final = 30.0
 """Seconds that a connection is kept for another request."""
@@ -121,6 +125,7 @@ class Inspector:
             path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in STATIC.items()
         }
         self._pages: set[web.WebSocketResponse] = set()
+        self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
         self._host: Host
         self._census: Census
         self._runner: web.AppRunner | None = None
@@ -159,9 +164,18 @@ class Inspector:
             return
 
         def connected() -> asyncio.BaseProtocol:
-            return serve() if len(serve.connections) < CLIENTS else _Refuse()
+            if len(serve.connections) >= CLIENTS:
+                return _Refuse()
+            client = serve()
+            self._silent[client] = loop.call_later(SILENCE, self._said_nothing, client)
+            return client
 
         self._server = await loop.create_server(connected, sock=self._socket)
+
+    def _said_nothing(self, client: RequestHandler) -> None:
+        del self._silent[client]
+        if client.transport is not None:
+            client.transport.abort()
 
     def _site(self) -> web.Application:
         site = web.Application(middlewares=[self._guard], client_max_size=BODY)
@@ -192,6 +206,8 @@ class Inspector:
         await asyncio.gather(*(page.close(code=1001, message=goodbye, drain=False) for page in self._pages))
         if self._runner is not None:
             await self._runner.cleanup()
+        for silence in self._silent.values():
+            silence.cancel()
 
     def _sample(self) -> None:
         if self._sampling is not None:
@@ -204,6 +220,9 @@ class Inspector:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Next) -> web.StreamResponse:
+        silence = self._silent.pop(request.protocol, None)
+        if silence is not None:
+            silence.cancel()
         refusal = self._judge(request)
         if refusal is not None:
             return _error(refusal.status, refusal.text)

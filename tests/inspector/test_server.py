@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -97,6 +98,8 @@ def test_connections_that_ended_are_remembered_with_their_reason() -> None:
         (row,) = await site.rows(ended=1)
         assert (row["clientid"], row["state"]) == ("truck", "device closed")
         assert row["ended"] >= row["since"]
+        for sort in ("last", "rate", "bytes", "since", "state"):
+            assert await site.rows(ended=1, sort=sort) == [row]
         assert await site.rows() == []
 
     on_site(test)
@@ -489,6 +492,25 @@ def test_connections_to_the_server_are_limited() -> None:
             writer.close()
         for _, writer in streams:
             await writer.wait_closed()
+
+    on_site(test)
+
+
+def test_who_connects_and_asks_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exproto_app.inspector.server.SILENCE", 0.1)
+
+    async def test(site: Site) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.inspector.address.port)
+        writer.write(b"GET / HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+        async with site.page() as page:
+            await page.hear("table")
+            await asyncio.sleep(0.2)  # longer than the silence of one that has asked nothing
+            await page.say("table")
+            await page.hear("table")
+        assert not site.inspector._silent
 
     on_site(test)
 

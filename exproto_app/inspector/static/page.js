@@ -19,6 +19,8 @@ const COLUMNS = [
   ["queue", "Queue", "number extra"],
 ];
 
+const ENDED_TITLES = { last: "Ended", rate: "Frames", state: "Why" };
+
 const $ = (id) => document.getElementById(id);
 
 function make(tag, className, text) {
@@ -250,9 +252,10 @@ for (const [sort, title, className] of COLUMNS) {
 function ask(offset) {
   query.offset = Math.max(0, offset);
   for (const cell of $("head").children) {
-    const [, title] = COLUMNS.find(([sort]) => sort === cell.dataset.sort);
-    const arrow = cell.dataset.sort !== query.sort ? "" : query.descending ? " ↓" : " ↑";
-    put(cell.firstChild, (cell.dataset.sort === "last" && query.ended ? "Ended" : title) + arrow);
+    const name = cell.dataset.sort;
+    const title = (query.ended && ENDED_TITLES[name]) || COLUMNS.find(([sort]) => sort === name)[1];
+    const arrow = name !== query.sort ? "" : query.descending ? " ↓" : " ↑";
+    put(cell.firstChild, title + arrow);
     cell.ariaSort = arrow ? (query.descending ? "descending" : "ascending") : null;
   }
   say("table", query);
@@ -307,15 +310,16 @@ function showRow(row, facts, now) {
   put(protocol, facts.protocol);
   put(peer, facts.peer);
   peer.title = facts.socktype;
-  put(state, facts.state);
+  put(state, facts.state + (facts.detail ? `: ${plain(facts.detail)}` : ""));
   state.className = "state-" + facts.state.replace(/\W/g, "-");
-  state.title = plain(facts.detail ?? "");
+  state.title = facts.detail ? state.textContent : "";
   put(since, age(now - facts.since));
   since.title = new Date(facts.since * 1000).toLocaleString();
-  const moment = query.ended ? facts.ended : facts.last;
+  const moment = facts.ended ?? facts.last;
   put(last, moment === null ? "never" : age(now - moment));
   last.title = moment === null ? "" : new Date(moment * 1000).toLocaleString();
-  put(rate, query.ended ? count(facts.frames) + " in all" : facts.frame_rate ? (facts.frame_rate < 10 ? facts.frame_rate.toFixed(1) : count(facts.frame_rate)) : "0");
+  const perSecond = facts.frame_rate > 0 && facts.frame_rate < 10 ? facts.frame_rate.toFixed(1) : count(facts.frame_rate);
+  put(rate, query.ended ? count(facts.frames) : perSecond);
   rate.title = `${count(facts.frames)} frames in all`;
   put(bytes, query.ended ? `${size(facts.received)} / ${size(facts.sent)}` : `${size(facts.rate_in)} / ${size(facts.rate_out)}`);
   bytes.title = `${count(facts.received)} bytes received, ${count(facts.sent)} sent in all`;
@@ -333,6 +337,9 @@ $("search").oninput = () => {
 };
 $("which").onchange = () => {
   query.ended = $("which").value === "ended";
+  query.sort = query.ended ? "last" : "since";
+  query.descending = true;
+  $("rows").className = $("which").value;
   ask(0);
 };
 $("newer").onclick = () => ask(query.offset - ROWS);
