@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 
 from ..channel import Channel
 from ..engine import Engine
+from ..sniff import Sniffer
 
-__all__ = ["Census", "Query"]
+__all__ = ["Census", "One", "Query"]
 
 ENDED: Final = 200
 """Connections that have ended and are remembered."""
@@ -25,7 +26,10 @@ LONGEST: Final = 256
 SHORTEST: Final = 0.1
 """Seconds between two looks that make a rate."""
 
-Row = dict[str, Any]
+One: TypeAlias = Channel | Sniffer
+"""A connection; a `Sniffer` as long as its protocol isn't known."""
+
+Row: TypeAlias = dict[str, Any]
 
 
 def _name(row: Row) -> tuple[bool, Any]:
@@ -124,22 +128,23 @@ class Census:
         self._marks: dict[Channel, _Mark] = {}
         self._sampled = 0.0
         self._ended: deque[Row] = deque(maxlen=ENDED)
-        self._waiting: list[Callable[[Channel], bool]] = []
+        self._waiting: list[Callable[[One], bool]] = []
 
     # --- the engine's observer
 
-    def connected(self, channel: Channel) -> None:
+    def connected(self, one: One) -> None:
         """Take note of a connection, and show it to those who wait for one."""
-        self._waiting = [taker for taker in self._waiting if not taker(channel)]
+        self._waiting = [taker for taker in self._waiting if not taker(one)]
 
-    def ended(self, channel: Channel) -> None:
+    def ended(self, one: One) -> None:
         """Remember how a connection ended."""
-        row = self.row(channel)
-        row.update(state=channel.reason or "closed", detail=channel.detail[:LONGEST], ended=self._now())
+        row = self.row(one)
+        row.update(state=one.reason or "closed", detail=one.detail[:LONGEST], ended=self._now())
         self._ended.append(row)
-        self._marks.pop(channel, None)
+        if isinstance(one, Channel):
+            self._marks.pop(one, None)
 
-    def when_connected(self, taker: Callable[[Channel], bool]) -> Callable[[], None]:
+    def when_connected(self, taker: Callable[[One], bool]) -> Callable[[], None]:
         """Show each new connection to *taker* until it returns True; return what takes this back."""
         self._waiting.append(taker)
 
@@ -173,13 +178,13 @@ class Census:
             mark.rate_out = (sent - mark.sent) / passed
             mark.frames, mark.received, mark.sent = frames, received, sent
 
-    def find(self, conn_id: str) -> Channel | None:
+    def find(self, conn_id: str) -> One | None:
         """Return the connection of that id."""
-        return next((channel for channel in self._engine.channels if channel.id == conn_id), None)
+        return next((one for one in self._engine.connections() if one.id == conn_id), None)
 
     def table(self, query: Query) -> dict[str, Any]:
         """Return the rows that *query* asks for, and how many there are."""
-        rows = self._ended if query.ended else map(self.row, self._engine.channels)
+        rows = self._ended if query.ended else map(self.row, self._engine.connections())
         words = query.search.casefold().split()
         found = [row for row in rows if not words or _has(row, words)]
         sorts = ENDED_SORTS if query.ended else SORTS
@@ -188,16 +193,27 @@ class Census:
             "rows": found[query.offset : query.offset + query.limit],
             "offset": query.offset,
             "found": len(found),
-            "open": len(self._engine.channels),
+            "open": self._engine.open,
             "ended": len(self._ended),
             "now": self._now(),
         }
 
-    def row(self, channel: Channel) -> Row:
-        """Return what is known of *channel*; times are in seconds since 1970, rates are a second."""
+    def row(self, one: One) -> Row:
+        """Return what is known of a connection; times are in seconds since 1970, rates are a second."""
+        info = one.info if isinstance(one, Sniffer) else one.conn.info
+        row: Row = {
+            "id": one.id,
+            "protocol": one.rules.name if isinstance(one, Sniffer) else one.conn.protocol,
+            "peer": str(info.peername),
+            "socktype": info.socktype,
+            "since": one.since + self._offset,
+        }
+        row.update(_sniffer_facts(one) if isinstance(one, Sniffer) else self._facts(one))
+        return row
+
+    def _facts(self, channel: Channel) -> Row:
         mark = self._marks.get(channel) or _NO_MARK
-        conn, client, lane = channel.conn, channel.client, channel.lane
-        info = conn.info
+        client, lane = channel.client, channel.lane
         queue = {
             "bytes to handle": channel.queued,
             "bytes to send": channel.outbox_bytes,
@@ -207,13 +223,8 @@ class Census:
         }
         last = mark.last if channel.frames_received == mark.frames else self._engine.runtime.time()
         return {
-            "id": channel.id,
-            "protocol": conn.protocol,
-            "peer": str(info.peername),
-            "socktype": info.socktype,
             "clientid": None if client is None else client.clientid[:LONGEST],
             "username": "" if client is None else client.username[:LONGEST],
-            "since": channel.since + self._offset,
             "last": None if last is None else last + self._offset,
             "frames": channel.frames_received,
             "received": channel.bytes_received,
@@ -231,6 +242,25 @@ class Census:
 
 
 _NO_MARK: Final = _Mark()
+
+
+def _sniffer_facts(sniffer: Sniffer) -> Row:
+    """Return what is known of a connection whose protocol isn't."""
+    waiting = len(sniffer.data)
+    return {
+        "clientid": None,
+        "username": "",
+        "last": None,
+        "frames": 0,
+        "received": waiting,
+        "sent": 0,
+        "frame_rate": 0.0,
+        "rate_in": 0.0,
+        "rate_out": 0.0,
+        "queue": waiting,
+        "queues": {"bytes to handle": waiting} if waiting else {},
+        "state": "sniffing" if sniffer.reason is None else "closing",
+    }
 
 
 def _state(channel: Channel) -> str:

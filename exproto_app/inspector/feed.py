@@ -36,14 +36,16 @@ class Feed:
         self._size = 0
         self._lost = 0
         self._latest = 0.0
+        self._protocol = ""
 
     def __call__(self, tap: Tap, now: float, event: Event) -> None:
         """Keep *event*."""
+        self._protocol = tap.protocol
         self._latest = round(now - self._began, 6)
         if self._lost or len(self._events) >= EVENTS or self._size >= SIZE:
             self._lost += 1
             return
-        facts: dict[str, Any] = {"at": self._latest, **facts_of(event)}
+        facts: dict[str, Any] = {"at": self._latest, "protocol": tap.protocol, **facts_of(event)}
         if type(event) is Failed:
             facts["traceback"] = tap.hide(_trace(event.error))
         text = json.dumps(facts, separators=(",", ":"))
@@ -55,7 +57,7 @@ class Feed:
     def take(self) -> str:
         """Return what waits, the elements of a JSON array; empty for nothing."""
         if self._lost:
-            gap = {"at": self._latest, **facts_of(Gap(self._lost))}
+            gap = {"at": self._latest, "protocol": self._protocol, **facts_of(Gap(self._lost))}
             self._events.append(json.dumps(gap, separators=(",", ":")))
         text = ",".join(self._events)
         self._events.clear()

@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 
-from ..channel import Channel
 from ..recording import header
-from .census import Census, Query
+from ..sniff import Sniffer
+from .census import Census, One, Query
 from .feed import Feed
 
 __all__ = ["Live"]
@@ -58,7 +58,7 @@ class Live:
         self._wake = asyncio.Event()
         self._due = 0.0
         self._query = Query()
-        self._channel: Channel | None = None
+        self._watched: One | None = None
         self._feed: Feed | None = None
         self._withdraw: Callable[[], None] | None = None
         self._number = "null"
@@ -119,47 +119,50 @@ class Live:
     def _watch(self, conn_id: str, number: object) -> None:
         self._unwatch()
         self._number = json.dumps(number)
-        channel = self._census.find(conn_id)
-        if channel is None:
+        one = self._census.find(conn_id)
+        if one is None:
             self._answer({"type": "gone", "id": conn_id, "number": number})
         else:
-            self._show(channel, late=True)
+            self._show(one, late=True)
 
     def _watch_next(self, protocol: str | None, number: object) -> None:
         self._unwatch()
         self._number = json.dumps(number)
 
-        def taker(channel: Channel) -> bool:
-            if protocol and channel.protocol.router.name != protocol:
+        def taker(one: One) -> bool:
+            if protocol and protocol not in self._census.row(one)["protocol"].split(","):
                 return False
             self._withdraw = None
-            self._show(channel, late=False)
+            self._show(one, late=False)
             return True
 
         self._withdraw = self._census.when_connected(taker)
 
-    def _show(self, channel: Channel, *, late: bool) -> None:
-        began = channel.engine.runtime.time()
+    def _show(self, one: One, *, late: bool) -> None:
+        began = one.engine.runtime.time()
         started = time.time()
         text = datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="microseconds")
         self._answer(
             {
                 "type": "watching",
                 "number": json.loads(self._number),
-                "row": self._census.row(channel),
+                "row": self._census.row(one),
                 "started": started,
                 "header": json.loads(header(text, f"exproto-app {version('exproto-app')}")),
             }
         )
-        self._channel, self._feed = channel, Feed(began, self._wake.set)
-        channel.watch(self._feed, late=late)
+        self._watched, self._feed = one, Feed(began, self._wake.set)
+        one.watch(self._feed, late=late)
 
     def _unwatch(self) -> None:
         if self._withdraw is not None:
             self._withdraw()
-        if self._channel is not None and self._feed is not None:
-            self._channel.unwatch(self._feed)
-        self._channel = self._feed = self._withdraw = None
+        one = self._watched
+        if isinstance(one, Sniffer) and one.channel is not None:
+            one = one.channel
+        if one is not None and self._feed is not None:
+            one.unwatch(self._feed)
+        self._watched = self._feed = self._withdraw = None
 
     # --- to the page
 

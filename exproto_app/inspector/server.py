@@ -35,7 +35,7 @@ from ..hexdump import undump
 from ..models import Address
 from ..runner import Runner
 from .access import Access, Refusal, is_loopback, new_token
-from .census import Census, Query
+from .census import Census, One, Query
 from .live import Live
 
 __all__ = ["Inspector"]
@@ -320,15 +320,17 @@ class Inspector:
 
     # --- what is done
 
-    def _find(self, request: web.Request) -> Channel:
-        channel = self._census.find(request.match_info["id"])
-        if channel is None:
+    def _find(self, request: web.Request) -> One:
+        one = self._census.find(request.match_info["id"])
+        if one is None:
             raise web.HTTPNotFound(reason="this connection is gone")
-        return channel
+        return one
 
     async def _send(self, request: web.Request) -> web.Response:
         given = await _body(request)
         channel, data = self._find(request), _data(given)
+        if not isinstance(channel, Channel):
+            raise CommandError("the device has to speak first: its protocol isn't known yet")
         raw = bool(given.get("raw"))
         if not raw and channel.builds:  # by hand it is a frame, no message of the codec
             data, raw = channel.protocol.router.reply_framing.encode(data), True
@@ -338,9 +340,9 @@ class Inspector:
 
     async def _close(self, request: web.Request) -> web.Response:
         await _body(request)
-        channel = self._find(request)
-        log.info("%s = the inspector closes it", channel)
-        channel.terminate()
+        one = self._find(request)
+        log.info("%s = the inspector closes it", one)
+        one.end("terminated")
         return web.json_response({})
 
     async def _publish(self, request: web.Request) -> web.Response:

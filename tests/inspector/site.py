@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -109,9 +109,15 @@ class Site:
     http: aiohttp.ClientSession
     devices: list[Device] = attrs.field(factory=list)
 
+    def address_of(self, protocol: str) -> Address:
+        for _, routers, address in self.gateway.addresses:
+            if protocol in [router.name for router in routers]:
+                return address
+        raise AssertionError(f"nobody listens for {protocol}")
+
     async def device(self, protocol: str = "default", login: str = "") -> Device:
-        port = next(address.port for _, router, address in self.gateway.addresses if router.name == protocol)
-        device = Device(*await asyncio.open_connection("127.0.0.1", port))
+        address = self.address_of(protocol)
+        device = Device(*await asyncio.open_connection(address.host, address.port))
         self.devices.append(device)
         if login:
             assert await device.ask(f"login {login}") == "welcome"
@@ -144,12 +150,15 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    app: App | None = None, *, token: str | None = None, host: str = "127.0.0.1"
+    app: App | None = None,
+    *,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    listens: Sequence[str] = ("default=tcp://127.0.0.1:0", "meter=udp://127.0.0.1:0"),
 ) -> AsyncIterator[Site]:
     app = app or fleet()
-    listens = ["default=tcp://127.0.0.1:0", "meter=udp://127.0.0.1:0"]
     inspector = Inspector(app, Address(host, 0), token=token)
-    async with Gateway(app, listens if "meter" in app.protocols else listens[:1]) as gateway:
+    async with Gateway(app, listens) as gateway:
         await inspector.start(gateway)
         url = f"http://127.0.0.1:{inspector.address.port}"
         try:

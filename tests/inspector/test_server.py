@@ -173,7 +173,7 @@ def test_what_a_page_saw_can_be_replayed(tmp_path: Path) -> None:
             await device.close()
             events = await page.events_until("closed")
         row = watching["row"]
-        who = {"conn": row["id"], "protocol": row["protocol"]}
+        who = {"conn": row["id"]}
         lines.append(json.dumps(watching["header"]) + "\n")
         lines.extend(json.dumps({**who, **event}) + "\n" for event in events if event["event"] != "frame")
 
@@ -287,7 +287,7 @@ def test_bytes_go_past_a_codec_but_not_past_the_framing() -> None:
         assert await site.post(f"/api/connections/{row['id']}/send", {"text": "by hand"}) == (200, {})
         assert await device.line() == "by hand"
 
-    on_site(test, app=app)
+    on_site(test, app=app, listens=["tcp://127.0.0.1:0"])
 
 
 def test_a_message_is_published() -> None:
@@ -636,7 +636,7 @@ def test_rates_and_the_time_of_the_last_frame_come_from_looking_twice(
 
 def test_a_datagram_device_has_a_row_too() -> None:
     async def test(site: Site) -> None:
-        address = next(one for _, router, one in site.gateway.addresses if router.name == "meter")
+        address = site.address_of("meter")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as meter:
             meter.sendto(b"\x01\x02", (address.host, address.port))
             while not (rows := await site.rows(search="meter")):
@@ -667,7 +667,7 @@ def test_a_device_that_is_read_no_more_is_said_to_be_busy() -> None:
         go_on.set()
         assert await device.line() == "done"
 
-    on_site(test, app=app)
+    on_site(test, app=app, listens=["tcp://127.0.0.1:0"])
 
 
 def test_serve_has_an_inspector_too() -> None:
@@ -694,3 +694,53 @@ def test_workers_ask_for_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN, "")
     share_token("0.0.0.0:8080", "")
     assert len(os.environ[TOKEN]) > 16
+
+
+def test_a_device_whose_protocol_its_first_bytes_tell_is_seen_from_the_beginning() -> None:
+    app = App()
+    for name in ("truck", "meter"):
+        router = app.protocol(name, framing=Line(), sniff=name.encode())
+        router.on_received(lambda conn, frame: b"ok")
+
+    async def test(site: Site) -> None:
+        async with site.page() as page:
+            await page.say("watch next", protocol="meter")
+            await page.say("table")
+            await page.hear("table")
+            device = await site.device("meter")
+            row = (await page.hear("watching"))["row"]
+            assert (row["protocol"], row["state"], row["clientid"]) == ("truck,meter", "sniffing", None)
+            assert await site.get(f"/api/connections/{row['id']}") == (200, row)
+            status, answer = await site.post(f"/api/connections/{row['id']}/send", {"text": "x"})
+            assert (status, "protocol isn't known yet" in answer["error"]) == (409, True)
+            assert await device.ask("meter 1") == "ok"
+            events = await page.events_until("out")
+        assert [event["event"] for event in events] == ["opened", "in", "frame", "out"]
+        assert [event["protocol"] for event in (events[0], events[-1])] == ["truck,meter", "meter"]
+        (after,) = await site.rows()
+        assert (after["protocol"], after["since"], after["received"]) == ("meter", row["since"], 8)
+        (channel,) = site.gateway.runner.engine.channels
+        while channel.tap is not None:
+            await device.ask("more")
+
+    on_site(test, app=app, listens=["truck,meter=tcp://127.0.0.1:0"])
+
+
+def test_a_device_that_no_protocol_takes_is_remembered() -> None:
+    app = App()
+    for name in ("truck", "meter"):
+        app.protocol(name, framing=Line(), sniff=name.encode()).on_received(lambda conn, frame: b"ok")
+
+    async def test(site: Site) -> None:
+        device = await site.device("meter")
+        (row,) = await site.rows(search="sniffing")
+        other = await site.device("meter")
+        assert await other.ask("bicycle") == ""
+        while not (ended := await site.rows(ended=1)):
+            pass
+        assert ended[0]["detail"] == "no protocol takes 8 bytes"
+        assert ended[0]["protocol"] == "truck,meter"
+        assert await site.post(f"/api/connections/{row['id']}/close", {}) == (200, {})
+        assert await device.line() == ""
+
+    on_site(test, app=app, listens=["truck,meter=tcp://127.0.0.1:0"])

@@ -418,6 +418,10 @@ function arrive(list) {
     event.began = subject.started;
     events.push(event);
     characters += event.size;
+    if (event.protocol !== subject.row.protocol) {
+      subject.row.protocol = event.protocol; // the first bytes told it
+      showWho();
+    }
     if (event.event === "gap") missed += event.count;
     if (event.event === "registered") {
       subject.row.clientid = event.client.clientid;
@@ -658,14 +662,14 @@ $("back").onclick = () => {
 
 // What is in the recording's format, and nothing that is ours alone.
 function recording() {
-  const { id: conn, protocol } = subject.row;
+  const conn = subject.row.id;
   const lines = [JSON.stringify(start.header)];
   let lost = forgotten;
   for (const { size, began, traceback, ...event } of events) {
     if (event.event === "frame" || (event.event === "opened" && lines.length > 1)) continue;
     const at = Math.round((event.at + began - start.started) * 1e6) / 1e6;
-    lines.push(JSON.stringify({ ...event, at, conn, protocol }));
-    if (lost) lines.push(JSON.stringify({ at, conn, protocol, event: "gap", count: lost }));
+    lines.push(JSON.stringify({ ...event, at, conn }));
+    if (lost) lines.push(JSON.stringify({ at, conn, protocol: event.protocol, event: "gap", count: lost }));
     lost = 0;
   }
   return lines.join("\n") + "\n";
