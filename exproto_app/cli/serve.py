@@ -18,7 +18,17 @@ from ..models import Address
 from ..target import load
 from .emqx_ports import LISTENER_PORT, choose_ports, protocol_option
 from .limits import limit, sniff_options
-from .observe import log_options, metrics_option, observed, open_metrics, parse_address
+from .observe import (
+    inspect_options,
+    inspected,
+    log_options,
+    metrics_option,
+    observed,
+    open_inspector,
+    open_metrics,
+    parse_address,
+    share_token,
+)
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .reload import reload, reload_option
 from .watching import watching, watching_options
@@ -26,6 +36,7 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
+    from ..inspector import Inspector
 
 __all__ = ["command"]
 
@@ -63,6 +74,7 @@ _OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
 @watching_options
 @stats_option
 @metrics_option
+@inspect_options
 @log_options
 @loop_option
 def command(
@@ -79,6 +91,8 @@ def command(
     reloads: bool,
     stats: float | None,
     metrics: str | None,
+    inspect: str | None,
+    inspect_token: str | None,
     log_level: str,
     log_format: str,
     loop: str,
@@ -95,6 +109,7 @@ def command(
     address = parse_address(bind, "--bind", "127.0.0.1:9001")
     if reloads and worker is None and not print_config:
         listen = Listen(scheme="tcp", host=address.host, port=address.port)
+        share_token(inspect, inspect_token)
         sys.exit(reload(target, [listen], (cert, key, client_ca)))
     app = load(target)
     limit(app, limits)
@@ -111,12 +126,17 @@ def command(
         app, address, adapter_map, ports=ports, tls=tls, sockets=worker.sockets[0] if worker else None
     )
     served = open_metrics(app, metrics)
+    page = open_inspector(app, inspect, inspect_token)
     with watching(app):
-        run_loop(_serve(service, stats, served, worker), find_uvloop(loop))
+        run_loop(_serve(service, stats, served, page, worker), find_uvloop(loop))
 
 
 async def _serve(
-    service: Service, stats: float | None, metrics: Metrics | None, worker: Worker | None
+    service: Service,
+    stats: float | None,
+    metrics: Metrics | None,
+    inspector: Inspector | None,
+    worker: Worker | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -125,12 +145,12 @@ async def _serve(
     else:
         worker.obey(loop, stop)
     with observed(service, metrics):
-        async with service:
-            line = f"serving EMQX's ExProto gateway on {service.address}"
+        async with service, inspected(inspector, service) as page:
+            lines = [*page, f"serving EMQX's ExProto gateway on {service.address}"]
             if worker is None:
-                click.echo(f"{line}; Ctrl-C ends it")
+                click.echo("\n".join(lines) + "; Ctrl-C ends it")
             else:
-                worker.ready([line])
+                worker.ready(lines)
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
             await stop.wait()
             log.info("grpc = stopping: %d connections", service.runner.engine.open)

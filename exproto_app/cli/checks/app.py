@@ -29,6 +29,7 @@ EXTRAS: Final = {
     "pcap": ("dpkt",),
     "reload": ("watchfiles",),
     "uvloop": ("uvloop",),
+    "web": ("aiohttp",),
 }
 """The modules that each extra of the package brings."""
 

@@ -174,6 +174,19 @@ class Service:
         """Whether brokers may call."""
         return bool(self._servers) and not self.stopping
 
+    @property
+    def listening(self) -> list[tuple[str, str]]:
+        """What brokers may call for: each protocol's name, and where, by the broker's listener."""
+        where = f"gRPC on {self.address}"
+        return [
+            *((router.name, where) for router in self._only or ()),
+            *(
+                (router.name, f":{port} of EMQX, {where}")
+                for port, routers in self._ports.items()
+                for router in routers
+            ),
+        ]
+
     async def start(self) -> None:
         """Start the app, then listen."""
         context = self._tls.context() if self._tls is not None else None
