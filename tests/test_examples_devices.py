@@ -1,0 +1,215 @@
+"""The examples of real protocols, spoken to as their devices speak."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exproto_app import ClientInfo
+from exproto_app.models import SockType
+from exproto_app.target import load
+from exproto_app.testing import TestClient
+
+from .devices import DEVICES, GT06, Device, Step, gt06_frame
+
+Send = Callable[[TestClient, bytes], None]
+
+each = pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.protocol)
+
+
+@contextmanager
+def connected(device: Device, **options: Any) -> Iterator[TestClient]:
+    """Connect *device* to its example."""
+    socktype: SockType = "udp" if device.udp else "tcp"
+    app = load(device.path)
+    with TestClient(app, device.protocol, socktype=socktype, **options) as client:
+        yield client
+
+
+@contextmanager
+def logged_in(device: Device, **options: Any) -> Iterator[TestClient]:
+    """Connect *device* and log it in."""
+    with connected(device, **options) as client:
+        play(client, device.login)
+        yield client
+
+
+def said(client: TestClient) -> list[tuple[str, Any]]:
+    """Return what was published since the last call: topics, and what their JSON holds."""
+    messages = [(message.topic, json.loads(message.payload)) for message in client.published]
+    client.published.clear()
+    return messages
+
+
+def play(client: TestClient, step: Step, send: Send = TestClient.send) -> None:
+    """Have the device go through *step*."""
+    if step.command is not None:
+        client.deliver(*step.command)
+    assert client.recv() == step.asked
+    send(client, step.sends)
+    assert client.recv() == step.answer
+    assert said(client) == list(step.published)
+
+
+def bytewise(client: TestClient, data: bytes) -> None:
+    client.send(data, chunk=1)
+
+
+@each
+@pytest.mark.parametrize("send", [TestClient.send, bytewise], ids=["whole", "bytewise"])
+def test_a_device_is_understood_whole_and_byte_by_byte(device: Device, send: Send) -> None:
+    """Each frame is answered and published as its protocol has it; commands come back with their answer."""
+    if device.udp:
+        send = TestClient.send  # a datagram comes whole
+    with connected(device) as client:
+        for step in (device.login, *device.steps, *device.commands):
+            play(client, step, send)
+        assert client.app.stats["frames_bad"] == 0
+        assert client.app.stats["frames_unhandled"] == 0
+
+
+@each
+def test_a_frame_may_be_split_anywhere(device: Device) -> None:
+    """Two reads give what one does, wherever the network cuts."""
+    if device.udp:
+        pytest.skip("a datagram comes whole")
+    with logged_in(device) as client:
+        for step in device.steps:
+            for place in range(1, len(step.sends)):
+                client.send(step.sends[:place])
+                client.send(step.sends[place:])
+                assert client.recv() == step.answer
+                assert said(client) == list(step.published)
+
+
+@each
+def test_nothing_is_taken_from_a_device_before_its_login(device: Device) -> None:
+    """It gets no answer, nothing is published, and where the protocol has a login the device is closed."""
+    for step in device.steps if device.login.sends else ():
+        with connected(device) as client:
+            client.send(step.sends)
+            assert client.recv() == b""
+            assert said(client) == []
+            assert client.closed
+
+
+@each
+def test_a_login_that_the_broker_refuses_ends_the_connection(device: Device) -> None:
+    """The device gets no answer that it could take for a yes."""
+
+    def login(client: ClientInfo, password: str | None) -> bool:
+        return False
+
+    if device.login.sends:
+        with connected(device, login=login) as client:
+            client.send(device.login.sends)
+            assert client.recv() == b""
+            assert client.closed
+
+
+@each
+def test_a_bad_frame_costs_itself_alone(device: Device) -> None:
+    """The device stays, and what it sends behind is understood, in the same read too."""
+    step = device.steps[0]
+    with logged_in(device) as client:
+        for number, frame in enumerate(device.bad, start=1):
+            client.send(frame)
+            assert (client.recv(), said(client)) == (b"", [])
+            play(client, step)
+            if not device.udp:
+                client.send(frame + step.sends)
+                assert (client.recv(), said(client)) == (step.answer, list(step.published))
+            assert client.app.stats["frames_bad"] == number * (1 if device.udp else 2)
+
+
+@each
+@given(data=st.data())
+def test_any_stream_cut_anywhere(device: Device, data: st.DataObject) -> None:
+    """Frames, good and bad, with garbage between them, in any pieces: each good one is handled, in order."""
+    nothing = [Step(frame) for frame in (*device.bad, device.garbage)]
+    steps = data.draw(st.lists(st.sampled_from([*device.steps, *nothing]), max_size=12))
+    wire = [step.sends for step in steps]
+    with logged_in(device) as client:
+        for piece in wire if device.udp else cut(b"".join(wire), data.draw):
+            client.send(piece)
+        assert client.recv() == b"".join(step.answer for step in steps)
+        assert said(client) == [message for step in steps for message in step.published]
+        assert not client.closed
+
+
+def cut(stream: bytes, draw: Callable[[Any], Any]) -> Sequence[bytes]:
+    """Return *stream* in pieces."""
+    places = draw(st.lists(st.integers(0, len(stream)), max_size=20).map(sorted))
+    ends = [*places, len(stream)]
+    return [stream[start:end] for start, end in zip([0, *places], ends, strict=True)]
+
+
+@each
+@given(data=st.data())
+def test_damage_and_nonsense_raise_nothing(device: Device, data: st.DataObject) -> None:
+    """Whatever comes, no handler fails: it costs its frame or, where framing is lost, the connection."""
+    sends = st.sampled_from([step.sends for step in (*device.steps, *device.commands)])
+    damaged = st.tuples(sends, st.integers(0, 1_000), st.integers(1, 255)).map(lambda it: damage(*it))
+    pieces = data.draw(st.lists(st.one_of(sends, damaged, st.binary(max_size=40)), max_size=8))
+    with logged_in(device) as client:
+        for piece in pieces:
+            if not client.closed:
+                client.send(piece)
+
+
+def damage(frame: bytes, place: int, value: int) -> bytes:
+    """Change one byte of *frame*."""
+    place %= len(frame)
+    return frame[:place] + bytes([frame[place] ^ value]) + frame[place + 1 :]
+
+
+def test_gt06_a_command_without_an_answer_is_told() -> None:
+    """So is one that is too long for a frame; neither harms the tracker."""
+    topic = "devices/123456789012345"
+    with logged_in(GT06) as client:
+        client.deliver(f"{topic}/command", b"STATUS#")
+        client.deliver(f"{topic}/command", b"x" * 300)
+        client.advance(10)
+        assert said(client) == [
+            (
+                f"{topic}/answer",
+                {"command": "x" * 300, "error": "frame has 310 bytes, that is no length of 1 bytes: 310"},
+            ),
+            (f"{topic}/answer", {"command": "STATUS#", "error": "no answer within 10 s"}),
+        ]
+        client.recv()
+        play(client, GT06.steps[0])
+
+
+def test_gt06_answers_go_to_the_command_that_they_belong_to() -> None:
+    """Commands may wait together; a long answer comes in a long frame, perhaps in UTF-16."""
+    topic = "devices/123456789012345"
+    with logged_in(GT06) as client:
+        client.deliver(f"{topic}/command", b"A#")
+        client.deliver(f"{topic}/command", b"B#")
+        client.send(bytes.fromhex(gt06_frame("2100000001020042004f004b0008", long=True)))
+        client.send(bytes.fromhex(gt06_frame("150600000000414100020007")))
+        assert said(client) == [
+            (f"{topic}/answer", {"command": "B#", "answer": "BOK"}),
+            (f"{topic}/answer", {"command": "A#", "answer": "AA"}),
+        ]
+
+
+def test_gt06_a_tracker_is_who_it_logged_in_as() -> None:
+    """The same login again is answered; as another it is closed."""
+    with connected(GT06) as client:
+        client.send(bytes.fromhex("78780d0103534190360660610003c3df0d0a"))
+        assert client.recv() == bytes.fromhex(gt06_frame("010003"))
+        client.send(bytes.fromhex("78780d0103534190360660610003c3df0d0a"))
+        assert client.recv() == bytes.fromhex(gt06_frame("010003"))
+        assert client.connection.client is not None
+        assert client.connection.client.clientid == "353419036066061"
+        client.send(GT06.login.sends)
+        assert client.recv() == b""
+        assert client.closed
