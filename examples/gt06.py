@@ -13,7 +13,8 @@ devices/IMEI/command, such as Relay,1#, is sent to the tracker.
 
 Try it: exproto-app run examples/gt06.py, and in another terminal log in and tell a status:
 
-    printf 78780d01012345678901234500018cdd0d0a78780a13c40604000201298f5b0d0a | xxd -r -p | nc -q1 0 7993
+    printf 78780d01012345678901234500018cdd0d0a78780a13c40604000201298f5b0d0a |
+        xxd -r -p | nc -q1 127.0.0.1 7993 | xxd -p
 """
 
 import itertools

@@ -8,7 +8,19 @@ import sys
 
 from .figures import BELOW
 
-NAMES = ("framing", "gateway", "idle", "hub", "observe", "tap", "workers", "erlport", "grpc", "mqtt")
+NAMES = (
+    "framing",
+    "gateway",
+    "devices",
+    "idle",
+    "hub",
+    "observe",
+    "tap",
+    "workers",
+    "erlport",
+    "grpc",
+    "mqtt",
+)
 
 
 def main(names: list[str]) -> int:
