@@ -26,9 +26,16 @@ from typing import Any
 
 import attrs
 
-from exproto_app import App, Connection, Message
+from exproto_app import (
+    App,
+    Connection,
+    DeniedError,
+    FramingError,
+    Message,
+    RequestTimeout,
+    UnavailableError,
+)
 from exproto_app.checksums import CRC16_X25
-from exproto_app.errors import DeniedError, FramingError, RequestTimeout, UnavailableError
 from exproto_app.framing import Checked, FirstOf, LengthPrefix, Resync
 
 # --- what is on the wire: 7878 and one byte of length, or 7979 and two; type, content, serial; CRC; 0D0A

@@ -11,9 +11,19 @@ from typing import Any
 
 import attrs
 
-from exproto_app.checksums import CRC16_X25
+from exproto_app.checksums import CRC16_ARC, CRC16_X25
 
-__all__ = ["DEVICES", "EXAMPLES", "Device", "Step"]
+__all__ = [
+    "DEVICES",
+    "EXAMPLES",
+    "GT06",
+    "TELTONIKA",
+    "TELTONIKA_UDP",
+    "Device",
+    "Step",
+    "gt06_frame",
+    "teltonika_packet",
+]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -47,6 +57,8 @@ class Device:
     commands: tuple[Step, ...]
     bad: tuple[bytes, ...]
     garbage: bytes = b""
+    refused: bytes = b""
+    """What it is told when the broker doesn't let it in, before it is closed."""
     udp: bool = False
 
     @property
@@ -144,4 +156,123 @@ GT06 = Device(
     ),
     b"\x00\x78junk\r\n",
 )
-DEVICES = (GT06,)
+# --- Teltonika
+
+
+def teltonika_packet(packet: str) -> str:
+    """Return the frame around a packet that is made up."""
+    data = bytes.fromhex(packet)
+    return f"{len(data):016x}{packet}{CRC16_ARC(data):08x}"
+
+
+def teltonika_position(time: str, io: dict[str, int | str], **fields: object) -> dict[str, object]:
+    nowhere = {"lat": 0.0, "lon": 0.0, "altitude": 0, "speed": 0, "course": 0, "satellites": 0, "fix": False}
+    return {"time": time, **nowhere, "event": 1, "priority": 1, "io": io, **fields}
+
+
+TELTONIKA_TOPIC = "devices/356307042441013"
+TELTONIKA = Device(
+    "teltonika.py",
+    "teltonika",
+    step("000F333536333037303432343431303133", "01"),
+    (
+        step(
+            "000000000000003608010000016B40D8EA30010000000000000000000000000000000105021503010101425E0F01F1000060"
+            "1A014E0000000000000000010000C7CF",
+            "00000001",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-06-10T10:04:46+00:00", {"21": 3, "1": 1, "66": 24079, "241": 24602, "78": 0}
+                ),
+            ),
+        ),
+        step(
+            "000000000000004308020000016B40D57B480100000000000000000000000000000001010101000000000000016B40D5C198"
+            "010000000000000000000000000000000101010101000000020000252C",
+            "00000002",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position("2019-06-10T10:01:01+00:00", {"1": 0}, event=1),
+            ),
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position("2019-06-10T10:01:19+00:00", {"1": 1}, event=1),
+            ),
+        ),
+        step(  # Codec 8 extended, of the maker's document.
+            "000000000000004A8E010000016B412CEE000100000000000000000000000000000000010005000100010100010011001D00"
+            "010010015E2C880002000B000000003544C87A000E000000001DD7E06A00000100002994",
+            "00000001",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-06-10T11:36:32+00:00",
+                    {"1": 1, "17": 29, "16": 22949000, "11": 893700218, "14": 500686954},
+                ),
+            ),
+        ),
+        step(  # Made up: in the south-west, below the sea, with an element of three bytes and one of none.
+            teltonika_packet(
+                "8e010000016b412cee0002f1000000e1000000fff6010e07005a"
+                "0100000200000000000000000002010000034142430101000001"
+            ),
+            "00000001",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-06-10T11:36:32+00:00",
+                    {"256": "414243", "257": ""},
+                    lat=-52.0093696,
+                    lon=-25.165824,
+                    altitude=-10,
+                    speed=90,
+                    course=270,
+                    satellites=7,
+                    fix=True,
+                    event=256,
+                    priority=2,
+                ),
+            ),
+        ),
+    ),
+    (
+        step(  # The answer is made up.
+            teltonika_packet("0c01060000000c56657220312e32205250463101"),
+            "",
+            (f"{TELTONIKA_TOPIC}/answer", {"command": "getinfo", "answer": "Ver 1.2 RPF1"}),
+            command=(f"{TELTONIKA_TOPIC}/command", b"getinfo"),
+            asked="000000000000000F0C010500000007676574696E666F0100004312",
+        ),
+    ),
+    (
+        bytes.fromhex("000000000000000F0C010500000007676574696E666F0100004313"),
+        bytes.fromhex(teltonika_packet("08010000016b40d8ea300100000001")),  # the record is cut off
+        bytes.fromhex(teltonika_packet("080100000001")),
+        bytes.fromhex(teltonika_packet("990100")),  # a codec that there isn't
+    ),
+    b"\xff\xff",  # pings
+    refused=b"\x00",
+)
+
+TELTONIKA_UDP = Device(
+    "teltonika.py",
+    "teltonika-udp",
+    Step(b""),
+    (
+        step(
+            "003DCAFE0105000F33353230393330383634303336353508010000016B4F815B30010000000000000000000000000000000103"
+            "021503010101425DBC000001",
+            "0005CAFE010501",
+            (
+                "devices/352093086403655/position",
+                teltonika_position("2019-06-13T06:23:26+00:00", {"21": 3, "1": 1, "66": 23996}),
+            ),
+        ),
+    ),
+    (),
+    (bytes.fromhex("0018CAFE0105000F333532303933303836343033363535080001"),),
+    udp=True,
+)
+
+DEVICES = (GT06, TELTONIKA, TELTONIKA_UDP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ Send = Callable[[TestClient, bytes], None]
 each = pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.protocol)
 
 
+app_of = functools.cache(load)
+
+
 @contextmanager
 def connected(device: Device, **options: Any) -> Iterator[TestClient]:
     """Connect *device* to its example."""
     socktype: SockType = "udp" if device.udp else "tcp"
-    app = load(device.path)
-    with TestClient(app, device.protocol, socktype=socktype, **options) as client:
+    with TestClient(app_of(device.path), device.protocol, socktype=socktype, **options) as client:
         yield client
 
 
@@ -101,7 +104,7 @@ def test_nothing_is_taken_from_a_device_before_its_login(device: Device) -> None
 
 @each
 def test_a_login_that_the_broker_refuses_ends_the_connection(device: Device) -> None:
-    """The device gets no answer that it could take for a yes."""
+    """The device gets no answer that it could take for a yes, and what it sends with it is not taken."""
 
     def login(client: ClientInfo, password: str | None) -> bool:
         return False
@@ -109,7 +112,7 @@ def test_a_login_that_the_broker_refuses_ends_the_connection(device: Device) -> 
     if device.login.sends:
         with connected(device, login=login) as client:
             client.send(device.login.sends)
-            assert client.recv() == b""
+            assert client.recv() == device.refused
             assert client.closed
 
 
