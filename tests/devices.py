@@ -6,22 +6,29 @@ protocol's document where no frame of a device was at hand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from exproto_app.checksums import CRC16_ARC, CRC16_X25
+from exproto_app.checksums import CRC16_ARC, CRC16_X25, XOR
+from exproto_app.framing import JT808 as JT808_FRAMES
+from exproto_app.framing import Checked, Decoder
 
 __all__ = [
     "DEVICES",
     "EXAMPLES",
     "GT06",
+    "JT808",
+    "JT808_PHONE",
     "TELTONIKA",
-    "TELTONIKA_UDP",
     "Device",
     "Step",
     "gt06_frame",
+    "jt808_frame",
+    "jt808_general",
+    "jt808_login",
     "teltonika_packet",
 ]
 
@@ -60,6 +67,8 @@ class Device:
     refused: bytes = b""
     """What it is told when the broker doesn't let it in, before it is closed."""
     udp: bool = False
+    plain: Callable[[bytes], bytes] = bytes
+    """Takes out of answers what may differ: numbers that the server counts up."""
 
     @property
     def path(self) -> str:
@@ -275,4 +284,178 @@ TELTONIKA_UDP = Device(
     udp=True,
 )
 
-DEVICES = (GT06, TELTONIKA, TELTONIKA_UDP)
+# --- JT/T 808
+
+JT808_WIRE = Checked(JT808_FRAMES, XOR)
+
+
+def jt808_frame(kind: str, phone: str, serial: int, body: str = "", part: str = "") -> str:
+    """Return a message that is made up, with the header of 2019 if *phone* has 20 digits."""
+    content = bytes.fromhex(body)
+    properties = len(content) | (0x2000 if part else 0) | (0x4000 if len(phone) == 20 else 0)
+    version = "01" if len(phone) == 20 else ""
+    header = bytes.fromhex(f"{kind}{properties:04x}{version}{phone}{serial:04x}{part}")
+    return JT808_WIRE.encode(header + content).hex()
+
+
+def jt808_general(phone: str, serial: int, kind: str, result: int = 0) -> str:
+    """Return the general answer, whose own serial is left out of comparisons."""
+    return jt808_frame("8001", phone, 0, f"{serial:04x}{kind}{result:02x}")
+
+
+def without_serials(data: bytes) -> bytes:
+    """Return the frames in *data* without the serials of whoever sent them."""
+    frames = Decoder(JT808_WIRE).feed(data)
+    places = [15 if frame[2] & 0x40 else 10 for frame in frames]
+    return b"".join(frame[:place] + frame[place + 2 :] for frame, place in zip(frames, places, strict=True))
+
+
+def jt808_login(phone: str, auth: str = b"authentication".hex()) -> Step:
+    return step(jt808_frame("0102", phone, 6, auth), jt808_general(phone, 6, "0102"))
+
+
+JT808_BODY = "0000000000040007005de13c065c6cdb00160000000017011710054201040000a9002a02000030011b310104"
+JT808_POSITION = {
+    "time": "2017-01-17T02:05:42+00:00",
+    "lat": -6.152508,
+    "lon": 106.720475,
+    "altitude": 22,
+    "speed": 0.0,
+    "course": 0,
+    "fix": True,
+    "ignition": True,
+    "alarm": 0,
+    "mileage": 4326.4,
+    "2a": "0000",
+    "signal": 27,
+    "satellites": 4,
+}
+JT808_WEST_BODY = "000000010000000c" + "025e5f10" + "02faf080" + "0022" + "012d" + "010e" + "260101000000"
+JT808_WEST = {
+    "time": "2025-12-31T16:00:00+00:00",
+    "lat": -39.739152,
+    "lon": -50.0,
+    "altitude": 34,
+    "speed": 30.1,
+    "course": 270,
+    "fix": False,
+    "ignition": False,
+    "alarm": 1,
+}
+
+
+def jt808_steps(phone: str) -> tuple[Step, ...]:
+    """Return what is made up alike for terminals of both documents."""
+    topic = f"devices/{phone.lstrip('0')}"
+    batch = f"000201{len(JT808_BODY) // 2:04x}{JT808_BODY}{len(JT808_WEST_BODY) // 2:04x}{JT808_WEST_BODY}"
+    half = len(batch) // 4 * 2
+    return (
+        step(jt808_frame("0002", phone, 183), jt808_general(phone, 183, "0002")),
+        step(
+            jt808_frame("0200", phone, 3, JT808_WEST_BODY),
+            jt808_general(phone, 3, "0200"),
+            (f"{topic}/position", JT808_WEST),
+        ),
+        step(
+            jt808_frame("0704", phone, 0xFFFF, batch[:half], "00020001")
+            + jt808_frame("0704", phone, 0, batch[half:], "00020002"),
+            jt808_general(phone, 0xFFFF, "0704") + jt808_general(phone, 0, "0704"),
+            (f"{topic}/position", JT808_POSITION),
+            (f"{topic}/position", JT808_WEST),
+        ),
+        step(
+            jt808_frame("0900", phone, 9, "f07e7d"),
+            jt808_general(phone, 9, "0900"),
+            (f"{topic}/message", {"id": "0900", "body": "f07e7d"}),
+        ),
+        step(jt808_frame("0001", phone, 10, "0000810500")),
+    )
+
+
+def jt808_command(phone: str, serial: int) -> Step:
+    """Return a command, which has this *serial* of ours, and its answer."""
+    topic = f"devices/{phone.lstrip('0')}"
+    return step(
+        jt808_frame("0001", phone, 11, f"{serial:04x}810500"),
+        "",
+        (f"{topic}/answer", {"command": "8105f0", "result": 0}),
+        command=(f"{topic}/command", b"8105f0"),
+        asked=jt808_frame("8105", phone, serial, "f0"),
+    )
+
+
+JT808_PHONE = "013511221122"
+JT808_BAD = (
+    bytes.fromhex(
+        "7E02000032013511221122000700000000000C000301578CC006CA3A5C0047000000001407231720150104000000003001"
+        "1631010BD07E"
+    ),
+    bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, "00000000")),
+    bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, JT808_BODY, "00020003")),  # part 3 of 2
+    bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, JT808_BODY, "ffff0001")),
+    JT808_WIRE.encode(bytes.fromhex("000200050135112211220000")),  # its length is wrong
+)
+JT808 = Device(
+    "jt808.py",
+    "jt808",
+    step(
+        "7E0100002D013511221122000500000000373031303748422D52303347424400000000000000000000003233363631303402CB"
+        "D5424136383630387E"
+        "7E0102000E013511221122000661757468656E7469636174696F6E3F7E",
+        jt808_frame("8100", JT808_PHONE, 0, "000500" + b"authentication".hex())
+        + "7e8001000501351122112200010006010200b47e",
+        (
+            "devices/13511221122/terminal",
+            {"maker": "70107", "model": "HB-R03GBD", "terminal": "2366104", "plate": "苏BA6860"},
+        ),
+    ),
+    jt808_steps(JT808_PHONE),
+    (jt808_command(JT808_PHONE, 7),),
+    JT808_BAD,
+    b"junk",
+    bytes.fromhex(
+        jt808_frame("8100", JT808_PHONE, 0, "000500" + b"authentication".hex())
+        + jt808_general(JT808_PHONE, 6, "0102", 1)
+    ),
+    plain=without_serials,
+)
+JT808_2019 = attrs.evolve(
+    JT808,
+    login=jt808_login("00000000013511221122", "0e" + b"authentication123456789012345".hex() + "00" * 20),
+    steps=jt808_steps("00000000013511221122"),
+    commands=(jt808_command("00000000013511221122", 6),),
+    bad=(),
+    refused=bytes.fromhex(jt808_general("00000000013511221122", 6, "0102", 1)),
+)
+JT808_HEARTBEAT = attrs.evolve(
+    JT808,
+    login=jt808_login("043048325465"),
+    steps=(step("7e0002000004304832546500b7ca7e", jt808_general("043048325465", 183, "0002")),),
+    commands=(),
+    refused=bytes.fromhex(jt808_general("043048325465", 6, "0102", 1)),
+)
+JT808_LOCATION = attrs.evolve(
+    JT808,
+    login=jt808_login("001601285614"),
+    steps=(
+        step(
+            "7e0200002c00160128561400030000000000040007005de13c065c6cdb00160000000017011710054201040000a9002a02"
+            "00003"
+            "0011b310104e47e",
+            jt808_general("001601285614", 3, "0200"),
+            ("devices/1601285614/position", JT808_POSITION),
+        ),
+    ),
+    commands=(),
+    refused=bytes.fromhex(jt808_general("001601285614", 6, "0102", 1)),
+)
+
+DEVICES = {
+    "gt06": GT06,
+    "teltonika": TELTONIKA,
+    "teltonika-udp": TELTONIKA_UDP,
+    "jt808": JT808,
+    "jt808-2019": JT808_2019,
+    "jt808-heartbeat": JT808_HEARTBEAT,
+    "jt808-location": JT808_LOCATION,
+}

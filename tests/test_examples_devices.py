@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +18,22 @@ from exproto_app.models import SockType
 from exproto_app.target import load
 from exproto_app.testing import TestClient
 
-from .devices import DEVICES, GT06, Device, Step, gt06_frame
+from .devices import (
+    DEVICES,
+    GT06,
+    JT808,
+    JT808_PHONE,
+    Device,
+    Step,
+    gt06_frame,
+    jt808_frame,
+    jt808_general,
+    jt808_login,
+)
 
 Send = Callable[[TestClient, bytes], None]
 
-each = pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.protocol)
+each = pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
 
 
 app_of = functools.cache(load)
@@ -39,7 +51,7 @@ def connected(device: Device, **options: Any) -> Iterator[TestClient]:
 def logged_in(device: Device, **options: Any) -> Iterator[TestClient]:
     """Connect *device* and log it in."""
     with connected(device, **options) as client:
-        play(client, device.login)
+        play(device, client, device.login)
         yield client
 
 
@@ -50,14 +62,19 @@ def said(client: TestClient) -> list[tuple[str, Any]]:
     return messages
 
 
-def play(client: TestClient, step: Step, send: Send = TestClient.send) -> None:
-    """Have the device go through *step*."""
+def play(device: Device, client: TestClient, step: Step, send: Send = TestClient.send) -> None:
+    """Have *device* go through *step*."""
     if step.command is not None:
         client.deliver(*step.command)
     assert client.recv() == step.asked
     send(client, step.sends)
-    assert client.recv() == step.answer
-    assert said(client) == list(step.published)
+    check(device, client, step)
+
+
+def check(device: Device, client: TestClient, *steps: Step) -> None:
+    """Assert that what *device* has sent in *steps* was answered and published, and nothing else."""
+    assert device.plain(client.recv()) == b"".join(device.plain(step.answer) for step in steps)
+    assert said(client) == [message for step in steps for message in step.published]
 
 
 def bytewise(client: TestClient, data: bytes) -> None:
@@ -72,7 +89,7 @@ def test_a_device_is_understood_whole_and_byte_by_byte(device: Device, send: Sen
         send = TestClient.send  # a datagram comes whole
     with connected(device) as client:
         for step in (device.login, *device.steps, *device.commands):
-            play(client, step, send)
+            play(device, client, step, send)
         assert client.app.stats["frames_bad"] == 0
         assert client.app.stats["frames_unhandled"] == 0
 
@@ -87,8 +104,7 @@ def test_a_frame_may_be_split_anywhere(device: Device) -> None:
             for place in range(1, len(step.sends)):
                 client.send(step.sends[:place])
                 client.send(step.sends[place:])
-                assert client.recv() == step.answer
-                assert said(client) == list(step.published)
+                check(device, client, step)
 
 
 @each
@@ -112,7 +128,7 @@ def test_a_login_that_the_broker_refuses_ends_the_connection(device: Device) -> 
     if device.login.sends:
         with connected(device, login=login) as client:
             client.send(device.login.sends)
-            assert client.recv() == device.refused
+            assert device.plain(client.recv()) == device.plain(device.refused)
             assert client.closed
 
 
@@ -123,11 +139,11 @@ def test_a_bad_frame_costs_itself_alone(device: Device) -> None:
     with logged_in(device) as client:
         for number, frame in enumerate(device.bad, start=1):
             client.send(frame)
-            assert (client.recv(), said(client)) == (b"", [])
-            play(client, step)
+            check(device, client)
+            play(device, client, step)
             if not device.udp:
                 client.send(frame + step.sends)
-                assert (client.recv(), said(client)) == (step.answer, list(step.published))
+                check(device, client, step)
             assert client.app.stats["frames_bad"] == number * (1 if device.udp else 2)
 
 
@@ -141,8 +157,7 @@ def test_any_stream_cut_anywhere(device: Device, data: st.DataObject) -> None:
     with logged_in(device) as client:
         for piece in wire if device.udp else cut(b"".join(wire), data.draw):
             client.send(piece)
-        assert client.recv() == b"".join(step.answer for step in steps)
-        assert said(client) == [message for step in steps for message in step.published]
+        check(device, client, *steps)
         assert not client.closed
 
 
@@ -187,7 +202,7 @@ def test_gt06_a_command_without_an_answer_is_told() -> None:
             (f"{topic}/answer", {"command": "STATUS#", "error": "no answer within 10 s"}),
         ]
         client.recv()
-        play(client, GT06.steps[0])
+        play(GT06, client, GT06.steps[0])
 
 
 def test_gt06_answers_go_to_the_command_that_they_belong_to() -> None:
@@ -214,5 +229,56 @@ def test_gt06_a_tracker_is_who_it_logged_in_as() -> None:
         assert client.connection.client is not None
         assert client.connection.client.clientid == "353419036066061"
         client.send(GT06.login.sends)
+        assert client.recv() == b""
+        assert client.closed
+
+
+def test_jt808_the_platforms_messages_are_those_of_the_document() -> None:
+    """Serials count up from 0, and a command may have any body."""
+    with connected(JT808) as client:
+        client.send(JT808.login.sends)
+        assert client.recv() == JT808.login.answer  # to the byte
+    with logged_in(attrs.evolve(JT808, login=jt808_login("0b3a73ce2ff2"))) as client:
+        client.deliver("devices/b3a73ce2ff2/command", b"8105F0")
+        # The document's example, but for its serial, which is 0, and so its checksum.
+        assert client.recv() == bytes.fromhex("7e810500010b3a73ce2ff20001f0257e")
+
+
+def test_jt808_a_command_may_be_answered_by_a_message_of_its_own() -> None:
+    """Its serial tells which; a late general answer is no answer to the next command."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
+    with logged_in(JT808) as client:
+        for serial in (2, 3):
+            client.deliver(f"{topic}/command", b"8104")
+            asked = bytes.fromhex(jt808_frame("8104", JT808_PHONE, serial))
+            assert client.recv() == asked
+        client.advance(10)
+        client.deliver(f"{topic}/command", b"8104")
+        client.deliver(f"{topic}/command", b"reboot")
+        client.send(bytes.fromhex(jt808_frame("0001", JT808_PHONE, 20, "0002810400")))
+        client.send(bytes.fromhex(jt808_frame("0104", JT808_PHONE, 21, "00040100000001040000003c")))
+        answers = [values for _, values in said(client)]
+        assert [sorted(values) for values in answers] == [["command", "error"]] * 3 + [["answer", "command"]]
+        assert answers[-1] == {"command": "8104", "answer": "010400040100000001040000003c"}
+
+
+def test_jt808_parts_of_a_message_that_never_becomes_whole_are_forgotten() -> None:
+    """Those of the next one are not taken for its own, and what joins to nonsense is published as it is."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
+    with logged_in(JT808) as client:
+        for serial, part in ((1, "00030001"), (2, "00030002"), (7, "00020002"), (6, "00020001")):
+            client.send(bytes.fromhex(jt808_frame("0704", JT808_PHONE, serial, f"{serial:02x}", part)))
+        assert said(client) == [(f"{topic}/message", {"id": "0704", "body": "0607"})]
+        assert not client.closed
+
+
+def test_jt808_a_wrong_code_and_another_number_end_the_connection() -> None:
+    """The first is answered by a refusal, the second by nothing."""
+    with connected(JT808) as client:
+        client.send(bytes.fromhex(jt808_frame("0102", JT808_PHONE, 6, b"guess".hex())))
+        assert client.recv() == bytes.fromhex(jt808_general(JT808_PHONE, 6, "0102", 1))
+        assert client.closed
+    with logged_in(JT808) as client:
+        client.send(bytes.fromhex(jt808_frame("0002", "043048325465", 1)))
         assert client.recv() == b""
         assert client.closed
