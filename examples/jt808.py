@@ -36,19 +36,11 @@ from exproto_app.framing import JT808, Checked, Resync
 FRAMING = Resync(Checked(JT808, XOR))
 LOCATION = struct.Struct(">IIIIHHH6s")
 CHINA = timezone(timedelta(hours=8))
-VERSION, PARTS, LENGTH = 0x4000, 0x2000, 0x03FF  # in the header's properties
+VERSION, PARTS, CIPHER, LENGTH = 0x4000, 0x2000, 0x1C00, 0x03FF  # in the header's properties
 MOST_PARTS = 256
 ADDITIONS = {1: ("mileage", 10), 2: ("fuel", 10), 0x30: ("signal", 1), 0x31: ("satellites", 1)}
-ANSWERS = {
-    0x0001,
-    0x0104,
-    0x0201,
-    0x0302,
-    0x0500,
-    0x0700,
-    0x0802,
-    0x0805,
-}  # begin with the serial they answer
+# These begin with the serial of what they answer.
+ANSWERS = {0x0001, 0x0104, 0x0201, 0x0302, 0x0500, 0x0700, 0x0802, 0x0805}
 
 Values = dict[str, Any]
 
@@ -82,6 +74,8 @@ def parse(frame: bytes) -> Packet:
         body = body[4:]
     if len(body) != properties & LENGTH:
         raise ValueError(f"by its header the body has {properties & LENGTH} bytes, it has {len(body)}")
+    if properties & CIPHER:
+        raise ValueError("it is encrypted")
     if not 1 <= part <= parts <= MOST_PARTS or not any(phone):
         raise ValueError(f"this is part {part} of {parts}, from {phone.hex()}")
     packet = Packet(kind, frame[4:begin], phone, serial, body, part, parts)

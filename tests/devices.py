@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from exproto_app.checksums import CRC16_ARC, CRC16_X25, XOR
+from exproto_app.checksums import CRC16_ARC, CRC16_MODBUS, CRC16_X25, XOR
 from exproto_app.framing import JT808 as JT808_FRAMES
 from exproto_app.framing import Checked, Decoder
 
@@ -22,6 +22,8 @@ __all__ = [
     "GT06",
     "JT808",
     "JT808_PHONE",
+    "MODBUS",
+    "NMEA",
     "TELTONIKA",
     "Device",
     "Step",
@@ -29,6 +31,7 @@ __all__ = [
     "jt808_frame",
     "jt808_general",
     "jt808_login",
+    "modbus_frame",
     "teltonika_packet",
 ]
 
@@ -67,6 +70,8 @@ class Device:
     refused: bytes = b""
     """What it is told when the broker doesn't let it in, before it is closed."""
     udp: bool = False
+    anonymous: bool = False
+    """Whether the protocol has no login; then there may still be a first exchange."""
     plain: Callable[[bytes], bytes] = bytes
     """Takes out of answers what may differ: numbers that the server counts up."""
 
@@ -282,6 +287,7 @@ TELTONIKA_UDP = Device(
     (),
     (bytes.fromhex("0018CAFE0105000F333532303933303836343033363535080001"),),
     udp=True,
+    anonymous=True,
 )
 
 # --- JT/T 808
@@ -450,6 +456,173 @@ JT808_LOCATION = attrs.evolve(
     refused=bytes.fromhex(jt808_general("001601285614", 6, "0102", 1)),
 )
 
+# --- NMEA 0183
+
+
+def nmea_line(text: str) -> str:
+    """Return a sentence with its checksum, in hex."""
+    return f"{text}*{XOR(text[1:].encode()):02X}\r\n".encode().hex()
+
+
+NMEA_TOPIC = "devices/127.0.0.1"
+NMEA_TIME = "1994-03-23T12:35:19+00:00"
+NMEA = Device(
+    "nmea.py",
+    "nmea",
+    Step(b""),
+    (
+        Step(
+            b"$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,*47\r\n",
+            published=(
+                (
+                    f"{NMEA_TOPIC}/position",
+                    {
+                        "time": "12:35:19+00:00",
+                        "lat": 48.1173,
+                        "lon": 11.516667,
+                        "altitude": 545.4,
+                        "satellites": 8,
+                        "fix": True,
+                    },
+                ),
+            ),
+        ),
+        Step(
+            b"$GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W*6A\r\n",
+            published=(
+                (
+                    f"{NMEA_TOPIC}/position",
+                    {
+                        "time": NMEA_TIME,
+                        "lat": 48.1173,
+                        "lon": 11.516667,
+                        "speed": 41.4848,
+                        "course": 84.4,
+                        "fix": True,
+                    },
+                ),
+            ),
+        ),
+        Step(
+            b"$GPRMC,192350.000,V,0000.0000,N,00000.0000,E,,,110318,,*12\r\n",
+            published=(
+                (
+                    f"{NMEA_TOPIC}/position",
+                    {
+                        "time": "2018-03-11T19:23:50+00:00",
+                        "lat": 0.0,
+                        "lon": 0.0,
+                        "speed": None,
+                        "course": None,
+                        "fix": False,
+                    },
+                ),
+            ),
+        ),
+        step(  # Made up: in the south-west, by another system, in mode of NMEA 2.3.
+            nmea_line("$GNRMC,123519.25,A,3358.500,S,07030.000,W,0.0,359.9,230394,,,A"),
+            "",
+            (
+                f"{NMEA_TOPIC}/position",
+                {
+                    "time": "1994-03-23T12:35:19.250000+00:00",
+                    "lat": -33.975,
+                    "lon": -70.5,
+                    "speed": 0.0,
+                    "course": 359.9,
+                    "fix": True,
+                },
+            ),
+        ),
+        step(  # Made up: nothing is known yet.
+            nmea_line("$GPGGA,123519,,,,,0,,,,M,,M,,"),
+            "",
+            (
+                f"{NMEA_TOPIC}/position",
+                {
+                    "time": "12:35:19+00:00",
+                    "lat": None,
+                    "lon": None,
+                    "altitude": None,
+                    "satellites": 0,
+                    "fix": False,
+                },
+            ),
+        ),
+        step(
+            nmea_line("!AIVDM,1,1,,B,177KQJ5000G?tO`K>RA1wUbN0TKH,0"),
+            "",
+            (f"{NMEA_TOPIC}/sentence", {"sentence": "!AIVDM,1,1,,B,177KQJ5000G?tO`K>RA1wUbN0TKH,0"}),
+        ),
+    ),
+    (
+        step(
+            nmea_line("$PMTK001,220,3"),
+            "",
+            (f"{NMEA_TOPIC}/answer", {"command": "$PMTK220,1000", "answer": "$PMTK001,220,3"}),
+            command=(f"{NMEA_TOPIC}/command", b"$PMTK220,1000"),
+            asked=b"$PMTK220,1000*1F\r\n".hex(),
+        ),
+    ),
+    (
+        b"$GPRMC,192350.000,V,0000.0000,N,00000.0000,E,,,110318,,*13\r\n",
+        bytes.fromhex(nmea_line("$GPRMC,123519,A")),
+        bytes.fromhex(nmea_line("$GPGGA,123519,9907.038,X,01131.000,E,1,08,0.9,545.4,M,46.9,M,,")),
+        bytes.fromhex(nmea_line("$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,inf,M,46.9,M,,")),
+        bytes.fromhex(nmea_line("$GPRMC,129919,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W")),
+    ),
+    b"junk\xff",
+    anonymous=True,
+)
+NMEA_UDP = attrs.evolve(NMEA, udp=True)
+
+# --- Modbus RTU: the server asks; the CRCs are recomputed
+
+
+def modbus_frame(body: str) -> str:
+    """Return a frame that is made up."""
+    data = bytes.fromhex(body)
+    return (data + CRC16_MODBUS(data).to_bytes(2, "little")).hex()
+
+
+MODBUS_TOPIC = "devices/127.0.0.1"
+MODBUS_ASKS = "010300000002C40B"
+MODBUS = Device(
+    "modbus_rtu.py",
+    "modbus",
+    step(
+        "01030400060005DA31",
+        "",
+        (f"{MODBUS_TOPIC}/registers", {"unit": 1, "first": 0, "values": [6, 5]}),
+        asked=MODBUS_ASKS,
+    ),
+    (),
+    (
+        step(
+            "010600010003980B",
+            "",
+            (
+                f"{MODBUS_TOPIC}/answer",
+                {"command": '{"unit": 1, "register": 1, "value": 3}', "answer": "written"},
+            ),
+            command=(f"{MODBUS_TOPIC}/command", b'{"unit": 1, "register": 1, "value": 3}'),
+            asked="010600010003980B",
+        ),
+        step(
+            "018602C3A1",
+            "",
+            (
+                f"{MODBUS_TOPIC}/answer",
+                {"command": '{"unit": 1, "register": 9, "value": 3}', "error": "illegal data address"},
+            ),
+            command=(f"{MODBUS_TOPIC}/command", b'{"unit": 1, "register": 9, "value": 3}'),
+            asked="01060009000319C9",
+        ),
+    ),
+    (bytes.fromhex("01030400060005DA32"),),
+    anonymous=True,
+)
+
 DEVICES = {
     "gt06": GT06,
     "teltonika": TELTONIKA,
@@ -458,4 +631,7 @@ DEVICES = {
     "jt808-2019": JT808_2019,
     "jt808-heartbeat": JT808_HEARTBEAT,
     "jt808-location": JT808_LOCATION,
+    "nmea": NMEA,
+    "nmea-udp": NMEA_UDP,
+    "modbus": MODBUS,
 }

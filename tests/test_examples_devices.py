@@ -23,12 +23,15 @@ from .devices import (
     GT06,
     JT808,
     JT808_PHONE,
+    MODBUS,
+    NMEA,
     Device,
     Step,
     gt06_frame,
     jt808_frame,
     jt808_general,
     jt808_login,
+    modbus_frame,
 )
 
 Send = Callable[[TestClient, bytes], None]
@@ -37,6 +40,13 @@ each = pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
 
 
 app_of = functools.cache(load)
+
+
+speaking = pytest.mark.parametrize(
+    "device",
+    [device for device in DEVICES.values() if device.steps],
+    ids=[n for n in DEVICES if DEVICES[n].steps],
+)
 
 
 @contextmanager
@@ -94,7 +104,7 @@ def test_a_device_is_understood_whole_and_byte_by_byte(device: Device, send: Sen
         assert client.app.stats["frames_unhandled"] == 0
 
 
-@each
+@speaking
 def test_a_frame_may_be_split_anywhere(device: Device) -> None:
     """Two reads give what one does, wherever the network cuts."""
     if device.udp:
@@ -107,10 +117,10 @@ def test_a_frame_may_be_split_anywhere(device: Device) -> None:
                 check(device, client, step)
 
 
-@each
+@speaking
 def test_nothing_is_taken_from_a_device_before_its_login(device: Device) -> None:
     """It gets no answer, nothing is published, and where the protocol has a login the device is closed."""
-    for step in device.steps if device.login.sends else ():
+    for step in () if device.anonymous else device.steps:
         with connected(device) as client:
             client.send(step.sends)
             assert client.recv() == b""
@@ -125,14 +135,14 @@ def test_a_login_that_the_broker_refuses_ends_the_connection(device: Device) -> 
     def login(client: ClientInfo, password: str | None) -> bool:
         return False
 
-    if device.login.sends:
+    if not device.anonymous:
         with connected(device, login=login) as client:
             client.send(device.login.sends)
             assert device.plain(client.recv()) == device.plain(device.refused)
             assert client.closed
 
 
-@each
+@speaking
 def test_a_bad_frame_costs_itself_alone(device: Device) -> None:
     """The device stays, and what it sends behind is understood, in the same read too."""
     step = device.steps[0]
@@ -147,7 +157,7 @@ def test_a_bad_frame_costs_itself_alone(device: Device) -> None:
             assert client.app.stats["frames_bad"] == number * (1 if device.udp else 2)
 
 
-@each
+@speaking
 @given(data=st.data())
 def test_any_stream_cut_anywhere(device: Device, data: st.DataObject) -> None:
     """Frames, good and bad, with garbage between them, in any pieces: each good one is handled, in order."""
@@ -282,3 +292,80 @@ def test_jt808_a_wrong_code_and_another_number_end_the_connection() -> None:
         client.send(bytes.fromhex(jt808_frame("0002", "043048325465", 1)))
         assert client.recv() == b""
         assert client.closed
+
+
+def test_modbus_units_are_asked_when_they_come_and_every_ten_seconds() -> None:
+    """A question is asked three times, and what came of it is published."""
+    first, asked = MODBUS.login, MODBUS.login.asked
+    with logged_in(MODBUS) as client:
+        client.advance(10)
+        play(MODBUS, client, first)
+        client.advance(10)
+        assert client.recv() == asked
+        client.advance(1)
+        assert client.recv() == asked
+        play(MODBUS, client, attrs.evolve(first, asked=b""))
+        client.advance(12)
+        assert client.recv() == asked * 3
+        ((topic, values),) = said(client)
+        assert topic == "devices/127.0.0.1/registers"
+        assert values == {"unit": 1, "first": 0, "error": "no answer within 1 s, sent 3 times"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "01030400060005da32",
+        "99",
+        "0163040006",
+        "010304000600",
+        modbus_frame("02030400060005"),
+        modbus_frame("0103020006"),
+    ],
+    ids=["bad CRC", "half a frame", "no function", "cut off", "another unit", "too few"],
+)
+def test_modbus_what_is_no_answer_is_asked_for_again(wrong: str) -> None:
+    """It costs nothing but the second until the question comes again."""
+    with connected(MODBUS) as client:
+        assert client.recv() == MODBUS.login.asked
+        client.send(bytes.fromhex(wrong))
+        assert said(client) == []
+        client.advance(1)
+        play(MODBUS, client, MODBUS.login)
+
+
+def test_modbus_what_a_unit_cannot_do_is_told() -> None:
+    """By its name where the document has one."""
+    topic = "devices/127.0.0.1/registers"
+    for frame, words in (("018302c0f1", "illegal data address"), (modbus_frame("018320"), "exception 32")):
+        with connected(MODBUS) as client:
+            assert client.recv() == MODBUS.login.asked
+            client.send(bytes.fromhex(frame))
+            assert said(client) == [(topic, {"unit": 1, "first": 0, "error": words})]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [b"", b"\xff", b"[]", b"7", b"{}", b'{"unit": 300, "register": 1, "value": 3}', b'{"unit": "1"}'],
+)
+def test_modbus_a_command_that_is_none_is_told(command: bytes) -> None:
+    """Nothing is sent, and polling goes on."""
+    with logged_in(MODBUS) as client:
+        client.deliver("devices/127.0.0.1/command", command)
+        ((topic, values),) = said(client)
+        assert topic == "devices/127.0.0.1/answer"
+        assert values["error"].startswith("a command is {")
+        client.advance(10)
+        play(MODBUS, client, MODBUS.login)
+
+
+@pytest.mark.parametrize("command", [b"PMTK101", b"$PMTK101\r\n$", b"$\xff"])
+def test_nmea_a_command_that_is_no_sentence_is_told(command: bytes) -> None:
+    """It isn't sent, or nobody answers it; the receiver stays."""
+    with logged_in(NMEA) as client:
+        client.deliver("devices/127.0.0.1/command", command)
+        client.advance(10)
+        ((_, values),) = said(client)
+        assert values["error"]
+        client.recv()
+        play(NMEA, client, NMEA.steps[0])
