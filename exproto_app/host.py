@@ -50,8 +50,13 @@ class Runtime(Protocol):
         """Return something that a coroutine can wait for."""
         ...
 
-    def run_task(self, awaitable: Any, done: Callable[[Any, BaseException | None], None]) -> Timer:
-        """Run *awaitable* in a task, in the present context; *done* gets its result or its exception."""
+    def run_task(
+        self, awaitable: Any, done: Callable[[Any, BaseException | None], None], *, now: bool = False
+    ) -> Timer:
+        """Run *awaitable* in a task, in the present context; *done* gets its result or its exception.
+
+        *now*: it may begin at once, and *done* be called before this returns.
+        """
         ...
 
     def run_thread(

@@ -880,10 +880,13 @@ class Channel:
         turn = self._new_turn(handler, after, failed)
         token = TURN.set(turn)
         try:
-            turn.task = self.engine.runtime.run_task(awaitable, partial(self._finished, turn))
+            task = self.engine.runtime.run_task(awaitable, partial(self._finished, turn), now=True)
         finally:
             TURN.reset(token)
-        self._set_deadline(turn)
+        if not turn.ended:
+            turn.task = task
+            if not turn.parked:
+                self._set_deadline(turn)
 
     def _start_thread(
         self, handler: Handler, arguments: tuple[Any, ...], after: After | None, failed: Failed | None

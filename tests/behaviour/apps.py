@@ -317,6 +317,11 @@ async def ask_and_fail(conn: Connection[State], frame: bytes) -> None:
     failing.publish(f"asked/{name}", word)
 
 
+@failing.on_received(b"patient")
+async def wait_longer_than_a_handler_may(conn: Connection[State], frame: bytes) -> bytes:
+    return await outcome(conn.request(b"take your time", timeout=0.8))
+
+
 @failing.on_received(b"late ")
 def late(conn: Connection[State], frame: bytes) -> None:
     topic = frame[5:].decode()

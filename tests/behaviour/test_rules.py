@@ -94,6 +94,11 @@ class TestRequests:
         device.send(b"2\n")
         device.expect(b"1 then 2\n")
 
+    def test_the_wait_is_no_time_of_the_handler(self, serve: Serve) -> None:
+        device = serve("failing").connect()
+        device.send(b"patient\n")
+        device.expect(b"take your time\nRequestTimeout\n")
+
     def test_the_end_of_the_connection_ends_the_wait(self, serve: Serve, unique: str) -> None:
         host = serve("failing")
         device = host.connect()

@@ -97,7 +97,13 @@ class SyncRuntime:
             "nothing can be awaited on the broker's own loop; leave gen-driver --stock out"
         )
 
-    def run_task(self, awaitable: Any, done: Callable[[Any, BaseException | None], None]) -> Timer:  # noqa: ARG002 - it is refused
+    def run_task(  # the signature of `Runtime`
+        self,
+        awaitable: Any,
+        done: Callable[[Any, BaseException | None], None],  # noqa: ARG002 - it is refused
+        *,
+        now: bool = False,  # noqa: ARG002 - it is refused
+    ) -> Timer:
         awaitable.close()
         raise UnsupportedError("the broker's own loop runs no coroutines; leave gen-driver --stock out")
 
