@@ -20,6 +20,7 @@ Try it: exproto-app run examples/jt808.py, and in another terminal log in:
 
 import itertools
 import json
+import logging
 import struct
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -43,6 +44,7 @@ ADDITIONS = {1: ("mileage", 10), 2: ("fuel", 10), 0x30: ("signal", 1), 0x31: ("s
 ANSWERS = {0x0001, 0x0104, 0x0201, 0x0302, 0x0500, 0x0700, 0x0802, 0x0805}
 
 Values = dict[str, Any]
+log = logging.getLogger("jt808")
 
 
 @attrs.frozen
@@ -270,6 +272,12 @@ def joined(terminal: Terminal, packet: Packet) -> Packet | None:
     """Return the whole message if *packet* was the last part that it lacked."""
     message = packet.id, (int.from_bytes(packet.serial, "big") - packet.part) & 0xFFFF, packet.parts
     if terminal.message != message:
+        if terminal.parts:
+            log.warning(
+                "%s: %d parts of a message are dropped, the others never came",
+                packet.clientid,
+                len(terminal.parts),
+            )
         terminal.message, terminal.parts = message, {}
     terminal.parts[packet.part] = packet.body
     if len(terminal.parts) < packet.parts:

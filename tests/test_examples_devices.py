@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -272,13 +274,16 @@ def test_jt808_a_command_may_be_answered_by_a_message_of_its_own() -> None:
         assert answers[-1] == {"command": "8104", "answer": "010400040100000001040000003c"}
 
 
-def test_jt808_parts_of_a_message_that_never_becomes_whole_are_forgotten() -> None:
-    """Those of the next one are not taken for its own, and what joins to nonsense is published as it is."""
+def test_jt808_parts_of_a_message_that_never_becomes_whole_are_forgotten(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log tells. The next are not joined with them; what joins to nonsense is published as it is."""
     topic = f"devices/{JT808_PHONE.lstrip('0')}"
     with logged_in(JT808) as client:
         for serial, part in ((1, "00030001"), (2, "00030002"), (7, "00020002"), (6, "00020001")):
             client.send(bytes.fromhex(jt808_frame("0704", JT808_PHONE, serial, f"{serial:02x}", part)))
         assert said(client) == [(f"{topic}/message", {"id": "0704", "body": "0607"})]
+        assert "2 parts of a message are dropped" in caplog.text
         assert not client.closed
 
 
@@ -369,3 +374,24 @@ def test_nmea_a_command_that_is_no_sentence_is_told(command: bytes) -> None:
         assert values["error"]
         client.recv()
         play(NMEA, client, NMEA.steps[0])
+
+
+@pytest.mark.parametrize("name", ["gt06", "jt808", "teltonika-udp", "nmea", "modbus"])
+def test_the_line_to_try_an_example_works(name: str) -> None:
+    """The device that it plays is answered, or understood."""
+    device = DEVICES[name]
+    docstring = docstring_of(device.path).replace("\\\n", "")
+    found = re.search(r"printf '?([^ '|]+)'? *\n? *\|", docstring)
+    assert found
+    text = found[1]
+    wire = text.replace(r"\r\n", "\r\n").encode() if text.startswith("$") else bytes.fromhex(text)
+    with connected(device) as client:
+        client.recv()
+        client.send(wire)
+        assert client.recv() or said(client)
+        assert client.app.stats["frames_bad"] == 0
+
+
+def docstring_of(path: str) -> str:
+    """Return the docstring of the example at *path*, as it stands there."""
+    return Path(path).read_text().split('"""')[1]
