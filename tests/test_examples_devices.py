@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exproto_app import ClientInfo
+from exproto_app import ClientInfo, FramingError
+from exproto_app.framing import Decoder
 from exproto_app.models import SockType
 from exproto_app.target import load
 from exproto_app.testing import TestClient
@@ -38,17 +39,19 @@ from .devices import (
 
 Send = Callable[[TestClient, bytes], None]
 
-each = pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
-
 
 app_of = functools.cache(load)
 
 
-speaking = pytest.mark.parametrize(
-    "device",
-    [device for device in DEVICES.values() if device.steps],
-    ids=[n for n in DEVICES if DEVICES[n].steps],
-)
+def those(wanted: Callable[[Device], bool]) -> pytest.MarkDecorator:
+    """Return the mark for the tests of devices of a kind."""
+    names = [name for name, device in DEVICES.items() if wanted(device)]
+    return pytest.mark.parametrize("device", [DEVICES[name] for name in names], ids=names)
+
+
+each = those(lambda device: True)
+speaking = those(lambda device: bool(device.steps))
+on_tcp = those(lambda device: bool(device.steps) and not device.udp)
 
 
 @contextmanager
@@ -106,11 +109,9 @@ def test_a_device_is_understood_whole_and_byte_by_byte(device: Device, send: Sen
         assert client.app.stats["frames_unhandled"] == 0
 
 
-@speaking
+@on_tcp
 def test_a_frame_may_be_split_anywhere(device: Device) -> None:
     """Two reads give what one does, wherever the network cuts."""
-    if device.udp:
-        pytest.skip("a datagram comes whole")
     with logged_in(device) as client:
         for step in device.steps:
             for place in range(1, len(step.sends)):
@@ -183,20 +184,42 @@ def cut(stream: bytes, draw: Callable[[Any], Any]) -> Sequence[bytes]:
 @each
 @given(data=st.data())
 def test_damage_and_nonsense_raise_nothing(device: Device, data: st.DataObject) -> None:
-    """Whatever comes, no handler fails: it costs its frame or, where framing is lost, the connection."""
-    sends = st.sampled_from([step.sends for step in (*device.steps, *device.commands)])
-    damaged = st.tuples(sends, st.integers(0, 1_000), st.integers(1, 255)).map(lambda it: damage(*it))
-    pieces = data.draw(st.lists(st.one_of(sends, damaged, st.binary(max_size=40)), max_size=8))
-    with logged_in(device) as client:
+    """Whatever comes, no handler fails: it costs its frame or, where framing is lost, the connection.
+
+    Frames are damaged on the wire, and also under a checksum that is right.
+    """
+    sends = st.sampled_from([step.sends for step in (device.login, *device.steps, *device.commands)])
+    damaged = st.builds(damage, sends, st.integers(0, 1_000), st.integers(1, 255))
+    content = st.sampled_from(contents(device))
+    forged = st.builds(damage, content, st.integers(0, 1_000), st.integers(1, 255))
+    cut_off = st.builds(lambda frame, size: frame[:size], content, st.integers(0, 60))
+    framed = st.one_of(forged, cut_off, st.binary(max_size=40)).map(lambda frame: wire_of(device, frame))
+    pieces = data.draw(st.lists(st.one_of(sends, damaged, framed, st.binary(max_size=40)), max_size=8))
+    with connected(device) if data.draw(st.booleans()) else logged_in(device) as client:
         for piece in pieces:
             if not client.closed:
                 client.send(piece)
 
 
-def damage(frame: bytes, place: int, value: int) -> bytes:
-    """Change one byte of *frame*."""
-    place %= len(frame)
-    return frame[:place] + bytes([frame[place] ^ value]) + frame[place + 1 :]
+def damage(data: bytes, place: int, value: int) -> bytes:
+    """Change one byte of *data*."""
+    place %= max(len(data), 1)
+    return data[:place] + bytes([data[place] ^ value]) + data[place + 1 :] if data else data
+
+
+def contents(device: Device) -> list[bytes]:
+    """Return what is in the frames of *device*, behind its checksums."""
+    decoder = Decoder(app_of(device.path).protocols[device.protocol].framing)
+    steps = (device.login, *device.steps, *device.commands)
+    return [frame for step in steps for frame in decoder.feed(step.sends)]
+
+
+def wire_of(device: Device, frame: bytes) -> bytes:
+    """Return *frame* with its checksum, as *device* would send it; nothing if it can't."""
+    try:
+        return app_of(device.path).protocols[device.protocol].framing.encode(frame)
+    except FramingError:
+        return b""
 
 
 def test_gt06_a_command_without_an_answer_is_told() -> None:
