@@ -6,6 +6,7 @@ A meter speaks frames of a one-byte length: its number in four bytes once, then 
 
 Try it: exproto-app run examples/fleet.py \
             --listen tracker=tcp://127.0.0.1:7001 --listen meter=tcp://127.0.0.1:7002
+(or on one port, where their first bytes tell them apart: --listen meter,tracker=tcp://127.0.0.1:7001)
 and in another terminal:
     nc 127.0.0.1 7001                                          then type: login 42 secret
     printf '\4\0\0\0\7\4\0\0\1\0' | nc -q1 127.0.0.1 7002    publishes 256 to meters/7
@@ -94,7 +95,8 @@ class Meter:
     number: int | None = None
 
 
-meter = app.protocol("meter", framing=LengthPrefix(1), state=Meter)
+# Its first frame is its number, of four bytes: by that it is known on a listener that both share.
+meter = app.protocol("meter", framing=LengthPrefix(1), state=Meter, sniff=b"\x04")
 
 
 @meter.on_received

@@ -12,7 +12,7 @@ from .connection import Connection, M, S, check_payload
 from .errors import SetupError
 from .framing import RAW, Framing
 from .models import Limits
-from .router import DEFAULT, Handler, Router, only_form
+from .router import DEFAULT, Handler, Router, Sniff, only_form
 from .tap import Mask, Watcher
 from .topics import check_qos, check_topic
 
@@ -56,6 +56,7 @@ class App(Router[S, M]):
         key: Callable[[bytes], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
+        sniff: Sniff | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     @overload
@@ -68,6 +69,7 @@ class App(Router[S, M]):
         key: Callable[[bytes], Hashable] | None = ...,
         state: Callable[[], S],
         resume: bool = ...,
+        sniff: Sniff | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     @overload
@@ -80,6 +82,7 @@ class App(Router[S, M]):
         key: Callable[[M], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
+        sniff: Sniff | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     @overload
@@ -92,6 +95,7 @@ class App(Router[S, M]):
         key: Callable[[M], Hashable] | None = ...,
         state: Callable[[], S],
         resume: bool = ...,
+        sniff: Sniff | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     def __init__(
@@ -103,9 +107,11 @@ class App(Router[S, M]):
         key: Callable[[Any], Hashable] | None = None,
         state: Callable[[], Any] | None = None,
         resume: bool = False,
+        sniff: Sniff | None = None,
         limits: Limits | None = None,
     ) -> None:
-        options: dict[str, Any] = {"codec": codec, "key": key, "state": state}  # one of Router's overloads
+        # One of Router's overloads.
+        options: dict[str, Any] = {"codec": codec, "key": key, "state": state, "sniff": sniff}
         super().__init__(DEFAULT, framing=framing, reply_framing=reply_framing, resume=resume, **options)
         self.limits = limits or Limits()
         self.startup: list[Handler] = []
@@ -162,6 +168,7 @@ class App(Router[S, M]):
         key: Callable[[bytes], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> Router[None, bytes]: ...
     @overload
     def protocol(
@@ -174,6 +181,7 @@ class App(Router[S, M]):
         key: Callable[[bytes], Hashable] | None = ...,
         state: Callable[[], T],
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> Router[T, bytes]: ...
     @overload
     def protocol(
@@ -186,6 +194,7 @@ class App(Router[S, M]):
         key: Callable[[U], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> Router[None, U]: ...
     @overload
     def protocol(
@@ -198,6 +207,7 @@ class App(Router[S, M]):
         key: Callable[[U], Hashable] | None = ...,
         state: Callable[[], T],
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> Router[T, U]: ...
     def protocol(self, name: str, **options: Any) -> Router[Any, Any]:
         """Make a `Router` with these options and include it."""
@@ -256,6 +266,30 @@ class App(Router[S, M]):
         if name not in protocols:
             raise SetupError(f"the app serves no protocol {name!r}; it serves {names}")
         return protocols[name]
+
+    def find_protocols(self, names: str | None) -> tuple[Router[Any, Any], ...]:
+        """Return the routers that share a listener, as *names* has them: `gt06,jt808`.
+
+        One name, or None, is as for `find_protocol`. Raises `SetupError` for names that can't be told apart.
+        """
+        if names is None or "," not in names:
+            return (self.find_protocol(names),)
+        routers = tuple(self.find_protocol(name.strip()) for name in names.split(","))
+        if len(set(routers)) < len(routers):
+            raise SetupError(f"{names!r} has a protocol twice; name each once")
+        others = [router for router in routers if router.sniff is None]
+        if len(others) > 1:
+            words = " and ".join(repr(router.name) for router in others)
+            raise SetupError(
+                f"{names!r} share a listener, but nothing tells {words} apart; give one a sniff="
+            )
+        most = self.limits.sniff_bytes
+        for router in routers:
+            for prefix in () if callable(router.sniff) else router.sniff or ():
+                if len(prefix) > most:
+                    words = f"its prefix has {len(prefix)} bytes, Limits.sniff_bytes is {most}"
+                    raise SetupError(f"{router!r} can't be told by sniff=: {words}")
+        return routers
 
     def attach(self, host: Host) -> None:
         """Run on *host* from now on; for hosts."""

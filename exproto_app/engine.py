@@ -1,15 +1,16 @@
 """The sans-IO heart: events in, turns of handlers, bytes and commands out.
 
-A driver makes a `Channel` for each connection (`Engine.connected`) and feeds it: `received`, `delivered`,
-`unwritable`, `drained`, `terminated`. The channel runs the handlers, one turn after another, and drains into
-the driver's `Link` (the device's side) and `Hub` (the broker's side). What it can't do itself, running a
-coroutine or telling the time, it asks of the `Runtime`.
+A driver has a `Channel` made for each connection (`Engine.connected`) and feeds it: `received`, `delivered`,
+`unwritable`, `drained`, `terminated`; where several protocols share a listener, it is a `Sniffer` first. The
+channel runs the handlers, one turn after another, and drains into the driver's `Link` (the device's side) and
+`Hub` (the broker's side). What it can't do itself, running a coroutine or telling the time, it asks of the
+`Runtime`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -20,8 +21,9 @@ from .commands import Outcome, Publish
 from .framing import RAW, Framing
 from .framing.combined import STOCK
 from .host import Runtime
-from .models import ConnectionInfo, Message
+from .models import ConnectionInfo, Message, Reason
 from .router import Router
+from .sniff import Rules, Sniffer
 from .tap import Mask, Published, Refused, Tap, Watcher
 
 __all__ = ["Engine"]
@@ -37,6 +39,7 @@ COUNTERS = (
     "connections_closed",
     "connections_opened",
     "connections_restarted",
+    "connections_undecided",
     "datagrams_dropped",
     "deliveries_dropped",
     "frames_bad",
@@ -64,12 +67,13 @@ class Engine:
         self.limits = app.limits
         self.counters = app.counters
         self.channels: set[Channel] = set()
+        self.sniffers: set[Sniffer] = set()
         self.clients: dict[str, Channel] = {}
         self.when_empty: Callable[[], object] | None = None
         self.when_failed: Callable[[BaseException], object] | None = None
         self.watchers: tuple[Watcher, ...] = ()
         self.masks: list[Mask] = app.masks
-        self._tap = Tap("", "", time=runtime.time, masks=self.masks, broken=self.unwatch)  # of the app itself
+        self._tap = self.new_tap("", "")  # of the app itself
         self._protocols: dict[str, Served] = {}
         self._ready: list[Channel] = []
         self._ids = count(1)
@@ -87,41 +91,82 @@ class Engine:
         """Detach the app."""
         self.app.detach()
 
+    @property
+    def open(self) -> int:
+        """How many connections there are, those among them whose protocol isn't known yet."""
+        return len(self.channels) + len(self.sniffers)
+
     def connected(
         self,
         link: Link,
         info: ConnectionInfo,
-        router: Router[Any],
+        routers: Sequence[Router[Any]],
         *,
         conn_id: str | None = None,
         resumed: bool = False,
-    ) -> Channel:
-        """Begin a connection: its `on_connect` is the first turn, unless it is *resumed*."""
-        channel = Channel(self, link, info, self._protocols[router.name], conn_id or str(next(self._ids)))
-        link.channel = channel
-        self.channels.add(channel)
+    ) -> Channel | Sniffer:
+        """Begin a connection: its `on_connect` is the first turn, unless it is *resumed*.
+
+        *routers* are those of its listener; where there are several, the first bytes decide, and the
+        connection begins with them: until then *link* has a `Sniffer` for its channel.
+        """
+        name = conn_id or str(next(self._ids))
         self.counters["connections_opened"] += 1
-        log.debug("%s = connected from %s", channel, info.peername)
+        if len(routers) == 1:
+            channel = self._begin(link, info, routers[0], name)
+            log.debug("%s = connected from %s", channel, info.peername)
+            for watcher in self.watchers:
+                channel.watch(watcher, late=False)
+            channel.begin(resumed=resumed)
+            return channel
+        sniffer = link.channel = Sniffer(self, link, info, Rules(routers), name, resumed=resumed)
+        self.sniffers.add(sniffer)
+        log.debug("%s = connected from %s", sniffer, info.peername)
         for watcher in self.watchers:
-            channel.watch(watcher, late=False)
-        channel.begin(resumed=resumed)
+            sniffer.watch(watcher, late=False)
+        sniffer.begin()
+        return sniffer
+
+    def decided(self, sniffer: Sniffer, router: Router[Any]) -> Channel:
+        """Begin the connection of *sniffer*, which speaks the protocol of *router*."""
+        self.sniffers.discard(sniffer)
+        channel = self._begin(sniffer.link, sniffer.info, router, sniffer.id, attached=not sniffer.gone)
+        sniffer.channel, sniffer.conn = channel, channel.conn
+        log.debug("%s = told by %d bytes", channel, len(sniffer.data))
+        if sniffer.tap is not None:
+            channel.take_tap(sniffer.tap)
+        if sniffer.gone:
+            channel.unwritable()  # it hears no answer any more
+        channel.begin(resumed=sniffer.resumed, sniffed=sniffer.data)
         return channel
 
+    def undecided(self, sniffer: Sniffer) -> None:
+        """Let go of *sniffer*: the connection has ended before its protocol was known."""
+        self.sniffers.discard(sniffer)
+        self.counters["connections_undecided"] += 1
+        self._ended(sniffer.reason)
+
     def unknown(
-        self, link: Link, router: Router[Any], *, conn_id: str | None = None, may_resume: bool = True
+        self,
+        link: Link,
+        routers: Sequence[Router[Any]],
+        *,
+        conn_id: str | None = None,
+        may_resume: bool = True,
     ) -> bool:
         """Meet a connection that this process never saw begin, as a broker has them after our restart.
 
         It is closed, so that the device comes back and logs in cleanly: return False. With
         `Router(resume=True)` return True: it is to be carried on by `connected(…, resumed=True)`, which not
-        every host can do (*may_resume*).
+        every host can do (*may_resume*). Where several *routers* share the listener nobody can: the bytes
+        that told the protocol have gone by.
         """
         self.counters["connections_restarted"] += 1
-        if router.resume and may_resume:
+        if len(routers) == 1 and routers[0].resume and may_resume:
             return True
         name = conn_id or str(next(self._ids))
         text = "%s/%s ! restarted: this process never saw the connection begin; it is closed"
-        log.warning(text, name, router.name)
+        log.warning(text, name, Rules(routers).name)
         link.close()
         return False
 
@@ -142,20 +187,20 @@ class Engine:
             return
         self.watchers = (*self.watchers, watcher)
         self._tap.add(watcher, None)
-        for channel in tuple(self.channels):
-            channel.watch(watcher)
+        for one in self._all():
+            one.watch(watcher)
 
     def unwatch(self, watcher: Watcher) -> None:
         """Show *watcher* nothing more, on no connection."""
         self.watchers = tuple(other for other in self.watchers if other != watcher)
         self._tap.remove(watcher)
-        for channel in self.channels:
-            channel.unwatch(watcher)
+        for one in self._all():
+            one.unwatch(watcher)
 
     def shutdown(self) -> None:
         """End every connection, after what they have received is handled."""
-        for channel in tuple(self.channels):
-            channel.end("shutdown", drain=True)
+        for one in self._all():
+            one.end("shutdown", drain=True)
 
     def later(self, channel: Channel) -> None:
         """Pump *channel* after what runs now."""
@@ -180,10 +225,7 @@ class Engine:
         """Let go of *channel*: it has ended."""
         self.channels.discard(channel)
         self.hub.gone(channel)
-        self.counters["connections_closed"] += 1
-        self.count(f"connections_closed.{channel.reason}".replace(" ", "_"))
-        if not self.channels and self.when_empty is not None:
-            self.when_empty()
+        self._ended(channel.reason)
 
     def count(self, name: str, number: int = 1) -> None:
         """Count what has no counter from the start; `NAME.REASON` is a part of what NAME counts."""
@@ -194,6 +236,28 @@ class Engine:
         if what not in self._said:
             self._said.add(what)
             log.warning(text, *args)
+
+    def new_tap(self, conn_id: str, protocol: str) -> Tap:
+        """Return a tap for a connection."""
+        return Tap(conn_id, protocol, time=self.runtime.time, masks=self.masks, broken=self.unwatch)
+
+    def _begin(
+        self, link: Link, info: ConnectionInfo, router: Router[Any], conn_id: str, *, attached: bool = True
+    ) -> Channel:
+        channel = Channel(self, link, info, self._protocols[router.name], conn_id)
+        if attached:
+            link.channel = channel
+        self.channels.add(channel)
+        return channel
+
+    def _all(self) -> tuple[Channel | Sniffer, ...]:
+        return (*self.channels, *self.sniffers)
+
+    def _ended(self, reason: Reason | None) -> None:
+        self.counters["connections_closed"] += 1
+        self.count(f"connections_closed.{reason}".replace(" ", "_"))
+        if not self.open and self.when_empty is not None:
+            self.when_empty()
 
     def _protocol(self, router: Router[Any]) -> Served:
         own, apps = router.routes.error, self.app.routes.error

@@ -38,6 +38,7 @@ import attrs
 from .channel import Channel
 from .connection import Connection
 from .models import Address, ClientInfo
+from .sniff import Sniffer
 
 __all__ = ["FORMATS", "LEVELS", "WINDOW", "JsonFormatter", "Repeats", "configure", "configure_from"]
 
@@ -178,7 +179,7 @@ def _keys(record: logging.LogRecord) -> list[tuple[Hashable, int]]:
     keys: list[tuple[Hashable, int]] = []
     arguments = _arguments(record)
     culprit = arguments[0] if arguments else None
-    if isinstance(culprit, Channel):
+    if isinstance(culprit, Channel | Sniffer):
         keys.append(((record.msg, culprit.id), ONE))
     elif isinstance(culprit, Address):
         keys.append(((record.msg, culprit.host), ONE))
@@ -236,6 +237,8 @@ def _whose(record: logging.LogRecord) -> dict[str, str]:
     client: ClientInfo | None
     if isinstance(whose, Channel):
         fields, client = {"conn": whose.id, "protocol": whose.protocol.router.name}, whose.client
+    elif isinstance(whose, Sniffer):
+        fields, client = {"conn": whose.id, "protocol": whose.rules.name}, None
     elif isinstance(whose, Connection):
         fields, client = {"conn": whose.id, "protocol": whose.protocol}, whose.client
     else:

@@ -56,6 +56,7 @@ HELP: Final = {
     "connections_opened": "Connections that have begun.",
     "connections_refused": "Connections beyond a limit.",
     "connections_restarted": "Connections that this process never saw begin.",
+    "connections_undecided": "Connections that ended before their protocol was known.",
     "datagrams_dropped": "Datagrams that were lost.",
     "deliveries_dropped": "Messages for devices that were lost.",
     "frames_bad": "Frames with a wrong checksum, or that the codec can't parse.",
@@ -111,6 +112,7 @@ class Snapshot:
     stats: dict[str, int]
     looks: dict[str, list[int]]
     """By protocol, in the order of `LOOK`."""
+    sniffing: int
     times: list[tuple[Times, list[int], float, int]]
     hub: dict[str, float]
     ready: bool | None
@@ -208,16 +210,19 @@ class Metrics:
     def _look(self, lag: float) -> Snapshot:
         looks = {name: [0] * len(LOOK) for name in self._app.protocols}
         hub: Any = None
+        sniffing = 0
         runner: Runner | None = getattr(self._host, "runner", None)  # not there before the start
         if runner is not None:
             hub = runner.engine.hub
+            sniffing = len(runner.engine.sniffers)
             for channel in runner.engine.channels:
                 sums = looks[channel.protocol.router.name]
                 for index, (_, _, of) in enumerate(LOOK):
                     sums[index] += of(channel)
         times = [(one, one.counts[:], one.seconds, one.failed) for one in self._timing.times.values()]
         gauges: Callable[[], dict[str, float]] = getattr(hub, "gauges", dict)
-        return Snapshot(dict(self._app.counters), looks, times, gauges(), getattr(hub, "ready", None), lag)
+        ready: bool | None = getattr(hub, "ready", None)
+        return Snapshot(dict(self._app.counters), looks, sniffing, times, gauges(), ready, lag)
 
     # --- for prometheus_client
 
@@ -243,6 +248,8 @@ class Metrics:
             for protocol, sums in snapshot.looks.items():
                 gauge.add_metric([protocol], sums[index])
             yield gauge
+        text = "Open connections whose protocol isn't known yet."
+        yield core.GaugeMetricFamily("exproto_connections_sniffing", text, snapshot.sniffing)
         for name, value in snapshot.hub.items():
             yield core.GaugeMetricFamily(f"exproto_{name}", f"The hub's {name.replace('_', ' ')}.", value)
         yield from self._counters(snapshot.stats)

@@ -114,6 +114,8 @@ class Limits:
     beyond it no new turn starts; *outbox_max* to be sent, beyond it the device counts as lost.
     Counts: *deliveries* waiting for `on_deliver`, beyond it the newest are dropped; *commands* waiting for
     the broker; *requests* waiting for an answer; *tasks* started by `spawn`.
+    Where several protocols share a listener: *sniff_bytes* that may tell which it is, and *sniff_time*,
+    in seconds, for them to come.
     Times, in seconds: *handler_timeout* of one async handler; *end_timeout* that a closing connection waits
     for its handler and its lanes; *first_frame* from a device that says nothing useful and doesn't register;
     *stall* of a device that doesn't read what is sent; *datagram_idle* until a silent UDP peer counts as gone
@@ -132,3 +134,5 @@ class Limits:
     first_frame: float = attrs.field(default=60.0, validator=_positive)
     stall: float = attrs.field(default=30.0, validator=_positive)
     datagram_idle: float = attrs.field(default=120.0, validator=_positive)
+    sniff_bytes: int = attrs.field(default=1_024, validator=_positive)
+    sniff_time: float = attrs.field(default=30.0, validator=_positive)

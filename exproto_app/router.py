@@ -32,12 +32,15 @@ from .signatures import (
 )
 from .topics import check_filter, matcher
 
-__all__ = ["DEFAULT", "Handler", "Key", "Router", "Routes", "only_form"]
+__all__ = ["DEFAULT", "Handler", "Key", "Router", "Routes", "Sniff", "only_form"]
 
 DEFAULT = "default"
 """The protocol that the app's own handlers serve."""
 
 Key: TypeAlias = bytes | str | int | tuple[Any, ...] | enum.Enum | None
+
+Sniff: TypeAlias = bytes | tuple[bytes, ...] | Callable[[bytes], bool | None]
+"""How a protocol is told by a device's first bytes: what they begin with, or a function of them."""
 
 
 @attrs.define(eq=False)
@@ -164,6 +167,17 @@ class Router(Generic[S, M]):
     functions, `(parse, build)`; `(parse, None)` leaves what is sent bytes. Handlers, *key* and the `match` of
     a request get messages then, and what is sent is a message too; prefixes are still those of the frame. A
     frame that can't be parsed is bad: it is dropped, logged and counted (`frames_bad`), the next one goes on.
+
+    *sniff* tells the protocol by a device's first bytes, where several share a listener: bytes that it
+    begins with, a tuple of them, or a function that gets all bytes so far (at least one) and returns True,
+    False, or None as long as it can't tell; more bytes must not change what it once said. Of prefixes the
+    longest wins, else the order given on the listener. One router without it may be among them; it takes
+    what none of the others takes. The connection begins, with its `on_connect` and its state, when the
+    protocol is known: so a protocol in which the server speaks first can't share a listener. Nor can a
+    connection that this process never saw begin be carried on there, whatever *resume* says. When
+    `Limits.sniff_bytes` have come, `Limits.sniff_time` is over or the device hangs up, what can't tell by
+    then is out; a datagram decides by itself. A connection that none takes is closed, logged and counted
+    (`connections_undecided`). On a listener of its own a router doesn't look at it.
     """
 
     if not TYPE_CHECKING:
@@ -181,6 +195,7 @@ class Router(Generic[S, M]):
         key: Callable[[bytes], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -193,6 +208,7 @@ class Router(Generic[S, M]):
         key: Callable[[bytes], Hashable] | None = ...,
         state: Callable[[], S],
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -205,6 +221,7 @@ class Router(Generic[S, M]):
         key: Callable[[M], Hashable] | None = ...,
         state: None = ...,
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -217,6 +234,7 @@ class Router(Generic[S, M]):
         key: Callable[[M], Hashable] | None = ...,
         state: Callable[[], S],
         resume: bool = ...,
+        sniff: Sniff | None = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -228,6 +246,7 @@ class Router(Generic[S, M]):
         key: Callable[[Any], Hashable] | None = None,
         state: Callable[[], Any] | None = None,
         resume: bool = False,
+        sniff: Sniff | None = None,
     ) -> None:
         if not isinstance(name, str) or not name or not name.isprintable() or set(name) & set("=,:/ "):
             raise SetupError(f"{name!r} can't name a protocol; use letters, digits, '-', '_' and '.'")
@@ -238,6 +257,7 @@ class Router(Generic[S, M]):
         self.key = key
         self.state = state
         self.resume = resume
+        self.sniff = None if sniff is None else _checked_sniff(self, sniff)
         _check_framing(self, framing, ("encode", "decode or split"))
         _check_framing(self, self.reply_framing, ("encode",))
         for what, function in (("key", key), ("state", state)):
@@ -513,3 +533,22 @@ def _check_framing(router: Router[Any, Any], framing: object, needs: tuple[str, 
         raise SetupError(
             f"{router!r}: {framing.__name__} is a class; give an instance, {framing.__name__}(…)"
         )
+
+
+def _checked_sniff(
+    router: Router[Any, Any], sniff: Sniff
+) -> tuple[bytes, ...] | Callable[[bytes], bool | None]:
+    """Return the prefixes, or the function."""
+    if callable(sniff):
+        if inspect.iscoroutinefunction(sniff):
+            raise SetupError(f"{router!r}: sniff={sniff!r} is async; nobody waits for it, so make it a def")
+        only_form(sniff, f"{router!r}: sniff=", ("data",))
+        return sniff
+    prefixes = (sniff,) if isinstance(sniff, bytes) else sniff
+    if not isinstance(prefixes, tuple) or not all(isinstance(prefix, bytes) for prefix in prefixes):
+        raise SetupError(
+            f"{router!r}: sniff={sniff!r} is neither bytes, nor a tuple of bytes, nor a function"
+        )
+    if not all((prefixes, *prefixes)):
+        raise SetupError(f"{router!r}: sniff={sniff!r} takes everything; leave it out for that")
+    return prefixes

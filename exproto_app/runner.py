@@ -22,6 +22,7 @@ from .engine import Engine
 from .host import Timer
 from .logs import WINDOW, Repeats
 from .router import Handler
+from .sniff import Sniffer
 from .timing import Timing
 
 __all__ = ["Runner"]
@@ -37,8 +38,8 @@ SLOW = 1.0
 EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 """Has a task run up to its first wait when it is made, which saves many their way through the loop."""
 
-CALLERS = frozenset({Channel.__module__, Timing.__module__, __name__})
-"""The modules that call handlers."""
+CALLERS = frozenset({Channel.__module__, Sniffer.__module__, Timing.__module__, __name__})
+"""The modules that call handlers, and `sniff=`."""
 
 
 class Runner:
@@ -98,7 +99,7 @@ class Runner:
 
     async def _end_connections(self) -> None:
         engine = self.engine
-        if not engine.channels:
+        if not engine.open:
             return
         empty = self.loop.create_future()
         engine.when_empty = partial(_wake, empty)
@@ -106,8 +107,8 @@ class Runner:
         # A handler, the flush, the close and on_terminated may each take their time.
         await asyncio.wait([empty], timeout=4 * engine.limits.end_timeout)
         engine.when_empty = None
-        if engine.channels:
-            log.error("app ! %d connections didn't end in time", len(engine.channels))
+        if engine.open:
+            log.error("app ! %d connections didn't end in time", engine.open)
 
     def elsewhere(self) -> bool:
         """Tell whether this is another thread than the loop's."""

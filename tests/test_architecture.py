@@ -30,6 +30,7 @@ LAYERS = (
     "router",
     "app",
     "channel",
+    "sniff",
     "engine",
     "recording",
     "hexdump",

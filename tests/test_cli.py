@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ECHO = ROOT / "examples" / "echo.py"
 FLEET = ROOT / "examples" / "fleet.py"
+TWO = ROOT / "tests" / "data" / "two.py"
 COMMAND = (sys.executable, "-m", "exproto_app")
 
 
@@ -105,6 +106,19 @@ def test_run_several_protocols_and_kinds() -> None:
         assert any("stats = " in line for line in iter(process.stdout.readline, ""))
 
 
+def test_run_several_protocols_on_one_port() -> None:
+    with gateway(FLEET, "--listen", "meter,tracker=tcp://127.0.0.1:0") as (_, lines):
+        found = re.search(r"^meter,tracker on tcp://127\.0\.0\.1:(\d+) ", "".join(lines), re.MULTILINE)
+        assert found
+        for data, answer in (
+            (b"what?\n", b"error: what is what?\n"),
+            (b"pos 1 2\n", b"error: log in first\n"),
+        ):
+            with socket.create_connection(("127.0.0.1", int(found[1])), timeout=20) as device:
+                device.sendall(data)
+                assert device.recv(100) == answer
+
+
 def test_run_with_users(tmp_path: Path) -> None:
     code, line, _ = run("hash-password", "42", stdin="secret\n")
     assert code == 0
@@ -186,6 +200,10 @@ def test_an_exception_in_the_users_file_is_shown_as_its_own(tmp_path: Path) -> N
     [
         ((FLEET,), "the app serves several protocols (tracker, meter); name the one that is meant"),
         ((ECHO, "--listen", "nope=tcp://:0"), "serves no protocol 'nope'; it serves default"),
+        ((FLEET, "--listen", "tracker,tracker=tcp://:0"), "'tracker,tracker' has a protocol twice"),
+        ((FLEET, "--listen", "meter,nope=tcp://:0"), "serves no protocol 'nope'; it serves tracker, meter"),
+        ((TWO, "--listen", "a,b=tcp://:0"), "nothing tells 'a' and 'b' apart; give one a sniff="),
+        ((FLEET, "--sniff-bytes", "0"), "limit sniff_bytes is 0"),
         ((ECHO, "--listen", "http://:1"), "none of tcp://, tls://, udp://"),
         ((ECHO, "--listen", "tcp://:x"), "the port has to be a number"),
         ((ECHO, "--listen", "tcp://127.0.0.1"), "has no port"),
@@ -224,6 +242,7 @@ def test_routes() -> None:
     code, out, _ = run("routes", FLEET)
     assert code == 0
     assert re.search(r"^tracker  Line\(", out, re.MULTILINE)
+    assert re.search(r"^meter  LengthPrefix\(.*, sniff b'\\x04'$", out, re.MULTILINE)
     assert re.search(r"on_received\(b'login '\) +async login  fleet\.py:\d+", out)
     assert re.search(r"on_deliver\('fleet/\+/command'\) +async command", out)
 

@@ -204,6 +204,30 @@ def test_decode_of_what_is_no_frame_exits_with_1(tmp_path: Path) -> None:
     assert (code, "! framing failed: FramingError: frame has" in out, "Traceback" in err) == (1, True, False)
 
 
+def test_decode_by_the_first_bytes() -> None:
+    both = ("--protocol", "meter,tracker", "--chunk", "1")
+    code, out, _ = run("decode", FLEET, *both, "04 00000007 04 00000009")
+    assert (code, "= registered meter-7" in out, "^ meters/7 qos 0 '9'" in out) == (0, True, True), out
+    code, out, _ = run("decode", FLEET, *both, b"pos 1 2\n".hex())
+    assert (code, "frame of 7 bytes for position" in out) == (0, True), out
+
+
+def test_decode_of_what_is_no_protocol(tmp_path: Path) -> None:
+    app = tmp_path / "two.py"
+    text = "app.protocol({name!r}, sniff={sniff!r}).on_received(lambda conn, frame: None)\n"
+    app.write_text(
+        "from exproto_app import App\napp = App()\n"
+        + text.format(name="a", sniff=b"abcd")
+        + text.format(name="b", sniff=b"b")
+    )
+    code, out, _ = run("decode", app, "--protocol", "a,b", "ffff")
+    assert (code, "! sniff failed: FramingError: no protocol takes 2 bytes: ffff" in out) == (1, True), out
+    code, out, _ = run("decode", app, "--protocol", "a,b", "6162")
+    assert (code, out.splitlines()[-1]) == (1, "! 2 bytes left that are no whole frame")
+    code, _, err = run("decode", app, "--protocol", "a,c", "6162")
+    assert (code, "the app serves no protocol 'c'; it serves a, b" in err) == (2, True)
+
+
 def test_decode_of_a_handler_that_fails_exits_with_1(tmp_path: Path) -> None:
     app = tmp_path / "broken.py"
     app.write_text(

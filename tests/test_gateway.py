@@ -18,6 +18,7 @@ from exproto_app import App, Connection, Limits
 from exproto_app.channel.turns import Turn
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.framing import Line
+from exproto_app.hub import MemoryHub
 
 from .certificates import Authority, trusting
 
@@ -86,6 +87,27 @@ def test_tls(authority: Authority) -> None:
             async with connected(gateway, ssl=trusting(authority)) as (reader, writer):
                 writer.write(b"again\n")
                 assert await reader.readline() == b"ssl 127.0.0.1 - again\n"
+
+    run(test)
+
+
+def test_the_first_bytes_tell_the_protocol_through_tls_too(authority: Authority) -> None:
+    app = App()
+    app.protocol("long", sniff=b"ab").on_received(lambda conn, frame: b"long " + frame)
+    app.protocol("rest").on_received(lambda conn, frame: conn.publish("rest", frame))
+    published: asyncio.Queue[bytes] = asyncio.Queue()
+    hub = MemoryHub(watch=lambda channel, message: published.put_nowait(message.payload))
+    listen = Listen.parse("long,rest=tls://127.0.0.1:0", cert=str(authority.issue("server")))
+
+    async def test() -> None:
+        async with Gateway(app, [listen], hub=hub) as gateway:
+            async with connected(gateway, ssl=trusting(authority)) as (reader, writer):
+                writer.write(b"a")
+                writer.write(b"b")
+                assert await reader.readexactly(7) == b"long ab"
+            async with connected(gateway, ssl=trusting(authority)) as (reader, writer):
+                writer.write(b"a")  # and a hang-up, which decides: TLS knows no half-closed connections
+            assert await published.get() == b"a"
 
     run(test)
 

@@ -40,6 +40,15 @@ def test_it_writes_a_module_a_protocol_and_the_brokers_configuration(tmp_path: P
     ]
 
 
+def test_protocols_that_share_a_listener_are_one_module(tmp_path: Path) -> None:
+    options = ("--protocol", "meter,tracker", "--record", tmp_path / "field.jsonl")
+    code, out, err = run("gen-driver", FLEET, "--out", tmp_path, *options)
+    assert code == 0, err
+    assert "exproto.listener.meter_tracker = tcp://0.0.0.0:7993" in out
+    assert "driver_callback_module = exproto_meter_tracker" in out
+    assert "protocol='meter,tracker'" in texts(tmp_path)["exproto_meter_tracker.py"]
+
+
 def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
     run("gen-driver", ECHO, "--out", tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.py")}
@@ -93,6 +102,7 @@ def test_stock_refuses_what_the_brokers_loop_cant_do(tmp_path: Path, app: str, w
     ("arguments", "words"),
     [
         (("--protocol", "nope"), "serves no protocol 'nope'; it serves default"),
+        (("--protocol", "default,default"), "'default,default' has a protocol twice"),
         (("--module", "With-Dash"), "can't be an Erlang atom and a Python module"),
         (("--python", "no-such-python"), "no-such-python can't be started as a Python"),
         (("--stock", "--acl"), "leave one of them out"),

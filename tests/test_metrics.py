@@ -78,12 +78,15 @@ async def fetch(metrics: Metrics, path: str, accept: str = "") -> tuple[int, str
 
 
 def serve(
-    app: App, test: Callable[[Gateway, Metrics], Awaitable[None]], hub: MemoryHub | None = None
+    app: App,
+    test: Callable[[Gateway, Metrics], Awaitable[None]],
+    hub: MemoryHub | None = None,
+    listen: str = "tcp://127.0.0.1:0",
 ) -> None:
     """Run *test* while *app* is served with metrics."""
 
     async def main() -> None:
-        host = Gateway(app, ["tcp://127.0.0.1:0"], hub=hub)
+        host = Gateway(app, [listen], hub=hub)
         metrics = Metrics(app, ANY_PORT)
         metrics.start(host)
         try:
@@ -114,6 +117,27 @@ def value(text: str, name: str, **labels: str) -> float:
     ]
     assert len(found) == 1, (name, labels, found)
     return found[0]
+
+
+def test_connections_whose_protocol_isnt_known_yet_are_counted() -> None:
+    app = App()
+    app.protocol("a", sniff=b"a").on_received(lambda conn, frame: frame)
+    app.protocol("b", sniff=b"b").on_received(lambda conn, frame: frame)
+
+    async def test(host: Gateway, metrics: Metrics) -> None:
+        address = host.addresses[0][2]
+        _, silent = await asyncio.open_connection(address.host, address.port)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"b")
+        assert await reader.read(1) == b"b"
+        text = (await fetch(metrics, "/metrics"))[1]
+        assert value(text, "exproto_connections_sniffing") == 1
+        assert value(text, "exproto_connections", protocol="a") == 0
+        assert value(text, "exproto_connections", protocol="b") == 1
+        silent.close()
+        writer.close()
+
+    serve(app, test, listen="a,b=tcp://127.0.0.1:0")
 
 
 def test_what_the_stats_count_is_in_the_metrics() -> None:

@@ -36,6 +36,14 @@ def two_for_one_topic(app: Any) -> None:
     app.on_deliver("a/+")(lambda conn, message: None)
 
 
+def sharing(app: Any, names: str, sniff: bytes) -> None:
+    app.limits = Limits(sniff_bytes=4)
+    app.include(Router("a", sniff=sniff))
+    app.include(Router("b"))
+    app.include(Router("c"))
+    app.find_protocols(names)
+
+
 def same_name(app: Any) -> None:
     app.protocol("a")
     app.include(Router("a"))
@@ -67,6 +75,18 @@ def same_name(app: Any) -> None:
         (lambda app: app.protocol("a", framing=3), "3 is no framing"),
         (lambda app: app.protocol("a", state=3), "state=3 is no function"),
         (lambda app: app.find_protocol(None), "has no handlers"),
+        (lambda app: app.protocol("a", sniff=b""), "takes everything; leave it out for that"),
+        (lambda app: app.protocol("a", sniff=()), "takes everything; leave it out for that"),
+        (lambda app: app.protocol("a", sniff=(b"a", b"")), "takes everything; leave it out for that"),
+        (lambda app: app.protocol("a", sniff="$GP"), "'\\$GP' is neither bytes, nor a tuple of bytes, nor"),
+        (lambda app: app.protocol("a", sniff=both), "is async; nobody waits for it, so make it a def"),
+        (lambda app: app.protocol("a", sniff=lambda: True), r"takes .*: sniff= calls it with \(data\)"),
+        (lambda app: sharing(app, "a,b", sniff=b"12345"), "has 5 bytes, Limits.sniff_bytes is 4"),
+        (lambda app: sharing(app, "a,x", sniff=b"1"), "serves no protocol 'x'; it serves a, b, c"),
+        (lambda app: sharing(app, "a,", sniff=b"1"), "serves no protocol ''; it serves a, b, c"),
+        (lambda app: sharing(app, "a,b,a", sniff=b"1"), "'a,b,a' has a protocol twice"),
+        (lambda app: sharing(app, "a,b,c", sniff=b"1"), "nothing tells 'b' and 'c' apart; give one a sniff="),
+        (lambda app: Limits(sniff_time=0), "limit sniff_time is 0"),
         (lambda app: app.publish("a", b""), "doesn't run"),
         (lambda app: Limits(inbox=0), "limit inbox is 0"),
         (lambda app: Line(limit=0), "limit is 0"),

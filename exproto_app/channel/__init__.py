@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .channel import Channel
-from .sides import Hub, Link, Served, Shared
+from .sides import Hub, Intake, Link, Served, Shared
 
-__all__ = ["Channel", "Hub", "Link", "Served", "Shared"]
+__all__ = ["Channel", "Hub", "Intake", "Link", "Served", "Shared"]

@@ -220,16 +220,15 @@ class Channel:
         if self.ended:
             return
         if self.tap is None:
-            shared = self.engine
-            self.tap = Tap(
-                self.id,
-                self.protocol.router.name,
-                time=shared.runtime.time,
-                masks=shared.masks,
-                broken=shared.unwatch,
-            )
+            self.tap = self.engine.new_tap(self.id, self.protocol.router.name)
             self._choose_paths()
         self.tap.add(watcher, events.Opened(self.conn.info, late=True, client=self.client) if late else None)
+
+    def take_tap(self, tap: Tap) -> None:
+        """Go on with the *tap* that has shown what came before the protocol was known."""
+        tap.protocol = self.protocol.router.name
+        self.tap = tap
+        self._choose_paths()
 
     def unwatch(self, watcher: Watcher) -> None:
         """Show *watcher* nothing more; without any, the quick paths are taken again."""
@@ -293,9 +292,9 @@ class Channel:
 
     # --- events, from the driver
 
-    def begin(self, *, resumed: bool) -> None:
-        """Run `on_connect`, the first turn."""
-        if self.tap is not None:
+    def begin(self, *, resumed: bool, sniffed: bytes | None = None) -> None:
+        """Run `on_connect`, the first turn; *sniffed* comes behind, which is shown and counted already."""
+        if self.tap is not None and sniffed is None:
             self._show(events.Opened(self.conn.info, resumed))
         runtime, routes = self.engine.runtime, self.protocol.router.routes
         self.first = runtime.call_later(self.engine.limits.first_frame, self._said_nothing)
@@ -313,6 +312,8 @@ class Channel:
         else:
             if routes.connect is not None and not resumed:
                 self._run(routes.connect, (self.conn,))
+        if sniffed is not None:
+            self._enqueue_taken(sniffed)
         self.pump()
 
     def received(self, data: bytes) -> None:
@@ -677,13 +678,16 @@ class Channel:
             return
         if self.tap is not None:
             self._show_received(self.tap, data)
-        self._enqueue(self._take_queued, data)
-        self.queued += len(data)
-        if self.queued > limit and not self.paused:
-            self.paused = True
-            self.link.pause()
+        self._enqueue_taken(data)
         if not self.running:
             self._later()
+
+    def _enqueue_taken(self, data: bytes) -> None:
+        self._enqueue(self._take_queued, data)
+        self.queued += len(data)
+        if self.queued > self.engine.limits.inbox and not self.paused:
+            self.paused = True
+            self.link.pause()
 
     def _take_queued(self, data: bytes) -> None:
         self.queued -= len(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -10,20 +10,49 @@ import attrs
 from ..app import App
 from ..commands import Command, Outcome, Publish
 from ..host import Runtime
-from ..models import Limits
+from ..models import Limits, Message, Reason
 from ..router import Handler, Router
-from ..tap import Mask, Watcher
+from ..tap import Tap
+from .turns import Turn
 
 if TYPE_CHECKING:
     from .channel import Channel
 
-__all__ = ["Hub", "Link", "Served", "Shared"]
+__all__ = ["Hub", "Intake", "Link", "Served", "Shared"]
+
+
+class Intake(Protocol):
+    """What a driver feeds with the events of one connection; `Channel` explains each method.
+
+    It is the connection's `Channel`, or, while its protocol isn't known, the `Sniffer` before it.
+    """
+
+    @property
+    def closing(self) -> Reason | None: ...  # noqa: D102 - see above
+    @property
+    def gone(self) -> bool: ...  # noqa: D102 - see above
+    @property
+    def held(self) -> bool: ...  # noqa: D102 - see above
+    @property
+    def paused(self) -> bool: ...  # noqa: D102 - see above
+    @property
+    def turn(self) -> Turn | None: ...  # noqa: D102 - see above
+
+    def received(self, data: bytes, /) -> None: ...  # noqa: D102 - see above
+    def delivered(self, messages: Sequence[Message], /) -> None: ...  # noqa: D102 - see above
+    def unwritable(self) -> None: ...  # noqa: D102 - see above
+    def drained(self) -> None: ...  # noqa: D102 - see above
+    def terminated(self, reason: Reason = ..., detail: str = ...) -> None: ...  # noqa: D102 - see above
+    def end(self, reason: Reason, detail: str = ..., *, drain: bool = ...) -> None: ...  # noqa: D102 - see above
 
 
 class Link(Protocol):
-    """The device's side of one connection; the engine sets its *channel* before the first turn."""
+    """The device's side of one connection; the engine sets its *channel* before the first event.
 
-    channel: Channel | None
+    Where the protocol has to be found out first, it sets it a second time.
+    """
+
+    channel: Intake | None
 
     @property
     def answers(self) -> bool:
@@ -95,7 +124,6 @@ class Shared(Protocol):
     limits: Limits
     counters: dict[str, int]
     clients: dict[str, Channel]
-    masks: list[Mask]
     when_failed: Callable[[BaseException], object] | None
 
     def later(self, channel: Channel, /) -> None:
@@ -118,8 +146,8 @@ class Shared(Protocol):
         """Log a warning the first time that *what* happens."""
         ...
 
-    def unwatch(self, watcher: Watcher, /) -> None:
-        """Have *watcher* look at nothing any more."""
+    def new_tap(self, conn_id: str, protocol: str, /) -> Tap:
+        """Return a tap for a connection."""
         ...
 
 

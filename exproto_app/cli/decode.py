@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import click
 
 from ..app import App
 from ..capture import is_capture, read
+from ..channel import Channel
 from ..errors import SetupError
 from ..hexdump import shown, undump
 from ..models import Address, ConnectionInfo
 from ..recording import Entry, Recording, line
 from ..router import Router
+from ..sniff import Sniffer
 from ..tap import Event, Failed, Opened, Received, Tap
 from ..target import load
 from ..testing.client import Link, World
@@ -33,7 +36,11 @@ SETTLE = 1.5
 @click.command()
 @click.argument("target")
 @click.argument("hexes", metavar="[HEX | FILE]…", nargs=-1)
-@click.option("--protocol", metavar="NAME", help="The protocol, where the app has several.")
+@click.option(
+    "--protocol",
+    metavar="NAME[,NAME…]",
+    help="The protocol, where the app has several; or those that the first bytes tell apart.",
+)
 @click.option("--udp", is_flag=True, help="Each HEX is a datagram.")
 @click.option("--chunk", type=click.IntRange(1), metavar="N", help="Have N bytes come at a time.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="The server's port, in a capture of packets.")
@@ -56,15 +63,15 @@ def command(
     """
     logging.basicConfig(level=logging.CRITICAL)  # it is shown among the other lines
     app = load(target)
-    router = app.find_protocol(protocol)
+    routers = app.find_protocols(protocol)
     recording = _input(hexes, port=port, udp=udp)
     for note in recording.notes:
         click.echo(f"note: {note}", err=True)
     shows = _Shows(as_json=as_json, several=len({entry.conn for entry in recording.entries}) > 1)
     with contextlib.redirect_stdout(sys.stderr):  # what the app itself prints
-        left = _feed(app, router, recording, shows, chunk)
-    for conn, size in left.items():
-        shows.left(conn, router.name, size)
+        left = _feed(app, routers, recording, shows, chunk)
+    for conn, (name, size) in left.items():
+        shows.left(conn, name, size)
     sys.exit(1 if shows.failed else 0)
 
 
@@ -125,11 +132,15 @@ class _Shows:
 
 
 def _feed(
-    app: App[Any], router: Router[Any], recording: Recording, shows: _Shows, chunk: int | None
-) -> dict[str, int]:
-    """Have devices send to *app*; return how many bytes of each are left over."""
+    app: App[Any],
+    routers: Sequence[Router[Any]],
+    recording: Recording,
+    shows: _Shows,
+    chunk: int | None,
+) -> dict[str, tuple[str, int]]:
+    """Have devices send to *app*; return the protocol of each that has bytes left over, and how many."""
     app.watch(shows)
-    left: dict[str, int] = {}
+    left: dict[str, tuple[str, int]] = {}
     world = World(app)
     links: dict[str, Link] = {}
     try:
@@ -138,7 +149,7 @@ def _feed(
             if isinstance(event, Opened):
                 link = links[entry.conn] = Link(world)
                 connect = partial(world.runner.engine.connected, conn_id=entry.conn)
-                world.loop.call_soon(connect, link, event.info, router)
+                world.loop.call_soon(connect, link, event.info, routers)
             elif isinstance(event, Received):
                 data = event.data
                 for start in range(0, len(data), chunk or len(data) or 1):
@@ -148,8 +159,10 @@ def _feed(
         world.run(SETTLE)
         for conn, link in links.items():
             channel = link.channel
-            if channel is not None and not channel.gone and channel.decoder.buffered:
-                left[conn] = channel.decoder.buffered
+            if isinstance(channel, Channel) and not channel.gone and channel.decoder.buffered:
+                left[conn] = channel.protocol.router.name, channel.decoder.buffered
+            elif isinstance(channel, Sniffer) and not channel.gone and channel.data:
+                left[conn] = channel.rules.name, len(channel.data)
     finally:
         app.unwatch(shows)
         world.close()

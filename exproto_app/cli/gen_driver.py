@@ -26,7 +26,13 @@ __all__ = ["command"]
 @click.command()
 @click.argument("target")
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only these; default: all.")
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    metavar="NAME[,NAME…]",
+    help="Only these; default: all. Several with commas share a listener, told apart by their first bytes.",
+)
 @click.option("--module", metavar="NAME", help="The callback module's name; for one protocol.")
 @click.option("--python", metavar="PATH", help="The python3 that the broker will find; it is checked.")
 @click.option("--stock", is_flag=True, help="Use the broker's own erlport loop; sync handlers only.")
@@ -80,11 +86,12 @@ def _record() -> generate.Record | None:
 
 
 def _modules(app: App[Any], protocols: tuple[str, ...], module: str | None) -> list[tuple[str, str]]:
-    names = [app.find_protocol(name).name for name in protocols or tuple(app.protocols) or (None,)]
+    choices = [app.find_protocols(name) for name in protocols or tuple(app.protocols) or (None,)]
+    names = [",".join(router.name for router in routers) for routers in choices]
     if module is None:
         modules = [(generate.module_name(name), name) for name in names]
     elif len(names) > 1:
-        raise SetupError(f"--module names one module, but there are {len(names)} protocols; add --protocol")
+        raise SetupError(f"--module names one module, but {len(names)} would be written; add --protocol")
     elif not module.isidentifier() or not re.fullmatch(r"[a-z]\w*", module, re.ASCII):
         raise SetupError(
             f"--module {module!r} can't be an Erlang atom and a Python module; use [a-z][a-z0-9_]*"

@@ -20,7 +20,11 @@ __all__ = ["command"]
 @click.command()
 @click.argument("files", metavar="FILE…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("target")
-@click.option("--protocol", metavar="NAME", help="The protocol, where the recording's name isn't the one.")
+@click.option(
+    "--protocol",
+    metavar="NAME[,NAME…]",
+    help="The protocol, or those that the first bytes tell apart, where the recording's name isn't the one.",
+)
 @click.option("--port", type=click.IntRange(1, 65_535), help="The server's port, in a capture of packets.")
 @click.option(
     "--speed",

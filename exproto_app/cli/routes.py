@@ -34,6 +34,10 @@ def _framing(router: Router[Any]) -> str:
     text = repr(router.framing)
     if router.reply_framing is not router.framing:
         text += f", replies {router.reply_framing!r}"
+    sniff = router.sniff
+    if sniff is not None:
+        rules = [getattr(sniff, "__qualname__", repr(sniff))] if callable(sniff) else map(repr, sniff)
+        text += f", sniff {' '.join(rules)}"
     return text
 
 

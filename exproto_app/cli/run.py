@@ -6,10 +6,8 @@ import asyncio
 import importlib
 import logging
 import sys
-from collections.abc import Callable
 from typing import Any
 
-import attrs
 import click
 
 from ..drivers.gateway import Gateway, Listen, Options
@@ -19,9 +17,10 @@ from ..errors import SetupError
 from ..hub import MemoryHub
 from ..logs import configure
 from ..metrics import Metrics
-from ..models import Address, Limits
+from ..models import Address
 from ..target import load
 from .door import DoorChoice, choose_door, door_option, opened
+from .limits import limit, limit_option, sniff_options
 from .observe import log_options, metrics_option, observed, open_metrics
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .supervisor import supervise
@@ -37,22 +36,15 @@ SPARE_FILES = 100
 """Open files beside those of connections: libraries, logs, what the app itself opens."""
 
 
-def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
-    """Declare the option for one of the app's `Limits`; without it the app decides."""
-    default = getattr(Limits(), name)
-    text = f"{meaning} (default: the app's own, else {default:g})."
-    flag = f"--{name.replace('_', '-')}"
-    return click.option(flag, name, type=kind, help=text)
-
-
 @click.command()
 @click.argument("target")
 @click.option(
     "--listen",
     "listens",
     multiple=True,
-    metavar="[PROTOCOL=]URL",
-    help=f"tcp://HOST:PORT, tls://… or udp://…; may be repeated. Default: {DEFAULT_LISTEN}.",
+    metavar="[PROTOCOL[,PROTOCOL…]=]URL",
+    help="tcp://HOST:PORT, tls://… or udp://…; may be repeated. Several protocols are told apart by what "
+    f"a device sends first, see Router(sniff=). Default: {DEFAULT_LISTEN}.",
 )
 @click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
@@ -84,14 +76,15 @@ def _limit(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
     show_default=True,
     help="Seconds of a TLS handshake, and of a PROXY header.",
 )
-@_limit("inbox", int, "Bytes of a device that may wait to be handled; then reading pauses")
-@_limit("outbox", int, "Bytes that may wait for a device; then its frames wait")
-@_limit("outbox_max", int, "Bytes that may wait for a device; then it is closed")
-@_limit("deliveries", int, "Messages that may wait for a device; then the newest are dropped")
-@_limit("first_frame", float, "Seconds until a device has to have said something")
-@_limit("stall", float, "Seconds that a device may leave unread what it is sent")
-@_limit("datagram_idle", float, "Seconds of silence that end a UDP connection")
-@_limit("handler_timeout", float, "Seconds that an async handler may take")
+@limit_option("inbox", int, "Bytes of a device that may wait to be handled; then reading pauses")
+@limit_option("outbox", int, "Bytes that may wait for a device; then its frames wait")
+@limit_option("outbox_max", int, "Bytes that may wait for a device; then it is closed")
+@limit_option("deliveries", int, "Messages that may wait for a device; then the newest are dropped")
+@limit_option("first_frame", float, "Seconds until a device has to have said something")
+@limit_option("stall", float, "Seconds that a device may leave unread what it is sent")
+@limit_option("datagram_idle", float, "Seconds of silence that end a UDP connection")
+@limit_option("handler_timeout", float, "Seconds that an async handler may take")
+@sniff_options
 @uplink_options
 @door_option
 @watching_options
@@ -142,8 +135,7 @@ def command(
     hub = make_hub(mqtt, login, uplink)
     door = choose_door(mqtt_listen, hub)
     app = load(target)
-    given = {name: value for name, value in others.items() if value is not None}
-    app.limits = attrs.evolve(app.limits, **given)
+    limit(app, others)
     options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
     _allow_files(max_connections)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
@@ -187,10 +179,11 @@ async def _serve(
 
 
 def _announcement(gateway: Gateway, *, with_uvloop: bool) -> list[str]:
-    lines = [
-        f"{router.name} on {listen.scheme}://{address}  {router.framing!r}  try: {_try(listen, address)}"
-        for listen, router, address in gateway.addresses
-    ]
+    lines = []
+    for listen, routers, address in gateway.addresses:
+        names = ",".join(router.name for router in routers)
+        framing = repr(routers[0].framing) if len(routers) == 1 else "whichever sniff= tells"
+        lines.append(f"{names} on {listen.scheme}://{address}  {framing}  try: {_try(listen, address)}")
     return [*lines, f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through {gateway.hub}"]
 
 

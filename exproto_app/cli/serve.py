@@ -14,6 +14,7 @@ from ..logs import configure
 from ..metrics import Metrics
 from ..models import Address
 from ..target import load
+from .limits import limit, sniff_options
 from .observe import log_options, metrics_option, observed, open_metrics, parse_address
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .watching import watching, watching_options
@@ -51,8 +52,9 @@ LISTENER_PORT = 7993
     "--protocol",
     "protocols",
     multiple=True,
-    metavar="NAME=:PORT",
-    help="Which protocol the devices of EMQX's listener on PORT speak; for several protocols.",
+    metavar="NAME[,NAME…]=:PORT",
+    help="Which protocol the devices of EMQX's listener on PORT speak, for several protocols; or which "
+    "protocols, told apart by their first bytes.",
 )
 @click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
@@ -61,6 +63,7 @@ LISTENER_PORT = 7993
 @click.option(
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
+@sniff_options
 @watching_options
 @stats_option
 @metrics_option
@@ -82,6 +85,7 @@ def command(
     log_level: str,
     log_format: str,
     loop: str,
+    **limits: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
     configure(log_level, log_format)
@@ -91,6 +95,7 @@ def command(
     except ImportError as error:
         raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
     app = load(target)
+    limit(app, limits)
     address = parse_address(bind, "--bind", "127.0.0.1:9001")
     ports = dict(_protocol(app, text) for text in protocols)
     if len(ports) != len(protocols):
@@ -123,7 +128,7 @@ async def _serve(service: Service, stats: float | None, metrics: Metrics | None)
             click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
             await stop.wait()
-            log.info("grpc = stopping: %d connections", len(service.runner.engine.channels))
+            log.info("grpc = stopping: %d connections", service.runner.engine.open)
             if reporter is not None:
                 reporter.cancel()
     log.info("grpc = stopped")
@@ -133,7 +138,7 @@ def _protocol(app: App[Any], text: str) -> tuple[int, str]:
     name, _, port = text.rpartition("=")
     if not name or not port.startswith(":") or not port[1:].isdigit() or not 0 < int(port[1:]) < 65_536:
         raise SetupError(f"--protocol {text} should be NAME=:PORT, such as {next(iter(app.protocols))}=:7993")
-    return int(port[1:]), app.find_protocol(name).name
+    return int(port[1:]), ",".join(router.name for router in app.find_protocols(name))
 
 
 def _config(

@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..app import App
-from ..channel import Channel, Hub
+from ..channel import Channel, Hub, Intake
 from ..commands import Publish
 from ..connection import Connection, check_payload
 from ..hub import Login, MemoryHub
 from ..models import Address, ConnectionInfo, Message, Reason, SockType
-from ..router import Router
 from ..runner import Runner
+from ..sniff import Sniffer
 from ..topics import check_qos, check_topic
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Link:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.channel: Channel | None = None
+        self.channel: Intake | None = None
         self.inbox = bytearray()
         self.reading = True
         self.unread: list[bytes] = []
@@ -246,7 +246,8 @@ class Link:
 class TestClient:
     """A device, connected to *app* in memory; use it in a `with` block.
 
-    *protocol* names the router where there are several. *login* is the broker's rule: it gets the
+    *protocol* names the router where there are several, or those that share the device's listener, as in
+    `gt06,jt808`: then what it sends first decides. *login* is the broker's rule: it gets the
     `ClientInfo` and the password, and tells whether the device may register; without it everybody may.
     *info* says how the device is connected, or just its *socktype*: on `udp` each `send` is a datagram.
     *restarted* begins with a connection that the app never saw begin, as after a restart of the process.
@@ -270,7 +271,8 @@ class TestClient:
         restarted: bool = False,
     ) -> None:
         self.app = app
-        self._router: Router[Any] = app.find_protocol(protocol)
+        self._routers = app.find_protocols(protocol)
+        self._protocol = protocol
         self._login = login
         self._info = info
         self._socktype = socktype
@@ -279,6 +281,7 @@ class TestClient:
         self._world: World | None = None
         self._owner = True
         self._link: Link | None = None
+        self._intake: Channel | Sniffer | None = None
         self._connection: Connection[Any] | None = None
 
     # --- the device
@@ -328,7 +331,7 @@ class TestClient:
         world, _ = self._connected()
         other = TestClient(
             self.app,
-            protocol or self._router.name,
+            protocol or self._protocol,
             info=info,
             socktype=socktype or self._socktype,
             restarted=restarted,
@@ -341,10 +344,11 @@ class TestClient:
 
     def deliver(self, topic: str, payload: bytes, qos: int = 0) -> None:
         """Have the broker deliver a message. Raises `AssertionError` if the device isn't subscribed."""
-        world, link = self._connected()
-        if link.channel is None or not world.memory.subscribed(link.channel, topic):
+        world, _ = self._connected()
+        channel = self._channel
+        if channel is None or not world.memory.subscribed(channel, topic):
             raise AssertionError(f"the device isn't subscribed to {topic!r}")
-        world.loop.call_soon(link.channel.delivered, [Message(topic, payload, qos)])
+        world.loop.call_soon(channel.delivered, [Message(topic, payload, qos)])
         world.run()
 
     def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> None:
@@ -359,8 +363,9 @@ class TestClient:
     @property
     def published(self) -> list[Message]:
         """All messages that the device has published."""
-        world, link = self._connected()
-        return [] if link.channel is None else world.published.setdefault(link.channel, [])
+        world, _ = self._connected()
+        channel = self._channel
+        return [] if channel is None else world.published.setdefault(channel, [])
 
     @property
     def app_published(self) -> list[Message]:
@@ -376,24 +381,37 @@ class TestClient:
     @property
     def connection(self) -> Connection[Any, Any]:
         """The connection as the handlers see it."""
-        if self._connection is None:
-            raise RuntimeError("the app refused this connection, so there is none")
-        return self._connection
+        known = self._known
+        if known is None:
+            why = (
+                "the app refused this connection" if self._intake is None else "its protocol isn't known yet"
+            )
+            raise RuntimeError(f"{why}, so there is none")
+        return known
 
     @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
-        return self._connection is None or self._connection.closed
+        known = self._known
+        if known is None:
+            return self._intake is None or self._intake.gone
+        return known.closed
 
     @property
     def close_reason(self) -> Reason | None:
         """Why it has ended."""
-        return "restarted" if self._connection is None else self._connection.close_reason
+        known = self._known
+        if known is None:
+            return "restarted" if self._intake is None else self._intake.reason
+        return known.close_reason
 
     @property
     def close_detail(self) -> str:
         """The words that go with the reason."""
-        return "" if self._connection is None else self._connection.close_detail
+        known = self._known
+        if known is None:
+            return "" if self._intake is None else self._intake.detail
+        return known.close_detail
 
     @property
     def errors(self) -> list[BaseException]:
@@ -430,6 +448,16 @@ class TestClient:
             )
         return self._world, self._link
 
+    @property
+    def _channel(self) -> Channel | None:
+        """The engine's half of the connection, once its protocol is known."""
+        return self._intake.channel if isinstance(self._intake, Sniffer) else self._intake
+
+    @property
+    def _known(self) -> Connection[Any] | None:
+        """The connection, once its protocol is known."""
+        return self._intake.conn if isinstance(self._intake, Sniffer) else self._connection
+
     def _connect(self, world: World) -> None:
         self._world = world
         self._link = link = Link(world)
@@ -439,10 +467,11 @@ class TestClient:
 
         def connect() -> None:
             engine = world.runner.engine
-            if self._restarted and not engine.unknown(link, self._router):
+            if self._restarted and not engine.unknown(link, self._routers):
                 return
-            channel = engine.connected(link, info, self._router, resumed=self._restarted)
-            self._connection = channel.conn
+            self._intake = engine.connected(link, info, self._routers, resumed=self._restarted)
+            if isinstance(self._intake, Channel):
+                self._connection = self._intake.conn
 
         world.loop.call_soon(connect)
         try:

@@ -102,7 +102,7 @@ def cases(path: str | Path, *, port: int | None = None) -> list[Case]:
     for conn in connections(recording.entries):
         entries = [entry for entry in recording.entries if entry.conn == conn]
         names = (entry.event.client.clientid for entry in entries if isinstance(entry.event, Registered))
-        words = filter(None, (entries[0].protocol, conn, next(names, "")))
+        words = filter(None, (entries[-1].protocol, conn, next(names, "")))
         made.append(Case("-".join(words), attrs.evolve(recording, entries=entries)))
     return made
 
@@ -121,8 +121,9 @@ def replay(
 
     Time is virtual and passes as fast as can be, or *speed* times as fast as it really did. *chunk* cuts what
     was received into pieces of so many bytes (not datagrams). What the regular expressions *ignore* match
-    (their groups, if they have any) in bytes sent and payloads may differ. *protocol* names the router,
-    where the recording's name is not the one. *port* is the server's, for a capture of packets.
+    (their groups, if they have any) in bytes sent and payloads may differ. *protocol* names the router, or
+    those that share a listener, where the recording's name is not the one. *port* is the server's, for a
+    capture of packets.
     """
     if not isinstance(recording, Recording):
         recording = read(recording, port=port)
@@ -199,6 +200,7 @@ class _Player:
         self._protocol = protocol
         self._seen: list[Entry] = []
         self._links: dict[str, Link] = {}
+        self._datagrams: set[str] = set()
         self._batches: dict[str, list[Message]] = {}
         self._origin = 0.0
         self._world: World
@@ -210,7 +212,7 @@ class _Player:
             return []
         for entry in entries:  # a name that isn't there is told before anything happens
             if isinstance(entry.event, Opened):
-                self._app.find_protocol(self._protocol or entry.protocol or None)
+                self._app.find_protocols(self._protocol or entry.protocol or None)
         self._app.watch(self._look)
         try:
             self._world = World(self._app, hub=_Hub(entries))
@@ -248,40 +250,44 @@ class _Player:
         if isinstance(event, Opened):
             return partial(self._open, entry, event)
         link = self._links.get(entry.conn)
-        channel = None if link is None else link.channel
-        if link is None or channel is None or channel.gone:
+        if link is None or link.channel is None or link.channel.gone:
             return None
         match event:
             case Received(data):
-                return partial(self._receive, link, channel, data)
+                return partial(self._receive, link, data, whole=entry.conn in self._datagrams)
             case Delivered(message, _, more):
                 batch = self._batches.setdefault(entry.conn, [])
                 batch.append(message)
                 if not more:
-                    return partial(channel.delivered, self._batches.pop(entry.conn))
+                    return partial(link.channel.delivered, self._batches.pop(entry.conn))
             case Closed(reason) if reason not in OWN:
-                return partial(self._close, link, channel, event)
+                return partial(self._close, link, event)
         return None
 
     def _open(self, entry: Entry, opened: Opened) -> None:
-        router = self._app.find_protocol(self._protocol or entry.protocol or None)
+        routers = self._app.find_protocols(self._protocol or entry.protocol or None)
         link = self._links[entry.conn] = Link(self._world)
+        if opened.info.socktype in ("udp", "dtls"):
+            self._datagrams.add(entry.conn)
         engine = self._world.runner.engine
         resumed = opened.resumed or opened.late
-        channel = engine.connected(link, opened.info, router, conn_id=entry.conn, resumed=resumed)
-        if opened.client is not None:
+        channel = engine.connected(link, opened.info, routers, conn_id=entry.conn, resumed=resumed)
+        if opened.client is not None and isinstance(channel, Channel):
             channel.issue(Register(opened.client))
 
-    def _receive(self, link: Link, channel: Channel, data: bytes) -> None:
-        if self._chunk is None or channel.datagram:
+    def _receive(self, link: Link, data: bytes, *, whole: bool) -> None:
+        if self._chunk is None or whole:
             link.arrive(data)
             return
         for start in range(0, len(data), self._chunk):
             self._world.loop.call_soon(link.arrive, data[start : start + self._chunk])
 
     @staticmethod
-    def _close(link: Link, channel: Channel, closed: Closed) -> None:
+    def _close(link: Link, closed: Closed) -> None:
         """End a connection as its device or its host did, unless the app has done so by then."""
+        channel = link.channel
+        if channel is None:
+            return
         if closed.reason == "shutdown":
             channel.end("shutdown", drain=True)
         elif closed.reason == "device closed":
@@ -308,7 +314,7 @@ def _compare(recording: Recording, seen: list[Entry], masks: list[Mask]) -> Iter
             missed = [Registered(opened.client)] if opened is not None and opened.client is not None else []
             broker = _diff(_broker([*missed, *then], masks), _broker(now, masks))
         if sent or broker:
-            protocol = next(entry.protocol for entry in (*recording.entries, *seen) if entry.conn == conn)
+            *_, protocol = (entry.protocol for entry in (*seen, *recording.entries) if entry.conn == conn)
             peer = "" if opened is None else str(opened.info.peername)
             yield Difference(conn, protocol, peer, sent, broker, _errors(now))
 

@@ -13,6 +13,7 @@ from exproto_app.checksums import XOR
 from exproto_app.commands import Outcome
 from exproto_app.errors import CommandError
 from exproto_app.framing import Checked, LengthPrefix, Line, Resync
+from exproto_app.router import Sniff
 
 # Short times: where a host has a clock of its own, a test waits for them in earnest.
 SHORT = Limits(handler_timeout=0.4, end_timeout=0.4)
@@ -529,6 +530,69 @@ def as_bytes(conn: Connection[None, Command], command: Command) -> bytes:
 
 datagrams = App(framing=Line(limit=100), state=State, limits=Limits(datagram_idle=0.4))
 say_goodbye(datagrams)
+
+# --- several protocols on one listener
+
+shared = App(state=State, limits=Limits(sniff_time=0.4, sniff_bytes=16))
+SHARED = "starred,longer,marked,rest"
+
+
+def marked_by_its_fourth(data: bytes) -> bool | None:
+    """Tell a protocol whose fourth byte is a mark."""
+    if data.startswith(b"rai"):
+        raise ValueError("what a pity")
+    return None if len(data) < 4 else data[3:4] == b"!"
+
+
+def introduce(name: str, sniff: Sniff | None) -> None:
+    """Serve a protocol that tells its name, before all answers, and when it ends."""
+    router = shared.protocol(name, framing=Line(limit=100), state=State, sniff=sniff)
+
+    @router.on_connect
+    def connect(conn: Connection[State]) -> bytes:
+        conn.state.notes.append(conn.protocol)
+        conn.publish(f"begun/{name}", conn.info.socktype.encode())
+        return f"this is {name}".encode()
+
+    @router.on_received
+    async def received(conn: Connection[State], frame: bytes) -> bytes:
+        await asyncio.sleep(0)
+        verb, _, argument = frame.partition(b" ")
+        if verb == b"publish":
+            conn.publish(argument.decode(), " ".join(conn.state.notes).encode())
+        return frame
+
+    @router.on_terminated
+    def gone(conn: Connection[State], reason: str) -> None:
+        conn.publish(f"end/{name}", reason.encode())
+
+
+introduce("starred", b"*")
+introduce("longer", (b"*HQX", b"$$"))
+introduce("marked", marked_by_its_fourth)
+introduce("rest", None)
+
+choosy = App(limits=Limits(sniff_time=0.4, sniff_bytes=16))
+CHOOSY = "binary,patient,teller"
+binary = choosy.protocol("binary", sniff=b"\x01\x02")
+patient = choosy.protocol("patient", sniff=lambda data: None if data[:1] == b"\x03" else False)
+teller = choosy.protocol("teller", framing=Line(), sniff=b"count ")
+
+
+@binary.on_received
+def binary_taken(conn: Connection, frame: bytes) -> bytes:
+    return b"binary " + frame
+
+
+@patient.on_received
+def patient_taken(conn: Connection, frame: bytes) -> None:
+    conn.publish("never", frame)
+
+
+@teller.on_received
+def tell(conn: Connection, frame: bytes) -> bytes:
+    return str(choosy.stats[frame[6:].decode()]).encode()
+
 
 # --- limits
 

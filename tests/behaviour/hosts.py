@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from exproto_app import App, ClientInfo, Message
+from exproto_app import App, ClientInfo, Message, SetupError
 from exproto_app.channel import Channel, Hub
 from exproto_app.commands import Publish
 from exproto_app.drivers.gateway import Gateway
@@ -31,7 +31,7 @@ from exproto_app.testing import TestClient
 
 from . import apps
 
-__all__ = ["HOSTS", "PASSWORD", "PATIENCE", "Device", "Host", "login", "target_of"]
+__all__ = ["HOSTS", "PASSWORD", "PATIENCE", "Device", "Host", "listeners", "login", "target_of"]
 
 PATIENCE = 20.0
 """Seconds until a test gives up; real ones, where time isn't virtual."""
@@ -65,6 +65,15 @@ class Device(abc.ABC):
         """Wait for the next bytes, and assert that they are *data*."""
         assert self.read(len(data)) == data
 
+    def read_line(self) -> bytes:
+        """Return the bytes up to the next newline as soon as they have come."""
+        line = b""
+        while not line.endswith(b"\n"):
+            more = self.read(1)
+            assert more, f"the connection ended behind {line!r}"
+            line += more
+        return line
+
     def expect_unordered(self, *parts: bytes) -> None:
         """Wait for *parts*, in any order."""
         got = self.read(len(b"".join(parts)))
@@ -83,7 +92,7 @@ class Host(Protocol):
     (it has the device's socket, so it sees a device that doesn't read), `retain` (it retains messages)."""
 
     def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
-        """Connect a device."""
+        """Connect a device to the listener of *protocol*, or of all that the app has (`listeners`)."""
         ...
 
     def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
@@ -93,6 +102,16 @@ class Host(Protocol):
     def published(self, topic: str) -> bytes:
         """Wait for the next message that the app published to *topic*; return its payload."""
         ...
+
+
+def listeners(app: App[Any]) -> list[str]:
+    """Return what *app* is served as: each protocol, and all together where sniffing tells them apart."""
+    names = list(app.protocols)
+    together = ",".join(names)
+    with contextlib.suppress(SetupError):
+        if len(app.find_protocols(together)) > 1:
+            names.append(together)
+    return names
 
 
 async def login(client: ClientInfo, password: str | None) -> bool:
@@ -247,8 +266,8 @@ class GatewayHost:
         self._published = Published()
         self._loop = asyncio.new_event_loop()
         self._hub = hub or MemoryHub(login, watch=self._watch)
-        listeners = [f"{name}={kind}://127.0.0.1:0" for name in app.protocols for kind in ("tcp", "udp")]
-        self._gateway = Gateway(app, listeners, hub=self._hub)
+        listens = [f"{name}={kind}://127.0.0.1:0" for name in listeners(app) for kind in ("tcp", "udp")]
+        self._gateway = Gateway(app, listens, hub=self._hub)
         started = threading.Event()
         self._stop = asyncio.Event()
         thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(started),))
@@ -269,14 +288,14 @@ class GatewayHost:
     def connect(
         self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
     ) -> SocketDevice:
-        name = self._app.find_protocol(protocol).name
+        served = self._app.find_protocols(protocol)
         scheme = "udp" if udp else "tcp"
-        for listen, router, address in self._gateway.addresses:
-            if router.name == name and listen.scheme == scheme:
+        for listen, routers, address in self._gateway.addresses:
+            if routers == served and listen.scheme == scheme:
                 device = SocketDevice((address.host, address.port), udp=udp)
                 self._stack.callback(device.hang_up)
                 return device
-        raise AssertionError(f"no listener for {name} on {scheme}")
+        raise AssertionError(f"no listener for {protocol} on {scheme}")
 
     def publish(self, topic: str, payload: bytes, qos: int = 0) -> None:
         self._loop.call_soon_threadsafe(self._hub.publish, Publish(topic, payload, qos))

@@ -12,7 +12,7 @@ from exproto_app.testing import replay
 
 from . import apps
 from .conftest import Serve
-from .hosts import PASSWORD, Device
+from .hosts import PASSWORD, Device, Host
 
 
 class TestTurns:
@@ -551,6 +551,143 @@ class TestDatagrams:
         device.send(b"name %s" % unique.encode())
         device.expect(b"ok\n")
         assert host.published(f"end/{unique}") == b"timeout"
+
+
+def told(host: Host, counter: str, value: int) -> None:
+    """Wait until *counter* of `choosy` has this value."""
+    device = host.connect(apps.CHOOSY)
+    for _ in range(1_000):
+        device.send(b"count %s\n" % counter.encode())
+        if device.read_line() == b"%d\n" % value:
+            return
+    raise AssertionError(f"{counter} never was {value}")
+
+
+class TestSniffing:
+    """Where several protocols share a listener, the first bytes decide, however they come."""
+
+    @pytest.mark.parametrize(
+        ("data", "name"),
+        [
+            (b"*HQ,1\n", b"starred"),
+            (b"*HQX,1\n", b"longer"),
+            (b"$$1\n", b"longer"),
+            (b"$GP!x\n", b"marked"),
+            (b"$GPRMC\n", b"rest"),
+            (b"abc!x\n", b"marked"),
+        ],
+    )
+    def test_the_first_bytes_decide_wherever_they_are_cut(
+        self, serve: Serve, data: bytes, name: bytes
+    ) -> None:
+        host = serve("shared")
+        for cut in range(1, len(data)):
+            device = host.connect(apps.SHARED)
+            device.send(data[:cut])
+            device.send(data[cut:])
+            device.expect(b"this is %s\n%s" % (name, data))
+
+    def test_a_protocol_may_have_a_listener_of_its_own_too(self, serve: Serve) -> None:
+        device = serve("shared").connect("starred")
+        device.expect(b"this is starred\n")
+        device.send(b"$$\n")
+        device.expect(b"$$\n")
+
+    def test_state_is_made_once_and_the_end_is_told(self, serve: Serve, unique: str) -> None:
+        host = serve("shared")
+        device = host.connect(apps.SHARED)
+        device.send(b"*")
+        device.send(b"\npublish up/%s\n" % unique.encode())
+        device.expect(b"this is starred\n*\npublish up/%s\n" % unique.encode())
+        assert host.published(f"up/{unique}") == b"starred"
+        device.hang_up()
+        assert host.published("end/starred") == b"device closed"
+
+    def test_a_hang_up_decides_by_what_has_come_and_that_is_handled(self, serve: Serve) -> None:
+        host = serve("shared")
+        device = host.connect(apps.SHARED)
+        device.send(b"*HQ")
+        device.hang_up()
+        assert host.published("begun/starred") == b"tcp"
+        assert host.published("end/starred") == b"device closed"
+
+    def test_when_time_is_up_the_shorter_prefix_wins(self, serve: Serve) -> None:
+        device = serve("shared").connect(apps.SHARED)
+        device.send(b"*HQ")
+        device.expect(b"this is starred\n")
+        device.send(b"X\n")
+        device.expect(b"*HQX\n")
+
+    def test_whom_nobody_takes_is_closed_and_counted(self, serve: Serve) -> None:
+        host = serve("choosy")
+        first, second = host.connect(apps.CHOOSY), host.connect(apps.CHOOSY)
+        first.send(b"\x01\x03")
+        first.expect_end()
+        second.send(b"\x03" * 16)
+        second.expect_end()
+        told(host, "connections_undecided", 2)
+
+    def test_undecided_in_time(self, serve: Serve) -> None:
+        host = serve("choosy")
+        silent, patient, half = (host.connect(apps.CHOOSY) for _ in range(3))
+        patient.send(b"\x03")
+        half.send(b"\x01")
+        for device in (silent, patient, half):
+            device.expect_end()
+        told(host, "connections_undecided", 3)
+
+    def test_a_hang_up_while_undecided(self, serve: Serve) -> None:
+        host = serve("choosy")
+        silent, half = host.connect(apps.CHOOSY), host.connect(apps.CHOOSY)
+        half.send(b"\x01")
+        silent.hang_up()
+        half.hang_up()
+        told(host, "connections_undecided", 2)
+
+    def test_a_rule_that_raises_costs_that_device_its_connection(self, serve: Serve) -> None:
+        host = serve("shared")
+        device, other = host.connect(apps.SHARED), host.connect(apps.SHARED)
+        device.send(b"raise\n")
+        device.expect_end()
+        other.send(b"fine\n")
+        other.expect(b"this is rest\nfine\n")
+
+    def test_a_datagram_decides_by_itself(self, serve: Serve) -> None:
+        host = serve("shared", "udp")
+        for data, name in ((b"*HQ", b"starred"), (b"*HQX", b"longer"), (b"$G", b"rest")):
+            device = host.connect(apps.SHARED, udp=True)
+            device.send(data)
+            device.expect_unordered(b"this is %s\n" % name, data + b"\n")
+
+    def test_a_datagram_that_nobody_takes_leaves_the_others_alone(self, serve: Serve) -> None:
+        host = serve("choosy", "udp")
+        device = host.connect(apps.CHOOSY, udp=True)
+        device.send(b"\x01")
+        told(host, "connections_undecided", 1)
+        other = host.connect(apps.CHOOSY, udp=True)
+        other.send(b"\x01\x02")
+        other.expect(b"binary \x01\x02")
+
+    def test_a_connection_that_nobody_saw_begin_is_closed(self, serve: Serve) -> None:
+        host = serve("choosy", "unknown")
+        host.connect(apps.CHOOSY)
+        device = host.connect(apps.CHOOSY, unknown=True)
+        device.send(b"\x01\x02")
+        device.expect_end()
+
+    def test_a_recording_replays_with_the_decision(self, serve: Serve, tmp_path: Path) -> None:
+        path = tmp_path / "field.jsonl"
+        host = serve("shared", record=path)
+        device, other = host.connect(apps.SHARED), host.connect(apps.SHARED)
+        device.send(b"*HQX,1\n")
+        device.expect(b"this is longer\n*HQX,1\n")
+        other.send(b"raise\n")
+        other.expect_end()
+        device.hang_up()
+        assert host.published("end/longer") == b"device closed"
+        serve.stop()
+        assert replay(apps.shared, path) == []
+        assert replay(apps.shared, path, chunk=1) == []
 
 
 class TestLimits:

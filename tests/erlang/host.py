@@ -60,7 +60,7 @@ class ErlangHost:
         return broker.published(topic)
 
     def _broker(self, protocol: str | None) -> Broker:
-        name = Driver(self._target, protocol=protocol).router.name
+        name = ",".join(router.name for router in Driver(self._target, protocol=protocol).routers)
         if name not in self._brokers:
             folder = self._folder / name
             folder.mkdir()

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,9 +94,10 @@ def gone(conn: Connection, reason: str) -> None:
 def serve(vm: Vm, tmp_path: Path) -> Iterator[Callable[..., Broker]]:
     with contextlib.ExitStack() as stack:
 
-        def start(text: str = APP) -> Broker:
-            (tmp_path / "device.py").write_text(text)
-            return begin(vm, stack, tmp_path, str(tmp_path / "device.py"), stock=True, python=sys.executable)
+        def start(text: str = APP, **options: Any) -> Broker:
+            target = tmp_path / "device.py"
+            target.write_text(text)
+            return begin(vm, stack, tmp_path, str(target), stock=True, python=sys.executable, **options)
 
         yield start
 
@@ -115,6 +117,29 @@ def test_verbs_and_messages(serve: Callable[..., Broker]) -> None:
     device.expect(b"so long\n")
     device.expect_end()
     broker.expect_log("gone terminated", "with --stock a connection that has ended can't publish")
+
+
+SHARED = """
+from exproto_app import App, Connection
+from exproto_app.framing import Line
+
+app = App()
+for name, sniff in (("a", b"a"), ("ab", b"ab"), ("rest", None)):
+    router = app.protocol(name, framing=Line(), sniff=sniff)
+
+    @router.on_received
+    def received(conn: Connection, frame: bytes) -> bytes:
+        return conn.protocol.encode() + b" " + frame
+"""
+
+
+def test_the_first_bytes_tell_the_protocol(serve: Callable[..., Broker]) -> None:
+    broker = serve(SHARED, protocol="a,ab,rest")
+    for data, protocol in ((b"abc\n", b"ab"), (b"acc\n", b"a"), (b"bcc\n", b"rest")):
+        device = broker.connect()
+        device.send(data[:1])
+        device.send(data[1:])
+        device.expect(protocol + b" " + data)
 
 
 def test_failures_cost_one_device(serve: Callable[..., Broker]) -> None:

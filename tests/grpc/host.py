@@ -13,7 +13,7 @@ import pytest
 
 from exproto_app import Address, App
 from exproto_app.drivers.grpc import AdapterMap, Service, service
-from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice
+from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice, listeners
 
 from .standin import Node
 
@@ -68,7 +68,7 @@ class Behind:
         self.broker = broker_loop()
         self.ours = LoopThread()
         stack.callback(self.ours.stop)
-        protocols = list(app.protocols)
+        protocols = listeners(app)
         self.nodes = [
             self.broker.run(self._node(streaming, len(protocols), options, f"127.0.0.{number}"))
             for number in range(1, nodes + 1)
@@ -182,7 +182,7 @@ class GrpcHost:
             stack.callback(patch.undo)
             patch.setattr(service, "EARLY_WAIT", 0.3)
         self._behind = Behind(app, stack, streaming=streaming)
-        self._protocols = list(app.protocols)
+        self._protocols = listeners(app)
         self._connected = 0
 
     def connect(

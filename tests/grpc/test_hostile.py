@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import Address, App, Connection, Limits
+from exproto_app.channel import Channel
 from exproto_app.drivers.grpc import AdapterMap, Service, caller
 from exproto_app.drivers.grpc import exproto_pb2 as pb
 from exproto_app.drivers.grpc.caller import Caller
@@ -263,7 +264,7 @@ def test_a_broker_that_waits_for_no_answers_costs_that_device_its_connection(ser
     block = request("/emqx.exproto.v1.ConnectionUnaryHandler/OnSocketCreated")
     server.feed(PREFACE + SETTINGS, call(1, created, block))
     channel = server.caller.broker.links[b"greedy"].channel  # type: ignore[union-attr] # it has called
-    assert channel is not None
+    assert isinstance(channel, Channel)
     server.feed(call(3, event("greedy", b"stay")))
     for stream in range(5, 61, 2):
         server.feed(call(stream, event("greedy", bytes(100_000))))

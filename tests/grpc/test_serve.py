@@ -39,6 +39,8 @@ def test_serve_prints_what_emqx_has_to_know() -> None:
     assert "exproto.server.http.port = 9105" in out
     assert "exproto.listener.meter = tcp://0.0.0.0:8002" in out
     assert "exproto.listener.meter.connection_handler_url = http://127.0.0.1:9001" in out
+    code, out, _ = run("serve", FLEET, "--print-config", "--protocol", "meter,tracker=:8001")
+    assert (code, 'listeners.tcp.meter_tracker { bind = "0.0.0.0:8001" }' in out) == (0, True)
 
 
 def test_serve_prints_the_files_of_tls() -> None:
@@ -59,6 +61,9 @@ def test_serve_prints_the_files_of_tls() -> None:
         ((FLEET, "--protocol", "tracker=8001"), "should be NAME=:PORT, such as tracker=:7993"),
         ((FLEET, "--protocol", "boat=:8001"), "serves no protocol 'boat'"),
         ((FLEET, "--protocol", "tracker=:1", "--protocol", "meter=:1"), "the same port"),
+        ((FLEET, "--protocol", "meter,boat=:1"), "serves no protocol 'boat'"),
+        ((FLEET, "--protocol", "meter,meter=:1"), "'meter,meter' has a protocol twice"),
+        ((FLEET, "--protocol", "meter=:1", "--sniff-time", "0"), "limit sniff_time is 0"),
         ((ECHO, "--adapter", "https://h:1"), "has no TLS"),
         ((ECHO, "--bind", "here"), "write HOST:PORT"),
         ((ECHO, "--key", "k"), "need --cert"),

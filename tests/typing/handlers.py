@@ -268,6 +268,18 @@ def wrong_sends(conn: Connection[Device, Packet], bare: Connection) -> None:
 
 Router("half", codec=3)  # type: ignore[call-overload]
 
+# What tells a protocol by a device's first bytes.
+
+
+def looks_right(data: bytes) -> bool | None:
+    return None if len(data) < 4 else data[3] == 0
+
+
+assert_type(app.protocol("sniffed", sniff=b"$GP"), Router[None])
+assert_type(app.protocol("sniffed", state=Device, sniff=(b"$GP", b"$GN")), Router[Device])
+assert_type(Router("sniffed", codec=(bytes.decode, str.encode), sniff=looks_right), Router[None, str])
+App(sniff="$GP")  # type: ignore[call-overload]
+
 # What takes an app takes one of messages too.
 TestClient(texts)
 replay(texts, "x.jsonl")

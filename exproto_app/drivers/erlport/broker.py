@@ -9,7 +9,7 @@ from functools import partial
 from struct import Struct
 from typing import Any, Final
 
-from ...channel import Channel
+from ...channel import Channel, Intake
 from ...commands import Command, Fence, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
 from ...errors import ClosedError, CommandError, DeniedError, UnavailableError
 from ...models import ConnectionInfo
@@ -59,7 +59,7 @@ class ErlangLink:
     def __init__(self, hub: BrokerHub, pid: bytes) -> None:
         self._hub = hub
         self.pid = pid
-        self.channel: Channel | None = None
+        self.channel: Intake | None = None
         self.info: ConnectionInfo | None = None
         self.withheld: bytes | None = None
         self.published = False
@@ -193,7 +193,6 @@ class BrokerHub:
         A device that hangs up right behind its data has its process end before it has seen what the data's
         handlers published: that is in its mailbox still, behind the news of the end.
         """
-        link.ending = True
 
         def found(answer: object, error: CommandError | None) -> None:
             match answer:

@@ -118,7 +118,7 @@ class Record:
         """Return the driver's arguments; with *protocol*, the file's name tells it."""
         path = self.path
         if protocol is not None:
-            path = path.with_name(f"{path.stem}-{protocol}{path.suffix}")
+            path = path.with_name(f"{path.stem}-{protocol.replace(',', '_')}{path.suffix}")
         text = f", record={str(path)!r}, record_size={self.size}, record_keep={self.keep}"
         return f"{text}, masks={self.masks!r}" if self.masks else text
 

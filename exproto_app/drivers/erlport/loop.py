@@ -21,12 +21,11 @@ from struct import Struct
 from typing import Any, Final
 
 from ...app import App
-from ...channel import Channel
+from ...channel import Intake
 from ...errors import ExprotoError
 from ...logs import configure_from
 from ...recorder import KEEP, SIZE
 from ...recorder import record as start_recording
-from ...router import Router
 from ...runner import Runner
 from ...target import load
 from . import facts
@@ -62,7 +61,8 @@ _CALL_HEADS: Final = (b"\x83h\x05d\x00\x01C", b"\x83h\x05w\x01C", b"\x83h\x05s\x
 class Driver:
     """What a callback module is made of: an app, and which of its protocols the listener serves.
 
-    *target* is the file of the app, with `:name` where it isn't called `app`. With *acl* the broker is asked
+    *target* is the file of the app, with `:name` where it isn't called `app`. *protocol* may be several,
+    `gt06,jt808`, told apart by their `sniff=`. With *acl* the broker is asked
     before each publish and subscribe. *record* is the file of a recording, see `exproto_app.recorder`.
     """
 
@@ -78,7 +78,7 @@ class Driver:
         masks: Sequence[str] = (),
     ) -> None:
         self.app: App[Any] = load(target)
-        self.router: Router[Any] = self.app.find_protocol(protocol)
+        self.routers = self.app.find_protocols(protocol)
         self.acl = acl
         if record is not None:
             start_recording(self.app, record, size=record_size, keep=record_keep, masks=masks)
@@ -95,7 +95,7 @@ class Process:
         self.port = Port(read_fd, write_fd, received=self._received, ended=self._ended)
         self.stopped: asyncio.Future[None] = self._loop.create_future()
         self._links: dict[bytes, ErlangLink] = {}
-        self._early: dict[bytes, list[Callable[[Channel], None]]] = {}
+        self._early: dict[bytes, list[Callable[[Intake], None]]] = {}
         self._driver: Driver | None = None
         self._hub: BrokerHub | None = None
         self._runner: Runner | None = None
@@ -270,14 +270,14 @@ class Process:
         channel = self._connected(link, info, resumed=False)
         self._answer_behind(link, channel, framed((Atom("r"), number, (0, STATE))))
 
-    def _connected(self, link: ErlangLink, info: Any, *, resumed: bool) -> Channel:
+    def _connected(self, link: ErlangLink, info: Any, *, resumed: bool) -> Intake:
         if self._runner is None or self._driver is None:
             raise RuntimeError("a connection before the app has started")
         link.info = info
         self._links[link.pid] = link
-        return self._runner.engine.connected(link, info, self._driver.router, resumed=resumed)
+        return self._runner.engine.connected(link, info, self._driver.routers, resumed=resumed)
 
-    def _event(self, number: object, pid: bytes, feed: Callable[[Channel], None]) -> None:
+    def _event(self, number: object, pid: bytes, feed: Callable[[Intake], None]) -> None:
         link = self._links.get(pid)
         if link is None:
             self._unknown(pid, feed)
@@ -291,7 +291,7 @@ class Process:
             feed(channel)
             self._answer_behind(link, channel, answer)
 
-    def _answer_behind(self, link: ErlangLink, channel: Channel, answer: bytes) -> None:
+    def _answer_behind(self, link: ErlangLink, channel: Intake, answer: bytes) -> None:
         """Answer behind what an async handler does before its first await; not while the queue is full.
 
         The connection's process handles what was sent to it before it looks after the device again: what
@@ -314,12 +314,16 @@ class Process:
                 channel.terminated(*facts.reason(why))
             self._answer(number, OK)
 
-        if link is not None and link.published:
+        if link is None:
+            end()
+            return
+        link.ending = True
+        if link.published:
             self._the_hub.rescue(link, end)
         else:
             end()
 
-    def _unknown(self, pid: bytes, feed: Callable[[Channel], None]) -> None:
+    def _unknown(self, pid: bytes, feed: Callable[[Intake], None]) -> None:
         """Take an event of a connection from before our start (rule 8)."""
         early = self._early.get(pid)
         if early is not None:
@@ -331,7 +335,7 @@ class Process:
         if self._runner is None or self._driver is None:
             return
         link = ErlangLink(self._the_hub, pid)
-        if not self._runner.engine.unknown(link, self._driver.router):
+        if not self._runner.engine.unknown(link, self._driver.routers):
             return
         self._early[pid] = [feed]
 

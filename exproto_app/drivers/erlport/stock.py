@@ -21,7 +21,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from ...channel import Channel
+from ...channel import Channel, Intake
 from ...commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
 from ...engine import Engine
 from ...errors import SetupError, UnsupportedError
@@ -125,8 +125,9 @@ class StockLink:
     def __init__(self, hub: StockHub, pid: Any) -> None:
         self._hub = hub
         self._pid = pid
-        self.channel: Channel | None = None
+        self.channel: Intake | None = None
         self.info: Any = None
+        self.ending = False
 
     def cast(self, request: object) -> None:
         """Send `{'$gen_cast', Request}` to the process."""
@@ -171,7 +172,7 @@ class StockHub:
             raise TypeError(f"{link!r} is no link of this hub")
         match command:
             case Publish(topic, payload, qos):
-                if channel.gone:
+                if channel.gone or link.ending:
                     return refused(UnsupportedError("with --stock a connection that has ended can't publish"))
                 sender = channel.client.clientid.encode() if channel.client else Atom("exproto_app")
                 link.cast((Atom("publish"), facts.message_record(topic, payload, qos, sender)))
@@ -210,7 +211,7 @@ class Driver:
     ) -> None:
         configure_from(os.environ, sys.stdout, text="%(levelname)s %(name)s: %(message)s")
         self.app = load(target)
-        self.router = self.app.find_protocol(protocol)
+        self.routers = self.app.find_protocols(protocol)
         if record is not None:
             start_recording(self.app, record, size=record_size, keep=record_keep, masks=masks)
         self._hub = StockHub()
@@ -230,7 +231,7 @@ class Driver:
             link = StockLink(self._hub, conn)
             link.info = facts.connection_info(self._term(about))
             self._links[self._bytes(conn)] = link
-            self._engine.connected(link, link.info, self.router)
+            self._engine.connected(link, link.info, self.routers)
             self._runtime.settle()
         return 0, self._state
 
@@ -254,17 +255,18 @@ class Driver:
         with self._runtime.lock:
             link = self._links.pop(self._bytes(conn), None)
             if link is not None and link.channel is not None:
+                link.ending = True
                 link.channel.terminated(*facts.reason(self._term(reason)))
                 self._runtime.settle()
         return self._ok
 
-    def _feed(self, conn: Any, feed: Callable[[Channel], None]) -> None:
+    def _feed(self, conn: Any, feed: Callable[[Intake], None]) -> None:
         with self._runtime.lock:
             link = self._links.get(self._bytes(conn))
             if link is None:
                 # From before our start. Nothing but a question, for which this loop can't wait, would tell
                 # how it is connected: so it is never carried on here.
-                self._engine.unknown(StockLink(self._hub, conn), self.router, may_resume=False)
+                self._engine.unknown(StockLink(self._hub, conn), self.routers, may_resume=False)
             elif link.channel is not None:
                 feed(link.channel)
             self._runtime.settle()

@@ -70,7 +70,7 @@ class Door:
 
     gateway: Gateway
     listen: Listen
-    router: Router[Any]
+    routers: Sequence[Router[Any]]
     context: ssl.SSLContext | None = None
     open: int = 0
     pending: set[HeaderLink] = attrs.field(factory=set)
@@ -134,11 +134,11 @@ class Gateway:
         self.stopping = False
         self.runner: Runner
         parsed = [Listen.parse(listen) if isinstance(listen, str) else listen for listen in listeners]
-        self._doors = [Door(self, listen, app.find_protocol(listen.protocol)) for listen in parsed]
+        self._doors = [Door(self, listen, app.find_protocols(listen.protocol)) for listen in parsed]
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
         self._ports: list[UdpPort] = []
-        self.addresses: list[tuple[Listen, Router[Any], Address]] = []
+        self.addresses: list[tuple[Listen, Sequence[Router[Any]], Address]] = []
 
     @property
     def serving(self) -> bool:
@@ -163,7 +163,7 @@ class Gateway:
                 sockets = self._sockets[number] if self._sockets is not None else bind(door.listen)
                 names = [Address(*sock.getsockname()[:2]) for sock in sockets]
                 await self._serve(door, list(sockets))
-                self.addresses += [(door.listen, door.router, name) for name in names]
+                self.addresses += [(door.listen, door.routers, name) for name in names]
         except BaseException:
             await self.stop()
             raise

@@ -23,7 +23,8 @@ DEFAULT_LISTEN: Final = "tcp://127.0.0.1:7993"
 class Listen:
     """One listener.
 
-    *protocol* names the router, None means the app's only one. *host* empty means every interface, *port* 0
+    *protocol* names the router, or several that share the listener, `gt06,jt808`, told apart by their
+    `sniff=`; None means the app's only one. *host* empty means every interface, *port* 0
     any free one. *max_connections* bounds this listener, None leaves it to the gateway's bound. For `tls`:
     *cert* and *key* are PEM files (one file may hold both), *client_ca* demands certificates of the devices.
     *proxy_protocol*, for `tcp` and `tls`: a load balancer in front tells the device's address in a PROXY
@@ -47,7 +48,7 @@ class Listen:
 
     @classmethod
     def parse(cls, text: str, *, proxy_protocol: bool = False, **defaults: str | None) -> Listen:
-        """Read `[PROTOCOL=]tcp://HOST:PORT[?max-connections=N&proxy-protocol=1&cert=FILE&key=FILE&client-ca=FILE]`.
+        """Read `[PROTOCOL[,PROTOCOL…]=]tcp://HOST:PORT[?max-connections=N&proxy-protocol=1&cert=FILE&key=FILE&client-ca=FILE]`.
 
         *defaults* are taken for `cert`, `key` and `client_ca` of a `tls` listener that doesn't say them, and
         *proxy_protocol* for a `tcp` or `tls` one. Raises `SetupError`.

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from ...channel import Channel
+from ...channel import Intake
 from ...models import Address, Certificate, ConnectionInfo
 
 if TYPE_CHECKING:
@@ -24,19 +24,30 @@ LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.
 class TcpLink(asyncio.Protocol):
     """The asyncio end of one connection: feeds its channel and drains it."""
 
-    __slots__ = ("_door", "_secure", "_transport", "channel", "data_received")
+    __slots__ = ("_channel", "_door", "_secure", "_transport", "data_received")
 
     answers = False
     fence = None
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self.channel: Channel | None = None
+        self._channel: Intake | None = None
         self._transport: asyncio.Transport
         self._secure = False
         # An attribute, so that asyncio calls the channel without a call in between; uvloop has looked it up
         # before the channel is there.
         self.data_received = self._received  # type: ignore[method-assign] # as said
+
+    @property
+    def channel(self) -> Intake | None:
+        """What is fed."""
+        return self._channel
+
+    @channel.setter
+    def channel(self, channel: Intake | None) -> None:
+        self._channel = channel
+        feed = self._received if channel is None else channel.received
+        self.data_received = feed  # type: ignore[assignment] # as said above
 
     # --- from asyncio
 
@@ -65,12 +76,11 @@ class TcpLink(asyncio.Protocol):
         info = ConnectionInfo("ssl" if self._secure else "tcp", peer, sockname, certificate)
         engine = self._door.engine
         transport.set_write_buffer_limits(high=engine.limits.outbox)
-        channel = engine.connected(self, info, self._door.router)
-        self.data_received = channel.received  # type: ignore[method-assign] # as said above
+        engine.connected(self, info, self._door.routers)
 
     def _received(self, data: bytes) -> None:
-        if self.channel is not None:
-            self.channel.received(data)
+        if self._channel is not None:
+            self._channel.received(data)
 
     def eof_received(self) -> bool:
         """Answer what the device has sent before it closes: it may still read."""
@@ -88,11 +98,10 @@ class TcpLink(asyncio.Protocol):
             self.channel.drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.channel is None:
-            del self.data_received
-            return
-        channel, self.channel = self.channel, None
+        channel, self._channel = self._channel, None
         del self.data_received  # it would keep the channel, or this, alive
+        if channel is None:
+            return
         self._door.leave()
         lost = isinstance(exc, OSError) and exc.errno in LOST
         channel.terminated("lost" if lost else "device closed", str(exc or ""))

@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from ...channel import Channel
+from ...channel import Intake
 from ...models import Address, ConnectionInfo
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class UdpPort(asyncio.DatagramProtocol):
                 return
             link = self._links[addr] = UdpLink(self, addr)
             info = ConnectionInfo("udp", peer, self._sockname)
-            self.door.engine.connected(link, info, self.door.router)
+            self.door.engine.connected(link, info, self.door.routers)
         if link.channel is not None:
             link.channel.received(data)
 
@@ -110,7 +110,7 @@ class UdpLink:
     def __init__(self, port: UdpPort, peer: Peer) -> None:
         self.port = port
         self.peer = peer
-        self.channel: Channel | None = None
+        self.channel: Intake | None = None
 
     def send(self, chunks: list[bytes]) -> None:
         for chunk in chunks:

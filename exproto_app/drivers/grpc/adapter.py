@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from ...channel import Channel
+from ...channel import Channel, Intake
 from ...commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
 from ...errors import (
     ClosedError,
@@ -81,7 +81,7 @@ class GrpcLink:
         self.broker = broker
         self.conn = conn
         self.datagram = datagram
-        self.channel: Channel | None = None
+        self.channel: Intake | None = None
         self.heard = 0.0
         self.closing = False
         self.missed = False

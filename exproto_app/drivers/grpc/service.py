@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -131,9 +131,9 @@ class _Handshake(ssl.SSLObject):
 class Service:
     """*app* as the service of brokers whose adapters *adapters* tells.
 
-    *ports* says which protocol a listener of the broker's speaks, by its port; without it the app has to have
-    one protocol only. Use it as an async context manager, or `start` and `stop` it. Raises `SetupError` for
-    what doesn't fit the app and for an address that can't be bound.
+    *ports* says which protocol a listener of the broker's speaks, or which several, `gt06,jt808`, by its
+    port; without it the app has to have one protocol only. Use it as an async context manager, or `start` and
+    `stop` it. Raises `SetupError` for what doesn't fit the app and for an address that can't be bound.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class Service:
         self.stopping = False
         self.runner: Runner
         self.methods: Mapping[bytes, tuple[Take, bool]] = self._methods()
-        self._ports = {port: app.find_protocol(name) for port, name in (ports or {}).items()}
-        self._only = None if self._ports else app.find_protocol(None)
+        self._ports = {port: app.find_protocols(name) for port, name in (ports or {}).items()}
+        self._only = None if self._ports else app.find_protocols(None)
         # The protocol of a connection that we never saw begin, where that is certain.
-        routers = {router.name: router for router in self._ports.values()}
-        self._unseen = next(iter(routers.values())) if len(routers) == 1 else self._only
+        choices = {*self._ports.values()}
+        self._unseen = choices.pop() if len(choices) == 1 else self._only
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -333,14 +333,14 @@ class Service:
             Certificate(dn=about.peercert.dn, cn=about.peercert.cn) if about.HasField("peercert") else None,
         )
         link = GrpcLink(broker, conn, datagram=info.socktype in ("udp", "dtls"))
-        router = self._router(info)
-        if router is None or self.stopping:
+        routers = self._routers(info)
+        if routers is None or self.stopping:
             broker.ignore(conn)
             link.close()
             return True
         if link.datagram:
             link.lift_idle_limit()
-        self._connect(link, info, router, resumed=False)
+        self._connect(link, info, routers, resumed=False)
         if conn in broker.early:
             self._feed_early(broker, conn, link)
         return True
@@ -434,28 +434,33 @@ class Service:
     def _meet(self, broker: Broker, conn: bytes) -> GrpcLink | None:
         """Meet a connection that this process never saw begin (rule 8)."""
         link = GrpcLink(broker, conn, datagram=False)
-        router = self._unseen or next(iter(self._ports.values()))
+        routers = self._unseen or next(iter(self._ports.values()))
         known = self._unseen is not None and not self.stopping
-        if not self.runner.engine.unknown(link, router, conn_id=conn.decode(), may_resume=known):
+        if not self.runner.engine.unknown(link, routers, conn_id=conn.decode(), may_resume=known):
             broker.ignore(conn)
             return None
         nowhere = Address("", 0)
-        self._connect(link, ConnectionInfo("tcp", nowhere, nowhere), router, resumed=True)
+        self._connect(link, ConnectionInfo("tcp", nowhere, nowhere), routers, resumed=True)
         return link
 
-    def _connect(self, link: GrpcLink, info: ConnectionInfo, router: Router[Any], *, resumed: bool) -> None:
+    def _connect(
+        self, link: GrpcLink, info: ConnectionInfo, routers: Sequence[Router[Any]], *, resumed: bool
+    ) -> None:
         link.broker.links[link.conn] = link
         link.heard = self._time()
-        self.runner.engine.connected(link, info, router, conn_id=link.conn.decode(), resumed=resumed)
+        self.runner.engine.connected(link, info, routers, conn_id=link.conn.decode(), resumed=resumed)
 
-    def _router(self, info: ConnectionInfo) -> Router[Any] | None:
+    def _routers(self, info: ConnectionInfo) -> Sequence[Router[Any]] | None:
         port = info.sockname.port
-        router = self._only or self._ports.get(port)
-        if router is None:
-            known = ", ".join(f"{router.name}=:{port}" for port, router in self._ports.items())
+        routers = self._only or self._ports.get(port)
+        if routers is None:
+            known = ", ".join(
+                f"{','.join(router.name for router in routers)}=:{port}"
+                for port, routers in self._ports.items()
+            )
             text = "grpc ! devices of the listener on port %d are closed: no --protocol names it, only %s"
             self.say(("port", port), text, port, known)
-        return router
+        return routers
 
     def _greet(self, caller: Caller, call: Inbound) -> None:
         """Tell who calls, the first time."""
