@@ -148,7 +148,12 @@ class Tracker:
 
 app = App()
 gt06 = app.protocol(
-    "gt06", framing=Resync(FirstOf(SHORT, LONG)), reply_framing=SHORT, codec=(parse, None), state=Tracker
+    "gt06",
+    framing=Resync(FirstOf(SHORT, LONG)),
+    reply_framing=SHORT,
+    codec=(parse, None),
+    state=Tracker,
+    sniff=(b"\x78\x78", b"\x79\x79"),
 )
 Conn = Connection[Tracker, Packet]
 

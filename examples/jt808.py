@@ -178,6 +178,7 @@ jt808 = app.protocol(
     codec=(parse, None),
     key=lambda packet: packet.id if packet.parts == 1 else "part",
     state=Terminal,
+    sniff=b"\x7e",
 )
 Conn = Connection[Terminal, Packet]
 

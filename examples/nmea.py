@@ -102,7 +102,9 @@ def number(text: str, unit: float = 1) -> float | None:
 # --- what is done with it
 
 app = App()
-nmea = app.protocol("nmea", framing=SENTENCES, codec=(parse, None), key=lambda sentence: sentence.kind)
+nmea = app.protocol(
+    "nmea", framing=SENTENCES, codec=(parse, None), key=lambda sentence: sentence.kind, sniff=(b"$", b"!")
+)
 Conn = Connection[None, Sentence]
 
 

@@ -136,7 +136,9 @@ def exactly(data: BytesIO, size: int) -> bytes:
 # --- what is done with it
 
 app = App()
-tcp = app.protocol("teltonika", framing=TCP, codec=(parse, None), key=lambda packet: packet.kind)
+tcp = app.protocol(
+    "teltonika", framing=TCP, codec=(parse, None), key=lambda packet: packet.kind, sniff=b"\x00\x0f"
+)
 udp = app.protocol("teltonika-udp", framing=UDP, codec=(parse_datagram, None))
 Conn = Connection[None, Packet]
 

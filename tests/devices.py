@@ -17,6 +17,7 @@ from exproto_app.framing import JT808 as JT808_FRAMES
 from exproto_app.framing import Checked, Decoder
 
 __all__ = [
+    "AMONG_OTHERS",
     "DEVICES",
     "EXAMPLES",
     "GT06",
@@ -635,3 +636,9 @@ DEVICES = {
     "nmea-udp": NMEA_UDP,
     "modbus": MODBUS,
 }
+
+AMONG_OTHERS = {
+    name: attrs.evolve(DEVICES[name], example="trackers.py", protocol="gt06,jt808,teltonika")
+    for name in ("gt06", "jt808", "jt808-2019", "teltonika")
+}
+"""The same devices, on a listener that several protocols share."""

@@ -22,6 +22,7 @@ from exproto_app.target import load
 from exproto_app.testing import TestClient
 
 from .devices import (
+    AMONG_OTHERS,
     DEVICES,
     GT06,
     JT808,
@@ -50,6 +51,7 @@ def those(wanted: Callable[[Device], bool]) -> pytest.MarkDecorator:
 
 
 each = those(lambda device: True)
+among_others = pytest.mark.parametrize("device", AMONG_OTHERS.values(), ids=list(AMONG_OTHERS))
 speaking = those(lambda device: bool(device.steps))
 on_tcp = those(lambda device: bool(device.steps) and not device.udp)
 
@@ -107,6 +109,14 @@ def test_a_device_is_understood_whole_and_byte_by_byte(device: Device, send: Sen
             play(device, client, step, send)
         assert client.app.stats["frames_bad"] == 0
         assert client.app.stats["frames_unhandled"] == 0
+
+
+@among_others
+def test_devices_may_share_a_listener(device: Device) -> None:
+    """Byte by byte, their first ones tell which protocol they speak."""
+    with connected(device) as client:
+        for step in (device.login, *device.steps, *device.commands):
+            play(device, client, step, bytewise)
 
 
 @on_tcp

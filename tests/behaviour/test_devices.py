@@ -9,17 +9,19 @@ import pytest
 
 from exproto_app.target import load
 from exproto_app.testing import cases
-from tests.devices import DEVICES
+from tests.devices import AMONG_OTHERS, DEVICES
 
 from .conftest import Serve
 
-NAMES = ["gt06", "teltonika", "teltonika-udp", "jt808", "jt808-2019", "nmea", "nmea-udp", "modbus"]
+NAMES = ("gt06", "teltonika", "teltonika-udp", "jt808", "jt808-2019", "nmea", "nmea-udp", "modbus")
+REAL = {name: DEVICES[name] for name in NAMES}
+REAL |= {f"{name}-among-others": AMONG_OTHERS[name] for name in ("gt06", "jt808", "teltonika")}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REAL)
 def test_a_real_device(serve: Serve, name: str, tmp_path: Path) -> None:
     """It logs in, says all it can say, gets a command and answers that; all of which replays in memory."""
-    real, path = DEVICES[name], tmp_path / "field.jsonl"
+    real, path = REAL[name], tmp_path / "field.jsonl"
     host = serve(real.example, *(["udp"] if real.udp else []), record=path)
     device = host.connect(real.protocol, udp=real.udp)
     for step in (real.login, *real.steps, *real.commands):
