@@ -6,6 +6,7 @@ A tracker logs in with its IMEI; one that reports anything before that is closed
     devices/IMEI/status     armed, ignition, charging, gps, cut, voltage, gsm
     devices/IMEI/alarm      alarm, with all of a position and of a status
     devices/IMEI/serial     text that came from its serial port
+    devices/IMEI/message    type and content, in hex: whatever has no handler here
     devices/IMEI/answer     command, and its answer or error
 
 Times are UTC, speed is in km/h; without a fix, lat and lon are the last known. What is published to
@@ -60,8 +61,10 @@ class Packet:
 def parse(frame: bytes) -> Packet:
     """Return what *frame* says; what it raises has the frame dropped, logged and counted."""
     kind = frame[:1]
+    content = frame[1:-2]
     read = READERS.get(kind)
-    return Packet(read(frame[1:-2]) if read else {}, kind + frame[-2:])
+    values = read(content) if read else {"type": kind.hex(), "content": content.hex()}
+    return Packet(values, kind + frame[-2:])
 
 
 def login(content: bytes) -> Values:
@@ -111,11 +114,11 @@ def alarm(content: bytes) -> Values:
 
 
 def answer(content: bytes) -> Values:
-    return {"flag": content[1:5], "text": text(content[5 : 1 + content[0]])}
+    return {"flag": content[1:5].hex(), "text": text(content[5 : 1 + content[0]])}
 
 
 def long_answer(content: bytes) -> Values:
-    return {"flag": content[:4], "text": text(content[5:], "utf-16-be" if content[4] == 2 else "utf-8")}
+    return {"flag": content[:4].hex(), "text": text(content[5:], "utf-16-be" if content[4] == 2 else "utf-8")}
 
 
 def serial(content: bytes) -> Values:
@@ -191,6 +194,11 @@ def on_serial(conn: Conn, packet: Packet) -> None:
     publish(conn, "serial", packet.values)
 
 
+@gt06.on_received
+def on_message(conn: Conn, packet: Packet) -> None:
+    publish(conn, "message", packet.values)  # also an answer that comes too late
+
+
 @gt06.on_deliver("devices/+/command")
 async def on_command(conn: Conn, message: Message) -> None:
     flag = next(conn.state.commands).to_bytes(4, "big")  # the answer has it too
@@ -198,7 +206,7 @@ async def on_command(conn: Conn, message: Message) -> None:
     values: Values = {"command": text(message.payload)}
     try:
         request = b"\x80" + bytes([size]) + flag + message.payload + flag[-2:]
-        reply = await conn.request(request, match=lambda packet: packet.values.get("flag") == flag)
+        reply = await conn.request(request, match=lambda packet: packet.values.get("flag") == flag.hex())
         values["answer"] = reply.values["text"]
     except (RequestTimeout, UnavailableError, FramingError) as error:
         values["error"] = str(error)

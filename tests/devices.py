@@ -154,6 +154,12 @@ GT06 = Device(
             "",
             (f"{GT06_TOPIC}/serial", {"text": "D7520A62"}),
         ),
+        step(  # Made up: it asks for the time, and answers what nobody has asked.
+            gt06_frame("8a0006") + gt06_frame("150600000009414100020007"),
+            "",
+            (f"{GT06_TOPIC}/message", {"type": "8a", "content": ""}),
+            (f"{GT06_TOPIC}/message", {"flag": "00000009", "text": "AA"}),
+        ),
     ),
     (
         step(  # What the tracker says is made up.
