@@ -53,6 +53,7 @@ def those(wanted: Callable[[Device], bool]) -> pytest.MarkDecorator:
 each = those(lambda device: True)
 among_others = pytest.mark.parametrize("device", AMONG_OTHERS.values(), ids=list(AMONG_OTHERS))
 speaking = those(lambda device: bool(device.steps))
+logging_in = those(lambda device: not device.anonymous)
 on_tcp = those(lambda device: bool(device.steps) and not device.udp)
 
 
@@ -130,10 +131,10 @@ def test_a_frame_may_be_split_anywhere(device: Device) -> None:
                 check(device, client, step)
 
 
-@speaking
+@logging_in
 def test_nothing_is_taken_from_a_device_before_its_login(device: Device) -> None:
-    """It gets no answer, nothing is published, and where the protocol has a login the device is closed."""
-    for step in () if device.anonymous else device.steps:
+    """It gets no answer, nothing is published, and the device is closed."""
+    for step in device.steps:
         with connected(device) as client:
             client.send(step.sends)
             assert client.recv() == b""
@@ -141,18 +142,17 @@ def test_nothing_is_taken_from_a_device_before_its_login(device: Device) -> None
             assert client.closed
 
 
-@each
+@logging_in
 def test_a_login_that_the_broker_refuses_ends_the_connection(device: Device) -> None:
     """The device gets no answer that it could take for a yes, and what it sends with it is not taken."""
 
     def login(client: ClientInfo, password: str | None) -> bool:
         return False
 
-    if not device.anonymous:
-        with connected(device, login=login) as client:
-            client.send(device.login.sends)
-            assert device.plain(client.recv()) == device.plain(device.refused)
-            assert client.closed
+    with connected(device, login=login) as client:
+        client.send(device.login.sends)
+        assert device.plain(client.recv()) == device.plain(device.refused)
+        assert client.closed
 
 
 @speaking
