@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from .app import App
 from .channel import Channel, Hub, Link, Served
@@ -26,7 +26,7 @@ from .router import Router
 from .sniff import Rules, Sniffer
 from .tap import Mask, Published, Refused, Tap, Watcher
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Observer"]
 
 log = logging.getLogger("exproto_app")
 
@@ -57,6 +57,18 @@ COUNTERS = (
 )
 
 
+class Observer(Protocol):
+    """Is told which connections there are. It has to be quick, and must not raise."""
+
+    def connected(self, one: Channel | Sniffer, /) -> None:
+        """Take note of a connection, before its first turn."""
+        ...
+
+    def ended(self, one: Channel | Sniffer, /) -> None:
+        """Take note of its end, after its last turn; of a sniffer, that there is no channel in its place."""
+        ...
+
+
 class Engine:
     """All connections of one app on one host."""
 
@@ -71,6 +83,7 @@ class Engine:
         self.clients: dict[str, Channel] = {}
         self.when_empty: Callable[[], object] | None = None
         self.when_failed: Callable[[BaseException], object] | None = None
+        self.observers: tuple[Observer, ...] = ()
         self.watchers: tuple[Watcher, ...] = ()
         self.masks: list[Mask] = app.masks
         self._tap = self.new_tap("", "")  # of the app itself
@@ -115,15 +128,13 @@ class Engine:
         if len(routers) == 1:
             channel = self._begin(link, info, routers[0], name)
             log.debug("%s = connected from %s", channel, info.peername)
-            for watcher in self.watchers:
-                channel.watch(watcher, late=False)
+            self._tell_of(channel)
             channel.begin(resumed=resumed)
             return channel
         sniffer = link.channel = Sniffer(self, link, info, Rules(routers), name, resumed=resumed)
         self.sniffers.add(sniffer)
         log.debug("%s = connected from %s", sniffer, info.peername)
-        for watcher in self.watchers:
-            sniffer.watch(watcher, late=False)
+        self._tell_of(sniffer)
         sniffer.begin()
         return sniffer
 
@@ -132,6 +143,7 @@ class Engine:
         self.sniffers.discard(sniffer)
         channel = self._begin(sniffer.link, sniffer.info, router, sniffer.id, attached=not sniffer.gone)
         sniffer.channel, sniffer.conn = channel, channel.conn
+        channel.since, channel.bytes_received = sniffer.since, len(sniffer.data)
         log.debug("%s = told by %d bytes", channel, len(sniffer.data))
         if sniffer.tap is not None:
             channel.take_tap(sniffer.tap)
@@ -143,8 +155,14 @@ class Engine:
     def undecided(self, sniffer: Sniffer) -> None:
         """Let go of *sniffer*: the connection has ended before its protocol was known."""
         self.sniffers.discard(sniffer)
+        for observer in self.observers:
+            observer.ended(sniffer)
         self.counters["connections_undecided"] += 1
         self._ended(sniffer.reason)
+
+    def connections(self) -> tuple[Channel | Sniffer, ...]:
+        """Return all connections, those among them whose protocol isn't known yet."""
+        return (*self.channels, *self.sniffers)
 
     def unknown(
         self,
@@ -187,19 +205,19 @@ class Engine:
             return
         self.watchers = (*self.watchers, watcher)
         self._tap.add(watcher, None)
-        for one in self._all():
+        for one in self.connections():
             one.watch(watcher)
 
     def unwatch(self, watcher: Watcher) -> None:
         """Show *watcher* nothing more, on no connection."""
         self.watchers = tuple(other for other in self.watchers if other != watcher)
         self._tap.remove(watcher)
-        for one in self._all():
+        for one in self.connections():
             one.unwatch(watcher)
 
     def shutdown(self) -> None:
         """End every connection, after what they have received is handled."""
-        for one in self._all():
+        for one in self.connections():
             one.end("shutdown", drain=True)
 
     def later(self, channel: Channel) -> None:
@@ -224,6 +242,8 @@ class Engine:
     def forget(self, channel: Channel) -> None:
         """Let go of *channel*: it has ended."""
         self.channels.discard(channel)
+        for observer in self.observers:
+            observer.ended(channel)
         self.hub.gone(channel)
         self._ended(channel.reason)
 
@@ -250,8 +270,11 @@ class Engine:
         self.channels.add(channel)
         return channel
 
-    def _all(self) -> tuple[Channel | Sniffer, ...]:
-        return (*self.channels, *self.sniffers)
+    def _tell_of(self, one: Channel | Sniffer) -> None:
+        for observer in self.observers:
+            observer.connected(one)
+        for watcher in self.watchers:
+            one.watch(watcher, late=False)
 
     def _ended(self, reason: Reason | None) -> None:
         self.counters["connections_closed"] += 1

@@ -137,6 +137,7 @@ class Sniffer:
         "reason",
         "resumed",
         "rules",
+        "since",
         "tap",
         "timer",
     )
@@ -150,6 +151,7 @@ class Sniffer:
         self.rules = rules
         self.id = conn_id
         self.resumed = resumed
+        self.since = engine.runtime.time()
         self.data = b""
         self.channel: Channel | None = None
         self.conn: Connection[Any, Any] | None = None

@@ -13,7 +13,7 @@ from typing import Any
 from .app import App
 from .errors import ExprotoError, SetupError
 
-__all__ = ["ImportFailed", "load", "split"]
+__all__ = ["ImportFailed", "absolute", "load", "split"]
 
 
 class ImportFailed(ExprotoError):  # noqa: N818 - it is told, not handled
@@ -26,6 +26,16 @@ def split(target: str) -> tuple[str, str]:
     if not separator or "/" in name or "\\" in name:  # C:\devices.py is a file
         return target, "app"
     return path, name or "app"
+
+
+def absolute(target: str) -> tuple[str, Path]:
+    """Return *target* so that it is found from anywhere, and the folder to be found by imports."""
+    where, name = split(target)
+    path = Path(where)
+    if path.is_file():
+        path = path.resolve()
+        return (str(path) if name == "app" else f"{path}:{name}"), path.parent
+    return target, Path.cwd()
 
 
 def load(target: str) -> App[Any]:

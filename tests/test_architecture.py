@@ -40,6 +40,7 @@ LAYERS = (
     "recorder",
     "hub",
     "metrics",
+    "inspector",
     "target",
     "capture",
     "testing",

@@ -139,6 +139,15 @@ def test_check(tmp_path: Path) -> None:
     assert "2 of the checks failed" in err
 
 
+def test_check_of_the_brokers_own_loop(tmp_path: Path) -> None:
+    (tmp_path / "t.py").write_text(STOCK + "@app.on_received\ndef f(conn, frame): ...\n")
+    out = ("--out", tmp_path / "out", "--stock", "--python", sys.executable)
+    assert run("gen-driver", tmp_path / "t.py", *out)[0] == 0
+    code, text, _ = run("gen-driver", tmp_path / "t.py", *out, "--check")
+    assert code == 0
+    assert "import exproto_default: only the broker can" in text
+
+
 def start(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],

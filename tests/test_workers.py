@@ -369,7 +369,7 @@ def test_processes_that_hang_are_killed() -> None:
     """One that never says that it serves, and one that says it and then doesn't want to end."""
     says = "import json, os, socket; control = json.loads(os.environ['EXPROTO_WORKER'])['control'];"
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    ready = "socket.socket(fileno=control).sendall(b'[]\\n');"
+    ready = "socket.socket(fileno=control).sendall(b'{\"serves\": []}\\n');"
 
     def outcome(code: str) -> tuple[int, float]:
         command = (sys.executable, "-c", code + "time.sleep(3600)")
@@ -379,14 +379,14 @@ def test_processes_that_hang_are_killed() -> None:
             running = asyncio.ensure_future(supervisor.run())
             while not supervisor.serving and not running.done():  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.01)
-            children = tuple(supervisor.children)
+            children = tuple(supervisor.children.alive)
             if not running.done():
                 os.kill(os.getpid(), signal.SIGTERM)
             code = await running
             assert all(child.process.returncode == -signal.SIGKILL for child in children)
             return code
 
-        return asyncio.run(asyncio.wait_for(end(), PATIENCE)), len(supervisor.children)
+        return asyncio.run(asyncio.wait_for(end(), PATIENCE)), len(supervisor.children.alive)
 
     assert outcome(stubborn) == (1, 0)
     assert outcome(stubborn + says + ready) == (0, 0)

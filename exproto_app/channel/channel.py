@@ -78,6 +78,8 @@ class Channel:
 
     __slots__ = (
         "asked",
+        "bytes_received",
+        "bytes_sent",
         "client",
         "close_called",
         "closing",
@@ -98,6 +100,7 @@ class Channel:
         "finishing",
         "first",
         "frames",
+        "frames_received",
         "gone",
         "held",
         "id",
@@ -124,6 +127,7 @@ class Channel:
         "sending",
         "sent",
         "silence",
+        "since",
         "stall",
         "tap",
         "tasks",
@@ -153,6 +157,10 @@ class Channel:
         )
         self.client: ClientInfo | None = None
         self.mount = ""
+
+        # What was counted of this connection alone, for whoever asks; *since* is on the runtime's clock.
+        self.since = engine.runtime.time()
+        self.bytes_received = self.bytes_sent = self.frames_received = 0
 
         # Turns. *held*: something has to be looked at before the next frame may run; see `pump`.
         self.datagram = info.socktype in ("udp", "dtls")
@@ -320,6 +328,7 @@ class Channel:
         """Take *data*, as it came from the device; on a datagram socket, one datagram."""
         size = len(data)
         self.counters["bytes_received"] += size
+        self.bytes_received += size
         if self.silence is not None:
             self.silence.heard = self.engine.runtime.time()
         if self.held or self.running:
@@ -707,6 +716,7 @@ class Channel:
             self._tell_bad(decoder.take_bad())
         if frames:
             self.counters["frames_received"] += len(frames)
+            self.frames_received += len(frames)
             self.frames = iter(frames)
             self._run_frames()
 
@@ -740,6 +750,7 @@ class Channel:
     def _run_frame(self, frame: bytes, handler: Handler) -> None:
         """Run the turn of a frame that came alone: the hot path of devices that wait for their answers."""
         self.counters["frames_received"] += 1
+        self.frames_received += 1
         outbox, data = self.outbox, None
         self.running = True
         try:
@@ -755,7 +766,9 @@ class Channel:
         self.running = False
         if data is not None:
             if self.write is not None and not outbox and not self.held:
-                self.counters["bytes_sent"] += len(data)
+                size = len(data)
+                self.counters["bytes_sent"] += size
+                self.bytes_sent += size
                 self.write(data)
                 return
             outbox.append(data)
@@ -1325,6 +1338,7 @@ class Channel:
         chunks = self.outbox[:]
         self.outbox.clear()
         self.counters["bytes_sent"] += self.outbox_bytes
+        self.bytes_sent += self.outbox_bytes
         self.outbox_bytes = 0
         if self.tap is not None:
             for chunk in chunks:

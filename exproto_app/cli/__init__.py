@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "decode": "Show what an app makes of bytes in hex.",
     "replay": "Feed a recording to an app, and show what differs.",
     "gen-driver": "Write the callback modules for EMQX 4.2.",
+    "doctor": "Check a set-up: what is wrong, and what to do.",
     "hash-password": "Make a line for the file of run --users.",
 }
 

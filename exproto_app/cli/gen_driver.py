@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -17,7 +13,8 @@ from ..app import App
 from ..drivers.erlport import generate
 from ..errors import ExprotoError, SetupError
 from ..tap import masking
-from ..target import load, split
+from ..target import absolute, load
+from .checks.driver import check_python, fits
 from .watching import MEGABYTE, chosen, mask_option, record_options
 
 __all__ = ["command"]
@@ -59,15 +56,20 @@ def command(
     modules = _modules(app, protocols, module)
     if stock:
         _fits_stock(app, acl=acl)
-    full, folder = _absolute(target)
+    full, folder = absolute(target)
     texts = list(
         generate.files(full, modules, generate.search_paths(folder), stock=stock, acl=acl, record=_record())
     )
     if check:
-        _check(out, texts, modules, python)
+        findings = list(fits(out, texts, dict.fromkeys((module for module, _ in modules), stock), python))
+        for finding in findings:
+            click.echo(finding)
+        count = sum(finding.outcome == "failed" for finding in findings)
+        if count:
+            raise ExprotoError(f"{count} of the checks failed")
         return
     if python is not None:
-        _check_python(python)
+        check_python(python)
     for written in generate.write(out, texts, force=force):
         click.echo(f"{written.what}: {written.path}", err=True)
     click.echo(generate.broker_config(out, modules))
@@ -106,16 +108,6 @@ def _modules(app: App[Any], protocols: tuple[str, ...], module: str | None) -> l
     return modules
 
 
-def _absolute(target: str) -> tuple[str, Path]:
-    """Return *target* so that it is found from anywhere, and the folder to be found by imports."""
-    where, name = split(target)
-    path = Path(where)
-    if path.is_file():
-        path = path.resolve()
-        return (str(path) if name == "app" else f"{path}:{name}"), path.parent
-    return target, Path.cwd()
-
-
 def _fits_stock(app: App[Any], *, acl: bool) -> None:
     """Refuse what the broker's own loop, which has neither tasks nor timers, can't do."""
     if acl:
@@ -130,65 +122,3 @@ def _fits_stock(app: App[Any], *, acl: bool) -> None:
             raise SetupError(f"--stock has no threads for {handler.name} (blocking=True); leave --stock out")
         if handler.where.startswith(("every(", "on_timeout")):
             raise SetupError(f"--stock has no timers for {handler.name} ({handler.where}); leave --stock out")
-
-
-_PROBE: Final = "import sys, json; print(json.dumps([*sys.version_info[:2], sys.executable]))"
-
-
-def _check_python(python: str) -> tuple[int, int]:
-    """Return the version of *python*. Raises `SetupError` if our packages don't fit it."""
-    try:
-        done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603 - the user names it
-        major, minor, _ = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        raise SetupError(
-            f"{python} can't be started as a Python; give the path of the broker's python3"
-        ) from None
-    here = sys.version_info[:2]
-    if (major, minor) != here:
-        text = f"{python} is Python {major}.{minor}, but exproto-app is installed for {here[0]}.{here[1]}"
-        raise SetupError(f"{text}; install it with that python3 and run gen-driver from there")
-    return major, minor
-
-
-def _check(
-    out: Path, texts: list[tuple[str, str]], modules: list[tuple[str, str]], python: str | None
-) -> None:
-    """Tell, a line each, whether what is in *out* still fits. Raises `ExprotoError` if not."""
-    failed = 0
-
-    def tell(text: str, problem: str = "") -> None:
-        nonlocal failed
-        failed += bool(problem)
-        click.echo(f"{'✗' if problem else '✓'} {text}{': ' if problem else ''}{problem}")
-
-    for name, text in texts:
-        path = out / name
-        if not path.is_file():
-            tell(str(path), "missing; run gen-driver again")
-        else:
-            same = path.read_text(errors="replace") == text
-            tell(str(path), "" if same else "differs from what would be written now; run gen-driver again")
-    broker_python = python or shutil.which("python3")
-    if broker_python is None:
-        tell("python3", "there is none on the PATH; the broker needs one")
-    else:
-        try:
-            major, minor = _check_python(broker_python)
-            tell(f"{broker_python} is Python {major}.{minor}")
-            for module, _ in modules:
-                tell(f"import {module}", _import_problem(broker_python, out, module))
-        except SetupError as error:
-            tell(broker_python, str(error))
-    if failed:
-        raise ExprotoError(f"{failed} of the checks failed")
-
-
-def _import_problem(python: str, out: Path, module: str) -> str:
-    code = f"import sys; sys.path.insert(0, {str(out)!r}); import {module}"
-    try:
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - as above
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if done.returncode and lines else ""

@@ -1,10 +1,11 @@
-"""What commands that serve have in common for whoever looks at them: the log, the metrics."""
+"""What commands that serve have in common for whoever looks at them: the log, the metrics, the inspector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,7 +15,23 @@ from ..logs import FORMATS, LEVELS
 from ..metrics import Host, Metrics
 from ..models import Address
 
-__all__ = ["log_options", "metrics_option", "observed", "open_metrics", "parse_address"]
+if TYPE_CHECKING:
+    from ..inspector import Inspector
+    from ..inspector.server import Host as Inspected
+
+__all__ = [
+    "inspect_options",
+    "inspected",
+    "log_options",
+    "metrics_option",
+    "observed",
+    "open_inspector",
+    "open_metrics",
+    "parse_address",
+    "share_token",
+]
+
+TOKEN: Final = "EXPROTO_INSPECT_TOKEN"  # noqa: S105 - the name of a variable
 
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,6 +61,25 @@ metrics_option: Callable[[Any], Any] = click.option(
     help="Serve /metrics for Prometheus, /healthz and /readyz there, such as 127.0.0.1:9090; "
     "needs exproto-app[metrics]. With --workers each has its own port: PORT, PORT+1…",
 )
+
+
+def inspect_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the inspector."""
+    where = click.option(
+        "--inspect",
+        metavar="HOST:PORT",
+        help="Serve a page there that shows connections and their traffic, such as 127.0.0.1:8080; needs "
+        "exproto-app[web]. With --workers each has its own port: PORT, PORT+1…",
+    )
+    token = click.option(
+        "--inspect-token",
+        metavar="TOKEN",
+        envvar=TOKEN,
+        help=f"What the page asks for, better given as {TOKEN}. Made up and printed if the page can be "
+        "reached from elsewhere.",
+    )
+    decorated: Callable[..., Any] = where(token(command))
+    return decorated
 
 
 def parse_address(text: str, option: str, example: str) -> Address:
@@ -80,3 +116,42 @@ def observed(host: Host, metrics: Metrics | None) -> Iterator[None]:
         yield
     finally:
         metrics.stop()
+
+
+def share_token(text: str | None, token: str | None) -> None:
+    """Have the processes that are begun from here all ask for the same token."""
+    if text is None or token:
+        return
+    from ..inspector.access import is_loopback, new_token  # noqa: PLC0415 - no need of it without the option
+
+    if not is_loopback(parse_address(text, "--inspect", "127.0.0.1:8080").host):
+        os.environ[TOKEN] = new_token()
+
+
+def open_inspector(
+    app: App[Any], text: str | None, token: str | None, *, worker: int | None = None
+) -> Inspector | None:
+    """Take the port of `--inspect`, as `open_metrics` does. Raises `SetupError`."""
+    if text is None:
+        return None
+    address = parse_address(text, "--inspect", "127.0.0.1:8080")
+    try:
+        from ..inspector import Inspector  # noqa: PLC0415 - aiohttp is an extra
+    except ImportError as error:
+        raise SetupError(f"--inspect needs: pip install 'exproto-app[web]' ({error})") from None
+    if worker is None or not address.port:
+        return Inspector(app, address, token=token)
+    return Inspector(app, Address(address.host, address.port + worker - 1), token=token, shared=True)
+
+
+@asynccontextmanager
+async def inspected(inspector: Inspector | None, host: Inspected) -> AsyncIterator[list[str]]:
+    """Serve the page, if there is one, for the length of a block; give the line that tells the user of it."""
+    if inspector is None:
+        yield []
+        return
+    await inspector.start(host)
+    try:
+        yield [f"inspector on {inspector.url}"]
+    finally:
+        await inspector.stop()

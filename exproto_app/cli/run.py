@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,12 +21,25 @@ from ..models import Address
 from ..target import load
 from .door import DoorChoice, choose_door, door_option, opened
 from .limits import limit, limit_option, sniff_options
-from .observe import log_options, metrics_option, observed, open_metrics
+from .observe import (
+    inspect_options,
+    inspected,
+    log_options,
+    metrics_option,
+    observed,
+    open_inspector,
+    open_metrics,
+    share_token,
+)
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .reload import reload, reload_option
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
 from .watching import watching, watching_options
 from .worker import Worker
+
+if TYPE_CHECKING:
+    from ..inspector import Inspector
 
 __all__ = ["command"]
 
@@ -62,6 +75,7 @@ SPARE_FILES = 100
     metavar="N",
     help="Serve with N processes that share the ports; needs --mqtt. SIGHUP reloads them one by one.",
 )
+@reload_option
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
@@ -90,6 +104,7 @@ SPARE_FILES = 100
 @watching_options
 @stats_option
 @metrics_option
+@inspect_options
 @log_options
 @loop_option
 def command(
@@ -104,10 +119,13 @@ def command(
     mqtt: str | None,
     mqtt_listen: str | None,
     workers: int | None,
+    reloads: bool,
     max_connections: int,
     handshake_timeout: float,
     stats: float | None,
     metrics: str | None,
+    inspect: str | None,
+    inspect_token: str | None,
     log_level: str,
     log_format: str,
     loop: str,
@@ -125,10 +143,18 @@ def command(
         raise SetupError(
             "--workers needs --mqtt URL: the embedded hub can't reach devices of another process"
         )
+    if workers is not None and reloads:
+        raise SetupError("--reload is for one process; SIGHUP reloads --workers, one by one")
     if workers is not None and worker is None:
+        share_token(inspect, inspect_token)
         sys.exit(supervise(parsed, workers))
-    uvloop = find_uvloop(loop)
     uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
+    if reloads and worker is None:
+        files = [file for listen in parsed for file in (listen.cert, listen.key, listen.client_ca)]
+        files += [users, *(uplink[f"mqtt_{name}"] for name in ("ca", "cert", "key"))]
+        share_token(inspect, inspect_token)
+        sys.exit(reload(target, parsed, files))
+    uvloop = find_uvloop(loop)
     if number is not None and uplink["mqtt_client_id"]:  # a clientid is one connection's
         uplink["mqtt_client_id"] += f"-{number}"
     login = Users(users) if users else None
@@ -140,7 +166,8 @@ def command(
     _allow_files(max_connections)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
     served = open_metrics(app, metrics, worker=number)
-    main = _serve(gateway, door, served, stats=stats, with_uvloop=uvloop is not None, worker=worker)
+    page = open_inspector(app, inspect, inspect_token, worker=number)
+    main = _serve(gateway, door, served, page, stats=stats, with_uvloop=uvloop is not None, worker=worker)
     with watching(app, worker=number):
         run_loop(main, uvloop)
 
@@ -149,6 +176,7 @@ async def _serve(
     gateway: Gateway,
     door: DoorChoice | None,
     metrics: Metrics | None,
+    inspector: Inspector | None,
     *,
     stats: float | None,
     with_uvloop: bool,
@@ -161,9 +189,9 @@ async def _serve(
     else:
         worker.obey(loop, stop)
     with observed(gateway, metrics):
-        async with gateway, opened(door, gateway) as at_door:
+        async with gateway, opened(door, gateway) as at_door, inspected(inspector, gateway) as page:
             *listeners, how = _announcement(gateway, with_uvloop=with_uvloop)
-            lines = [*listeners, *at_door, how]
+            lines = [*listeners, *at_door, *page, how]
             if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
                 log.warning("gateway ! no --users FILE: any password is taken")
             if worker is None:

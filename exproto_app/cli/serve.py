@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..app import App
+from ..drivers.gateway import Listen
 from ..errors import ExprotoError, SetupError
 from ..logs import configure
 from ..metrics import Metrics
 from ..models import Address
 from ..target import load
+from .emqx_ports import LISTENER_PORT, choose_ports, protocol_option
 from .limits import limit, sniff_options
-from .observe import log_options, metrics_option, observed, open_metrics, parse_address
+from .observe import (
+    inspect_options,
+    inspected,
+    log_options,
+    metrics_option,
+    observed,
+    open_inspector,
+    open_metrics,
+    parse_address,
+    share_token,
+)
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .reload import reload, reload_option
 from .watching import watching, watching_options
+from .worker import Worker
 
 if TYPE_CHECKING:
     from ..drivers.grpc import Service
+    from ..inspector import Inspector
 
 __all__ = ["command"]
 
@@ -29,9 +45,6 @@ log = logging.getLogger("exproto_app")
 # Where EMQX has these files by default: the CA of our certificate, and what EMQX shows to --client-ca.
 _CA = (("cacertfile", "etc/certs/cacert.pem"),)
 _OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
-
-LISTENER_PORT = 7993
-"""Of the first listener that `--print-config` writes, where no --protocol tells a port."""
 
 
 @click.command()
@@ -48,14 +61,7 @@ LISTENER_PORT = 7993
     "ADDRESS=http://HOST:PORT for the one that calls from ADDRESS, repeatable. "
     "Default: http://127.0.0.1:9100. It has no TLS, so keep it on a private net.",
 )
-@click.option(
-    "--protocol",
-    "protocols",
-    multiple=True,
-    metavar="NAME[,NAME…]=:PORT",
-    help="Which protocol the devices of EMQX's listener on PORT speak, for several protocols; or which "
-    "protocols, told apart by their first bytes.",
-)
+@protocol_option
 @click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @click.option("--client-ca", metavar="FILE", help="Demand a certificate of EMQX, signed by this CA.")
@@ -63,10 +69,12 @@ LISTENER_PORT = 7993
 @click.option(
     "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
 )
+@reload_option
 @sniff_options
 @watching_options
 @stats_option
 @metrics_option
+@inspect_options
 @log_options
 @loop_option
 def command(
@@ -80,65 +88,75 @@ def command(
     client_ca: str | None,
     print_config: bool,
     emqx: str,
+    reloads: bool,
     stats: float | None,
     metrics: str | None,
+    inspect: str | None,
+    inspect_token: str | None,
     log_level: str,
     log_format: str,
     loop: str,
     **limits: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
+    worker = Worker.take()
     configure(log_level, log_format)
     logging.getLogger("hpack").setLevel(logging.INFO)  # it tells of every field of every block
     try:
         from ..drivers.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
     except ImportError as error:
         raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
+    address = parse_address(bind, "--bind", "127.0.0.1:9001")
+    if reloads and worker is None and not print_config:
+        listen = Listen(scheme="tcp", host=address.host, port=address.port)
+        share_token(inspect, inspect_token)
+        sys.exit(reload(target, [listen], (cert, key, client_ca)))
     app = load(target)
     limit(app, limits)
-    address = parse_address(bind, "--bind", "127.0.0.1:9001")
-    ports = dict(_protocol(app, text) for text in protocols)
-    if len(ports) != len(protocols):
-        raise SetupError("two --protocol name the same port; EMQX can have only one listener there")
+    ports = choose_ports(app, protocols)
     if cert is None and (key or client_ca):
         raise SetupError("--key and --client-ca need --cert")
-    if not ports and len(app.protocols) > 1:
-        example = " ".join(f"--protocol {name}=:{LISTENER_PORT + n}" for n, name in enumerate(app.protocols))
-        raise SetupError(
-            f"the app serves several protocols ({', '.join(app.protocols)}); say which is on which of EMQX's "
-            f"listeners, such as {example}"
-        )
     if print_config:
         tls_files = () if cert is None else _CA if client_ca is None else (*_CA, *_OWN)
         click.echo(_config(app, address, adapters, ports, emqx=emqx, files=tls_files))
         return
     adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
     tls = Tls(cert, key, client_ca) if cert is not None else None
-    service = Service(app, address, adapter_map, ports=ports, tls=tls)
+    service = Service(
+        app, address, adapter_map, ports=ports, tls=tls, sockets=worker.sockets[0] if worker else None
+    )
     served = open_metrics(app, metrics)
+    page = open_inspector(app, inspect, inspect_token)
     with watching(app):
-        run_loop(_serve(service, stats, served), find_uvloop(loop))
+        run_loop(_serve(service, stats, served, page, worker), find_uvloop(loop))
 
 
-async def _serve(service: Service, stats: float | None, metrics: Metrics | None) -> None:
+async def _serve(
+    service: Service,
+    stats: float | None,
+    metrics: Metrics | None,
+    inspector: Inspector | None,
+    worker: Worker | None,
+) -> None:
     stop = asyncio.Event()
-    on_signals(asyncio.get_running_loop(), stop)
+    loop = asyncio.get_running_loop()
+    if worker is None:
+        on_signals(loop, stop)
+    else:
+        worker.obey(loop, stop)
     with observed(service, metrics):
-        async with service:
-            click.echo(f"serving EMQX's ExProto gateway on {service.address}; Ctrl-C ends it")
+        async with service, inspected(inspector, service) as page:
+            lines = [*page, f"serving EMQX's ExProto gateway on {service.address}"]
+            if worker is None:
+                click.echo("\n".join(lines) + "; Ctrl-C ends it")
+            else:
+                worker.ready(lines)
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
             await stop.wait()
             log.info("grpc = stopping: %d connections", service.runner.engine.open)
             if reporter is not None:
                 reporter.cancel()
     log.info("grpc = stopped")
-
-
-def _protocol(app: App[Any], text: str) -> tuple[int, str]:
-    name, _, port = text.rpartition("=")
-    if not name or not port.startswith(":") or not port[1:].isdigit() or not 0 < int(port[1:]) < 65_536:
-        raise SetupError(f"--protocol {text} should be NAME=:PORT, such as {next(iter(app.protocols))}=:7993")
-    return int(port[1:]), ",".join(router.name for router in app.find_protocols(name))
 
 
 def _config(

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import random
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-import attrs
 import click
 
 from ..drivers.gateway import Listen
 from ..drivers.gateway.sockets import share
 from ..errors import SetupError
-from .worker import VARIABLE
+from .children import AGAIN, Child, Children, cancel, how
 
 __all__ = ["Supervisor", "supervise"]
 
@@ -41,17 +38,13 @@ STEADY: Final = 30.0
 ATTEMPTS: Final = 5
 """Starts in a row without success after which the whole ends, if no other worker serves either."""
 
-READY_SIZE: Final = 65_536
-"""Bytes of a worker's word that it serves."""
-
 
 def supervise(listens: Sequence[Listen], workers: int) -> int:
     """Run *workers* processes on *listens* until told to stop; return the exit code. Raises `SetupError`."""
     if sys.platform != "linux":
         raise SetupError("--workers needs Linux, whose kernel spreads connections over processes")
-    command = (sys.executable, "-m", "exproto_app", *sys.argv[1:])
     shares = [share(listen, workers) for listen in listens]
-    return asyncio.run(Supervisor(command, [list(sockets) for sockets in zip(*shares, strict=True)]).run())
+    return asyncio.run(Supervisor(AGAIN, [list(sockets) for sockets in zip(*shares, strict=True)]).run())
 
 
 class Supervisor:
@@ -69,13 +62,11 @@ class Supervisor:
         start_timeout: float = 60.0,
         stop_timeout: float = 30.0,
     ) -> None:
-        self.command = command
+        self.children = Children(command, "workers")
         self.start_timeout = start_timeout
         self.stop_timeout = stop_timeout
-        self.children: set[Child] = set()
         self._slots = [Slot(self, number, sockets) for number, sockets in enumerate(slots, 1)]
         self._reload = asyncio.Event()
-        self._stop = asyncio.Event()
 
     @property
     def serving(self) -> int:
@@ -84,27 +75,8 @@ class Supervisor:
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, reload at SIGHUP; return the exit code."""
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self._asked)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-        work = loop.create_task(self._work())
-        stop = loop.create_task(self._stop.wait())
-        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
-        code = work.result() if work.done() else 0
-        await _cancel(work, stop)
-        if self.children:
-            log.info("workers = stopping: %d", len(self.children))
-        await asyncio.gather(*(child.end(self.stop_timeout) for child in tuple(self.children)))
-        log.info("workers = stopped")
-        return code
-
-    def _asked(self) -> None:
-        if self._stop.is_set():  # asked twice: at once
-            for child in self.children:
-                child.kill()
-            os._exit(1)
-        self._stop.set()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
+        return await self.children.until_told(self._work(), self.stop_timeout)
 
     async def _work(self) -> int:
         """Start every worker and keep them; return an exit code when that can't be."""
@@ -126,7 +98,7 @@ class Supervisor:
             log.error("workers ! none comes up any more")
             return code
         finally:
-            await _cancel(*tasks)
+            await cancel(*tasks)
 
     async def _reload_when_asked(self) -> int:
         while True:
@@ -167,7 +139,7 @@ class Slot:
         while True:
             child = self.child
             if child is not None:
-                self._why = _how(await child.process.wait())
+                self._why = how(await child.process.wait())
                 if self.child is not child:  # a reload has replaced it
                     continue
                 self.child, self._failed = None, 0
@@ -206,7 +178,7 @@ class Slot:
     async def _start(self) -> Child | None:
         """Start a process; return it when it serves, or None where it ended before."""
         supervisor = self._supervisor
-        child = await Child.start(supervisor, self.number, self._sockets)
+        child = await supervisor.children.start(self.number, self._sockets)
         try:
             lines = await asyncio.wait_for(child.ready(), supervisor.start_timeout)
         except asyncio.TimeoutError:
@@ -221,89 +193,9 @@ class Slot:
                 log.info("worker %d = serves, process %d", self.number, child.process.pid)
                 return child
             code = await child.process.wait()
-            self._why = f"{_how(code)} before it served"
+            self._why = f"{how(code)} before it served"
             self.code = max(code, 1)
             if code <= 0:  # else it has told why
                 log.error("worker %d ! %s", self.number, self._why)
         self._failed += 1
         return None
-
-
-@attrs.define(eq=False)
-class Child:
-    """One process of a slot; *started* is a time of `time.monotonic`."""
-
-    number: int
-    process: asyncio.subprocess.Process
-    started: float
-    _control: socket.socket
-    _reaper: asyncio.Future[int] = attrs.field(init=False)
-
-    @classmethod
-    async def start(cls, supervisor: Supervisor, number: int, sockets: list[list[socket.socket]]) -> Child:
-        """Start the process; it learns from its end of a socket pair when the supervisor has gone."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        handles = [[sock.fileno() for sock in each] for each in sockets]
-        given = {"number": number, "sockets": handles, "control": theirs.fileno()}
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *supervisor.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, VARIABLE: json.dumps(given)},
-                pass_fds=(theirs.fileno(), *(handle for each in handles for handle in each)),
-                start_new_session=True,  # Ctrl-C is for the supervisor alone
-            )
-        child = cls(number, process, time.monotonic(), ours)
-        supervisor.children.add(child)
-
-        def ended(_: object) -> None:
-            ours.close()
-            supervisor.children.discard(child)
-
-        child._reaper = asyncio.ensure_future(process.wait())
-        child._reaper.add_done_callback(ended)
-        return child
-
-    async def ready(self) -> list[str] | None:
-        """Wait until the process serves and return what it has to tell; None where it ends before."""
-        loop = asyncio.get_running_loop()
-        data = b""
-        while not data.endswith(b"\n") and len(data) < READY_SIZE:
-            more = await loop.sock_recv(self._control, READY_SIZE)
-            if not more:
-                return None
-            data += more
-        lines: list[str] = json.loads(data)
-        return lines
-
-    async def end(self, seconds: float) -> None:
-        """Have the process end; kill it when it takes longer than *seconds*."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
-        try:
-            await asyncio.wait_for(self.process.wait(), seconds)
-        except asyncio.TimeoutError:
-            log.error("worker %d ! didn't end within %g s and is killed", self.number, seconds)  # noqa: TRY400 - as above
-            self.kill()
-            await self.process.wait()
-
-    def kill(self) -> None:
-        """Kill the process."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal has no name
-        return f"was killed by signal {-code}"
-
-
-async def _cancel(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A worker's side of `run --workers`: what its supervisor gave it, and how it answers."""
+"""A child's side of `run --workers` and `run --reload`: what its parent gave it, and how it answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import logging
 import os
 import signal
 import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
 
 import attrs
 
@@ -16,30 +20,44 @@ __all__ = ["VARIABLE", "Worker"]
 
 log = logging.getLogger("exproto_app")
 
-VARIABLE = "EXPROTO_WORKER"
+VARIABLE: Final = "EXPROTO_WORKER"
 """Tells a process that it is a worker: JSON with its number and the handles that it inherits."""
+
+LOOK: Final = 1.0
+"""Seconds between two looks whether something more was imported."""
 
 
 @attrs.define(eq=False)
 class Worker:
-    """What one of several processes is given: its *number*, from 1, and the *sockets* of each listener."""
+    """What a process is given that serves for another one.
 
-    number: int
+    Its *number*, from 1, where there are several; the *sockets* of each listener; and the *roots*, folders
+    of which it tells what files it imports. It tells by JSON objects, one a line: `files`, and `serves` with
+    what the parent may tell its user.
+    """
+
+    number: int | None
     sockets: list[list[socket.socket]]
     _control: socket.socket
+    _roots: tuple[str, ...] = ()
+    _modules: int = 0
 
     @classmethod
     def take(cls) -> Worker | None:
-        """Return what a supervisor gave to this process; None where there is none."""
+        """Return what a parent gave to this process; None where there is none."""
         text = os.environ.pop(VARIABLE, None)  # programs that the app starts are no workers
         if text is None:
             return None
         given = json.loads(text)
         sockets = [[_inherited(handle) for handle in handles] for handles in given["sockets"]]
-        return cls(given["number"], sockets, _inherited(given["control"]))
+        worker = cls(given["number"], sockets, _inherited(given["control"]), tuple(given["roots"]))
+        if worker._roots:
+            # Python takes a compiled file for fresh by its second and size; edits may be quicker.
+            sys.dont_write_bytecode = True
+        return worker
 
     def obey(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-        """Set *stop* when the supervisor asks for it, or has gone."""
+        """Set *stop* when the parent asks for it, or has gone."""
 
         def gone() -> None:
             loop.remove_reader(self._control)
@@ -51,12 +69,35 @@ class Worker:
         # Service managers may signal every process as well; a second time means nothing here.
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGINT, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # the supervisor reloads
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # the parent reloads
 
     def ready(self, lines: list[str]) -> None:
-        """Tell the supervisor that this process serves; *lines* is what it may tell its user."""
+        """Tell the parent that this process serves; *lines* is what it may tell its user."""
+        if self._roots:
+            self._follow(asyncio.get_running_loop())
+        self._tell(serves=lines)
+
+    def _follow(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell of files now and when more are imported, by a handler for example."""
+        if len(sys.modules) != self._modules:
+            self._modules = len(sys.modules)
+            self._tell(files=sorted(set(_imported(self._roots))))
+        loop.call_later(LOOK, self._follow, loop)
+
+    def _tell(self, **news: Sequence[str]) -> None:
         with contextlib.suppress(OSError):  # it has gone, as `obey` sees too
-            self._control.sendall(json.dumps(lines).encode() + b"\n")
+            self._control.sendall(json.dumps(news).encode() + b"\n")
+
+
+def _imported(roots: Sequence[str]) -> Iterator[str]:
+    """Yield the files in *roots* and below that were imported, leaving out what is installed there."""
+    for module in tuple(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        for root in roots:
+            if isinstance(file, str) and (path := Path(file)).is_relative_to(root):
+                inner = path.relative_to(root).parts
+                if "site-packages" not in inner and "dist-packages" not in inner:
+                    yield file
 
 
 def _inherited(handle: int) -> socket.socket:

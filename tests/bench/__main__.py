@@ -16,6 +16,7 @@ NAMES = (
     "hub",
     "observe",
     "tap",
+    "inspector",
     "workers",
     "erlport",
     "grpc",

@@ -44,6 +44,9 @@ LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("async
 METRICS = "_metrics"
 """What the kind of a server with metrics ends with."""
 
+INSPECTED = "_inspected"
+"""Likewise, with an inspector; its port is the second number that it answers."""
+
 BACKLOG = 4096
 """As the gateway's, so that both take a storm of connections alike."""
 
@@ -149,18 +152,26 @@ async def serve(kind: str) -> None:
         await answer_counts(lambda: ByHand.open)
         server.close()
         return
-    app = APPS[kind.removesuffix(METRICS)]()
+    app = APPS[kind.removesuffix(METRICS).removesuffix(INSPECTED)]()
     async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway:
         print(gateway.addresses[0][2].port, flush=True)
         metrics = Metrics(app, Address("127.0.0.1", 0)) if kind.endswith(METRICS) else None
         if metrics is not None:
             metrics.start(gateway)
-        await answer_counts(lambda: gateway.open)
+        if kind.endswith(INSPECTED):
+            from exproto_app.inspector import Inspector  # noqa: PLC0415 - aiohttp is an extra
+
+            inspector = Inspector(app, Address("127.0.0.1", 0))
+            await inspector.start(gateway)
+            await answer_counts(lambda: gateway.open, inspector.address.port)
+            await inspector.stop()
+        else:
+            await answer_counts(lambda: gateway.open)
         if metrics is not None:
             metrics.stop()
 
 
-async def answer_counts(count: Callable[[], object]) -> None:
+async def answer_counts(count: Callable[[], object], *others: int) -> None:
     ended = asyncio.Event()
 
     def asked() -> None:
@@ -169,7 +180,7 @@ async def answer_counts(count: Callable[[], object]) -> None:
             ended.set()
             return
         gc.collect()  # garbage is no connection's memory
-        print(count(), flush=True)
+        print(count(), *others, flush=True)
 
     asyncio.get_running_loop().add_reader(sys.stdin, asked)
     await ended.wait()

@@ -12,7 +12,18 @@ import attrs
 
 from ...errors import SetupError
 
-__all__ = ["MARK", "Written", "broker_config", "files", "module_name", "write"]
+__all__ = [
+    "MARK",
+    "Module",
+    "Written",
+    "again",
+    "broker_config",
+    "files",
+    "module_name",
+    "search_paths",
+    "write",
+    "written",
+]
 
 MARK: Final = "Written by exproto-app gen-driver"
 """By this a file is known as ours, to be overwritten."""
@@ -129,6 +140,40 @@ class Written:
 
     path: Path
     what: str
+
+
+@attrs.frozen
+class Module:
+    """A callback module that was written before: its *protocol*, and what it gives the driver beside it."""
+
+    module: str
+    protocol: str
+    stock: bool
+    options: str
+
+
+def written(out: Path) -> list[Module]:
+    """Return the callback modules in *out* that `write` wrote, whatever their names."""
+    found = []
+    for path in sorted(out.glob("*.py")):
+        text = path.read_text(errors="replace")
+        call = re.search(r"^driver = Driver\((?:'.*?'|\".*?\"), protocol='(.*?)'(.*)\)$", text, re.MULTILINE)
+        if MARK in text and call is not None:
+            found.append(Module(path.stem, call[1], ".stock import Driver" in text, call[2]))
+    return found
+
+
+def again(target: str, modules: Sequence[Module], paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what `files` would yield now for *modules*, each with the options that it was written with."""
+    texts: dict[str, str] = {}
+    for each in modules:
+        acl = each.options.startswith(", acl=True")
+        plain = dict(files(target, [(each.module, each.protocol)], paths, stock=each.stock, acl=acl))
+        name, old = f"{each.module}.py", ", acl=True" if acl else ""
+        head = f"protocol={each.protocol!r}"
+        plain[name] = plain[name].replace(f"{head}{old})", f"{head}{each.options})")
+        texts |= plain
+    return list(texts.items())
 
 
 def module_name(protocol: str) -> str:

@@ -145,6 +145,15 @@ class Gateway:
         """Whether the listeners are open."""
         return bool(self.addresses) and not self.stopping
 
+    @property
+    def listening(self) -> list[tuple[str, str]]:
+        """The listeners that are open, for each protocol: its name, and the URL."""
+        return [
+            (router.name, f"{listen.scheme}://{address}")
+            for listen, routers, address in self.addresses
+            for router in routers
+        ]
+
     async def start(self) -> None:
         """Start the app, then open the listeners."""
         for door in self._doors:

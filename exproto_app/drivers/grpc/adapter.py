@@ -26,7 +26,7 @@ from ...errors import (
 from . import exproto_pb2 as pb
 from .client import CANCELLED, NOT_FOUND, OK, UNAVAILABLE, UNIMPLEMENTED, Client, Done, Method
 
-__all__ = ["AdapterHub", "AdapterMap", "Broker", "Early", "GrpcLink"]
+__all__ = ["PROBE", "AdapterHub", "AdapterMap", "Broker", "Early", "GrpcLink", "judge"]
 
 log = logging.getLogger("exproto_app")
 
@@ -326,6 +326,11 @@ class AdapterMap:
     def __iter__(self) -> Any:
         return iter(self._brokers.values())
 
+    @property
+    def fixed(self) -> list[tuple[str, int]]:
+        """Host and port of each adapter that is known before anybody calls."""
+        return list(dict.fromkeys(self._fixed.values()))
+
     def find(self, caller: str) -> Broker | None:
         """Return the broker that *caller* stands for, None if nobody knows."""
         where = self._fixed.get(caller) or self._fixed.get("")
@@ -489,6 +494,11 @@ def _pass_on(outcome: Outcome[Any], result: Outcome[None]) -> None:
         outcome.settle(None)
     else:
         outcome.fail(result.error)
+
+
+def judge(name: str, status: int, answer: bytes) -> CommandError | None:
+    """Return what an answer of the adapter means, None for success."""
+    return None if status == OK and not answer else _judge(name, status, answer)[0]
 
 
 def _judge(name: str, status: int, answer: bytes) -> tuple[CommandError | None, bool]:

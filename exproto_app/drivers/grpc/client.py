@@ -255,6 +255,7 @@ class Client:
     def __init__(self, host: str, port: int) -> None:
         self.name = str(Address(host, port))
         self.asked = self.reached = False
+        self.trouble = ""  # why it couldn't be reached last
         self._host = host
         self._port = port
         self.loop = asyncio.get_running_loop()
@@ -395,7 +396,7 @@ class Client:
 
     def _tell(self, words: str) -> None:
         """Say that the adapter is away, not too often."""
-        self._down = True
+        self._down, self.trouble = True, words
         now = self.loop.time()
         if now - self._said >= SAY_AGAIN:
             self._said = now

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from ..reasons import reason
 from . import exproto_pb2 as pb
 from .adapter import AdapterHub, AdapterMap, Broker, Early, GrpcLink
 from .caller import Caller, Inbound, Take
-from .http2 import NO_ERROR
+from .http2 import NO_ERROR, Wire
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -132,8 +133,9 @@ class Service:
     """*app* as the service of brokers whose adapters *adapters* tells.
 
     *ports* says which protocol a listener of the broker's speaks, or which several, `gt06,jt808`, by its
-    port; without it the app has to have one protocol only. Use it as an async context manager, or `start` and
-    `stop` it. Raises `SetupError` for what doesn't fit the app and for an address that can't be bound.
+    port; without it the app has to have one protocol only. *sockets* are bound to *bind* already, by a
+    process that outlives this one. Use it as an async context manager, or `start` and `stop` it. Raises
+    `SetupError` for what doesn't fit the app and for an address that can't be bound.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Service:
         *,
         ports: Mapping[int, str] | None = None,
         tls: Tls | None = None,
+        sockets: Sequence[socket.socket] | None = None,
     ) -> None:
         self.app = app
         self.adapters = adapters
@@ -158,7 +161,8 @@ class Service:
         choices = {*self._ports.values()}
         self._unseen = choices.pop() if len(choices) == 1 else self._only
         self._tls = tls
-        self._server: asyncio.Server | None = None
+        self._sockets = sockets
+        self._servers: list[asyncio.Server] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._said: set[object] = set()
@@ -168,7 +172,20 @@ class Service:
     @property
     def serving(self) -> bool:
         """Whether brokers may call."""
-        return self._server is not None and not self.stopping
+        return bool(self._servers) and not self.stopping
+
+    @property
+    def listening(self) -> list[tuple[str, str]]:
+        """What brokers may call for: each protocol's name, and where, by the broker's listener."""
+        where = f"gRPC on {self.address}"
+        return [
+            *((router.name, where) for router in self._only or ()),
+            *(
+                (router.name, f":{port} of EMQX, {where}")
+                for port, routers in self._ports.items()
+                for router in routers
+            ),
+        ]
 
     async def start(self) -> None:
         """Start the app, then listen."""
@@ -178,23 +195,25 @@ class Service:
         self.runner = Runner(self.app, AdapterHub(self.adapters))
         await self.runner.start()
         try:
-            self._server = await self._loop.create_server(
-                lambda: Caller(self).wire,
-                self.address.host or None,
-                self.address.port,
-                ssl=context,
-                reuse_address=True,
-                backlog=1024,
-            )
+            await self._listen(context)
         except OSError as error:
             await self.runner.stop()
             raise not_opened(self.address, error, "stop it or choose another with --bind") from None
         except BaseException:
             await self.runner.stop()
             raise
-        self.address = Address(*self._server.sockets[0].getsockname()[:2])
+        self.address = Address(*self._servers[0].sockets[0].getsockname()[:2])
         self._sweeping = self._loop.call_later(SWEEP, self._sweep)
         self._looking = self._loop.call_later(SILENT_START, self._look_for_brokers)
+
+    async def _listen(self, context: ssl.SSLContext | None) -> None:
+        make = partial(_wire, self)
+        create = partial(self._loop.create_server, make, ssl=context, backlog=1024)
+        if self._sockets is None:
+            host, port = self.address.host or None, self.address.port
+            self._servers.append(await create(host, port, reuse_address=True))
+        for sock in self._sockets or ():
+            self._servers.append(await create(sock=sock))
 
     async def stop(self) -> None:
         """Close every device, answer what is in flight, and let go of the brokers; bounded in time."""
@@ -204,13 +223,13 @@ class Service:
                 timer.cancel()
         # Brokers may still connect meanwhile: they have to tell which connections have ended.
         await self.runner.stop()
-        if self._server is not None:
-            # asyncio leaks a connection that it has accepted but not yet made when the server closes.
-            for listener in self._server.sockets:
-                self._loop.remove_reader(listener.fileno())
-            for _ in range(ACCEPTED):
-                await asyncio.sleep(0)
-            self._server.close()
+        # asyncio leaks a connection that it has accepted but not yet made when the server closes.
+        for listener in (sock for server in self._servers for sock in server.sockets):
+            self._loop.remove_reader(listener.fileno())
+        for _ in range(ACCEPTED):
+            await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
         await self._until(lambda: not any(caller.waits for caller in self.callers))
         for caller in tuple(self.callers):
             # Not before the last answer: EMQX's gun forgets at a GOAWAY what it waits for.
@@ -529,6 +548,10 @@ class Service:
                     link.heard = now
                     broker.paced(link.probe)
         self._sweeping = self._loop.call_later(SWEEP, self._sweep)
+
+
+def _wire(service: Service) -> Wire:
+    return Caller(service).wire
 
 
 def _start(message: bytes, at: int) -> int:

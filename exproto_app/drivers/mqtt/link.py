@@ -19,7 +19,7 @@ from .reasons import DENIED, NO_MQTT5, TAKEN_OVER, UNSUPPORTED_VERSION
 from .session import Bounds, Login, ProtocolError, Session
 from .url import Url
 
-__all__ = ["Broker", "Client", "Link"]
+__all__ = ["Broker", "Client", "Link", "why"]
 
 log = logging.getLogger("exproto_app")
 
@@ -197,7 +197,7 @@ class Link(asyncio.Protocol):
             return
         if self.dialling and not was_online and exc is None:
             self.broker.mute += 1
-        words = "it closed the connection" if exc is None else _why(exc)
+        words = "it closed the connection" if exc is None else why(exc)
         if self.broker.mute >= MUTE:
             words = f"it closes the connection at our CONNECT; perhaps {NO_MQTT5}"
         self._lost(words)
@@ -435,7 +435,7 @@ class Broker:
                 self.timeout,
             )
         except (OSError, asyncio.TimeoutError) as error:
-            words = _why(error) if str(error) else f"no answer within {self.timeout:g} s"
+            words = why(error) if str(error) else f"no answer within {self.timeout:g} s"
             if link.dialling:  # its connection is there after all, and tells of its end itself
                 return
             if not link.stopped:
@@ -458,7 +458,7 @@ def _jittered(seconds: float) -> float:
     return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
-def _why(error: BaseException) -> str:
+def why(error: BaseException) -> str:
     """Return what went wrong on the way to the broker, in words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate can't be trusted: {error.verify_message or error}"

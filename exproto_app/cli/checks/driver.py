@@ -1,0 +1,108 @@
+"""Checks of what `gen-driver` wrote for EMQX 4.2, and of the Python that the broker will start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ...drivers.erlport import generate
+from ...errors import SetupError
+from ...target import absolute
+from .finding import Finding, failed, ok, skipped
+from .setup import Setup
+
+__all__ = ["check_python", "driver", "fits"]
+
+_PROBE: Final = "import sys, json; print(json.dumps([*sys.version_info[:2], sys.executable]))"
+
+
+def driver(setup: Setup) -> Iterator[Finding]:
+    """See whether the callback modules in the folder of `--driver` still fit the app."""
+    if setup.driver is None:
+        yield skipped("driver", "no EMQX 4.2: no --driver")
+        return
+    out = setup.driver.resolve()
+    written = generate.written(out)
+    if not written:
+        remedy = f"run exproto-app gen-driver {setup.target} --out {out}"
+        yield failed("driver.files", f"{out} has no callback module of gen-driver", remedy)
+        return
+    for each in written:
+        try:
+            if setup.app is not None:
+                setup.app.find_protocols(each.protocol)
+        except SetupError as error:  # noqa: PERF203 - a few times
+            yield failed("driver.files", f"{each.module}.py: {error}", "remove it, or correct the app")
+    full, folder = absolute(setup.target)
+    texts = generate.again(full, written, generate.search_paths(folder))
+    yield from fits(out, texts, {each.module: each.stock for each in written}, setup.python)
+
+
+def fits(
+    out: Path, texts: Sequence[tuple[str, str]], modules: Mapping[str, bool], python: str | None
+) -> Iterator[Finding]:
+    """See whether *out* has *texts*, by name, and whether the broker's *python* can import *modules*.
+
+    Of each module it is said whether it is for the broker's own loop (`--stock`). Without *python* it is the
+    one on the PATH.
+    """
+    for name, text in texts:
+        path = out / name
+        if not path.is_file():
+            yield failed("driver.files", f"{path}: missing", "run gen-driver again")
+        elif path.read_text(errors="replace") != text:
+            yield failed(
+                "driver.files", f"{path}: differs from what would be written now", "run gen-driver again"
+            )
+        else:
+            yield ok("driver.files", str(path))
+    broker_python = python or shutil.which("python3")
+    if broker_python is None:
+        yield failed("driver.python", "python3: there is none on the PATH; the broker needs one")
+        return
+    try:
+        major, minor = check_python(broker_python)
+    except SetupError as error:
+        yield failed("driver.python", f"{broker_python}: {error}")
+        return
+    yield ok("driver.python", f"{broker_python} is Python {major}.{minor}")
+    for module, stock in modules.items():
+        if stock:  # it needs functions of erlport that only the broker's own copy has
+            yield skipped("driver.import", f"import {module}: only the broker can, which has its erlport")
+            continue
+        problem = _import_problem(broker_python, out, module)
+        if problem:
+            yield failed("driver.import", f"import {module}: {problem}")
+        else:
+            yield ok("driver.import", f"import {module}")
+
+
+def check_python(python: str) -> tuple[int, int]:
+    """Return the version of *python*. Raises `SetupError` if our packages don't fit it."""
+    try:
+        done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603 - the user names it
+        major, minor, _ = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        raise SetupError(
+            f"{python} can't be started as a Python; give the path of the broker's python3"
+        ) from None
+    here = sys.version_info[:2]
+    if (major, minor) != here:
+        text = f"{python} is Python {major}.{minor}, but exproto-app is installed for {here[0]}.{here[1]}"
+        raise SetupError(f"{text}; install it with that python3 and run gen-driver from there")
+    return major, minor
+
+
+def _import_problem(python: str, out: Path, module: str) -> str:
+    code = f"import sys; sys.path.insert(0, {str(out)!r}); import {module}"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - as above
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if done.returncode and lines else ""

@@ -1,0 +1,237 @@
+"""Checks of EMQX's ExProto gateway: what answers where its adapter should be, and whether it calls us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from ...errors import ExprotoError, SetupError, UnsupportedError
+from ...models import Address
+from ..emqx_ports import choose_ports
+from .finding import Finding, failed, ok, skipped
+from .ports import is_free
+from .reach import reach
+from .setup import Gateway, Setup, is_loopback
+
+if TYPE_CHECKING:
+    from ...drivers.grpc import AdapterMap
+    from ...drivers.grpc.caller import Caller, Inbound, Take
+
+__all__ = ["emqx"]
+
+NOBODY: Final = "ZG9jdG9y"
+"""Base64, as EMQX's connections have it, but of no process: an adapter says that there is none."""
+
+UNARY, STREAMS = "ConnectionUnaryHandler", "ConnectionHandler"
+
+ADAPTER_REMEDY: Final = (
+    "give --adapter the port of EMQX's gateway.exproto server { bind }, on 4.x exproto.server.http.port; "
+    "18083 is its dashboard, 1883 its MQTT, and listeners are for devices"
+)
+
+
+def emqx(setup: Setup) -> Iterator[Finding]:
+    """See what answers at each adapter's address, then wait for EMQX's call."""
+    gateway = setup.gateway
+    if gateway is None:
+        yield skipped("emqx", "no EMQX 4.3 to 6.2: no --serve")
+        return
+    try:
+        from ...drivers.grpc import AdapterMap  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        yield skipped("emqx", f"EMQX wasn't looked at: {error}")
+        return
+    try:
+        adapters = AdapterMap(gateway.adapters)
+        if setup.app is not None:
+            choose_ports(setup.app, gateway.protocols)
+    except SetupError as error:
+        yield failed("emqx.options", str(error))
+        return
+    for host, port in adapters.fixed:
+        if Address(host, port) == gateway.bind:
+            remedy = "--bind is where EMQX calls us, --adapter where we call EMQX, usually port 9100"
+            yield failed("emqx.adapter", f"--adapter {host}:{port} is our own --bind", remedy)
+        else:
+            yield from asyncio.run(_adapter(setup, host, port))
+    if not adapters.fixed:
+        yield skipped("emqx.adapter", "the adapter's address is known when EMQX calls (auto)")
+    problem = is_free(gateway.bind)
+    if problem:
+        words = f"whether EMQX calls can't be seen: {problem}"
+        yield skipped("emqx.callback", words, "while serve runs, its own log tells who calls")
+    else:
+        yield from asyncio.run(_callback(setup, gateway, adapters))
+
+
+async def _adapter(setup: Setup, host: str, port: int) -> list[Finding]:
+    findings, sock = await reach(setup, "emqx.adapter", host, port, "--adapter")
+    if sock is not None:
+        sock.close()
+        findings.append(await _speaks(host, port, setup.wait))
+    return findings
+
+
+async def _speaks(host: str, port: int, wait: float) -> Finding:
+    """Call the adapter about a connection that doesn't exist, which changes nothing."""
+    from ...drivers.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
+    from ...drivers.grpc.adapter import PROBE, Broker, judge  # noqa: PLC0415 - likewise
+
+    loop = asyncio.get_running_loop()
+    broker = Broker(host, port)
+    answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+
+    def done(status: int, message: bytes) -> None:
+        if not answer.done():
+            answer.set_result((status, message))
+
+    request = pb.UnsubscribeRequest(conn=NOBODY, topic=PROBE)
+    began = loop.time()
+    broker.call("Unsubscribe", request.SerializeToString(), done)
+    where = f"http://{broker.client.name}"
+    try:
+        while not answer.done() and loop.time() < began + wait and not broker.client.trouble:
+            await asyncio.wait((answer,), timeout=0.05)
+        if not answer.done():
+            words = broker.client.trouble or f"it says nothing within {wait:g} s"
+            return failed("emqx.adapter", f"{where} is no adapter: {words}", ADAPTER_REMEDY)
+    finally:
+        await broker.close()
+    status, message = answer.result()
+    error = judge("Unsubscribe", status, message)
+    took = loop.time() - began
+    if isinstance(error, UnsupportedError):
+        words = f"{where} is another gRPC program, it knows no ConnectionAdapter"
+        return failed("emqx.adapter", words, ADAPTER_REMEDY)
+    if status != 0 or error is None:
+        words = str(error or "it has a connection that can't be")
+        return failed("emqx.adapter", f"{where} doesn't answer as an adapter does: {words}", ADAPTER_REMEDY)
+    return ok("emqx.adapter", f"{where} answers as an ExProto adapter", seconds=took)
+
+
+class Ear:
+    """Takes the place of the service: answers every call, and remembers who called what."""
+
+    def __init__(self, adapters: AdapterMap) -> None:
+        self.adapters = adapters
+        self.callers: set[Caller] = set()
+        self.methods: Mapping[bytes, tuple[Take, bool]] = {
+            f"/emqx.exproto.v1.{service}/{name}".encode(): (partial(self._take, service), service == STREAMS)
+            for service in (UNARY, STREAMS)
+            for name in (
+                "OnSocketCreated",
+                "OnSocketClosed",
+                "OnReceivedBytes",
+                "OnTimerTimeout",
+                "OnReceivedMessages",
+            )
+        }
+        self.called: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
+        self.said: list[str] = []
+
+    def _take(self, service: str, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
+        if not self.called.done():
+            self.called.set_result((caller.host, service))
+        return True
+
+    def say(self, what: object, text: str, *arguments: object) -> None:  # noqa: ARG002 - as callers call it
+        """Remember what is wrong with somebody who came."""
+        self.said.append((text % arguments).removeprefix("grpc ! "))
+
+    def count(self, name: str) -> None:
+        """Do nothing: nobody asks for counts."""
+
+
+class _Said(logging.Handler):
+    """Collects what is warned of meanwhile: failed handshakes are told in the log only."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage().removeprefix("grpc ! "))
+
+
+async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> list[Finding]:
+    """Listen in the service's place until EMQX calls."""
+    from ...drivers.grpc.caller import Caller  # noqa: PLC0415 - an extra
+
+    loop = asyncio.get_running_loop()
+    ear = Ear(adapters)
+    try:
+        context = gateway.tls.context() if gateway.tls is not None else None
+        make: Callable[[], asyncio.Protocol] = lambda: Caller(ear).wire  # noqa: E731 - a factory, named for its type
+        server = await loop.create_server(
+            make, gateway.bind.host or None, gateway.bind.port, ssl=context, reuse_address=True
+        )
+    except (OSError, ExprotoError) as error:
+        return [failed("emqx.callback", f"{gateway.bind} can't be served: {error}")]
+    handler = _Said(ear.said)
+    log = logging.getLogger("exproto_app")
+    log.addHandler(handler)
+    device = None
+    findings: list[Finding] = []
+    try:
+        if gateway.device is not None:
+            host, port = gateway.device.host, gateway.device.port
+            findings, device = await reach(setup, "emqx.device", host, port, "--device")
+        await asyncio.wait((ear.called,), timeout=setup.wait)
+        findings.append(_judged(setup, gateway, ear))
+        if ear.called.done() and not adapters.fixed:
+            broker = adapters.find(ear.called.result()[0])
+            if broker is not None:
+                address = broker.client.name.rpartition(":")
+                findings += await _adapter(setup, address[0].strip("[]"), int(address[2]))
+        return findings
+    finally:
+        log.removeHandler(handler)
+        if device is not None:
+            device.close()
+        server.close()
+        for caller in tuple(ear.callers):
+            caller.wire.abort()
+        for broker in adapters:
+            await broker.close()
+
+
+def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
+    """Tell what came of the wait."""
+    if ear.called.done():
+        host, service = ear.called.result()
+        if ear.adapters.find(host) is None:
+            remedy = f"add --adapter {host}=http://{host}:9100, or auto:9100"
+            return failed("emqx.callback", f"EMQX at {host} calls, but no --adapter is for it", remedy)
+        advice = ""
+        if service == STREAMS:
+            advice = f"it adds up to 20 ms; take service_name = {UNARY} where the broker has it"
+        return ok("emqx.callback", f"EMQX at {host} calls the service {service}", advice)
+    connected = [caller.host for caller in ear.callers if caller.broker is not None]
+    if connected:
+        host = connected[0]
+        advice = "it calls when a device comes: have one connect, or give --device HOST:PORT"
+        return ok("emqx.callback", f"EMQX at {host} is connected, but hasn't called", advice)
+    if ear.said:
+        words = f"nobody calls as EMQX does, but {ear.said[-1]}"
+        return failed("emqx.callback", words, _address(setup, gateway))
+    words = f"nobody called {gateway.bind} within {setup.wait:g} s"
+    return failed("emqx.callback", words, _address(setup, gateway))
+
+
+def _address(setup: Setup, gateway: Gateway) -> str:
+    """Return what the handler's address in EMQX has to be."""
+    scheme = "https" if gateway.tls is not None else "http"
+    host = gateway.bind.host
+    port = gateway.bind.port
+    words = [f"the handler's address in EMQX has to begin with {scheme}:// and lead to port {port}"]
+    if is_loopback(host):
+        where = "outside this container" if setup.container else "on another machine or in a container"
+        words.append(f"an EMQX {where} can't reach {host}: --bind 0.0.0.0:{port}")
+    if gateway.tls is not None:
+        words.append("with https:// it has to be an IP address before EMQX 5.8.5, not a name")
+    if gateway.device is None:
+        words.append("it calls when a device comes: have one connect, or give --device HOST:PORT")
+    return "; ".join(words)

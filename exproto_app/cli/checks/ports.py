@@ -1,0 +1,102 @@
+"""Checks of the addresses that are to be listened on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ...drivers.gateway import Listen
+from ...drivers.gateway.sockets import bind
+from ...errors import SetupError
+from ...models import Address, Limits
+from .finding import Finding, failed, ok, skipped
+from .setup import Setup, is_loopback
+
+__all__ = ["is_free", "owner", "ports"]
+
+TABLES: Final = {"tcp": ("tcp", "tcp6"), "tls": ("tcp", "tcp6"), "udp": ("udp", "udp6")}
+LISTENS: Final = {"tcp": "0A", "tls": "0A", "udp": "07"}
+"""States of a socket that others can reach, in the kernel's tables (include/net/tcp_states.h)."""
+
+
+def ports(setup: Setup) -> Iterator[Finding]:
+    """See whether each listener, and the service's address, could be opened, and who has it if not."""
+    if not setup.listens and setup.gateway is None:
+        yield skipped("ports", "nothing to listen on: no --listen, no --serve")
+    for listen in setup.listens:
+        yield _listener(setup, listen)
+    if setup.gateway is not None:
+        address = setup.gateway.bind
+        problem = is_free(address)
+        advice = "EMQX can't reach 127.0.0.1 of this container; take --bind 0.0.0.0:9001"
+        shown = advice if setup.container and is_loopback(address.host) else ""
+        if problem:
+            yield failed("ports.bind", problem, _who("tcp", address.port))
+        else:
+            yield ok("ports.bind", f"{address} is free", shown)
+
+
+def _listener(setup: Setup, listen: Listen) -> Finding:
+    try:
+        if setup.app is not None:
+            setup.app.find_protocols(listen.protocol)
+        listen.tls()
+        for sock in bind(listen):
+            sock.close()
+    except SetupError as error:
+        who = _who(listen.scheme, listen.port) if "another program" in str(error) else ""
+        return failed("ports.listen", str(error), who)
+    advice = []
+    if setup.container and is_loopback(listen.host):
+        advice.append(f"devices can't reach {listen.host} of this container; listen on 0.0.0.0")
+    if listen.scheme == "udp" and setup.app is not None:
+        advice.append(_idle(setup.app.limits))
+    return ok("ports.listen", f"{listen} is free", "; ".join(advice))
+
+
+def _idle(limits: Limits) -> str:
+    return (
+        f"on UDP a device that is silent for {limits.datagram_idle:g} s counts as gone, unless a handler "
+        "calls conn.start_timer or --datagram-idle says more"
+    )
+
+
+def is_free(address: Address) -> str:
+    """Return why *address* can't be opened for TCP, nothing if it can."""
+    listen = Listen(scheme="tcp", host=address.host, port=address.port)
+    try:
+        for sock in bind(listen):
+            sock.close()
+    except SetupError as error:
+        return str(error).replace(str(listen), str(address)).replace("--listen", "--bind")
+    return ""
+
+
+def _who(scheme: str, port: int) -> str:
+    found = owner(scheme, port)
+    return f"it is {found}" if found else ""
+
+
+def owner(scheme: str, port: int, proc: Path = Path("/proc")) -> str:
+    """Return which program has *port*, as far as this user may know; nothing where that isn't told."""
+    inodes = {f"socket:[{inode}]" for inode in _inodes(scheme, port, proc)}
+    if not inodes:
+        return ""
+    for process in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another user's, or it has just ended
+            for handle in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(handle.readlink()) in inodes:
+                        return f"{(process / 'comm').read_text().strip()}, process {process.name}"
+    return "a program of another user, or of another container"
+
+
+def _inodes(scheme: str, port: int, proc: Path) -> Iterator[str]:
+    for table in TABLES[scheme]:
+        with contextlib.suppress(OSError):
+            for line in (proc / "net" / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTENS[scheme] and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]

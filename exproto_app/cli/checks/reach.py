@@ -1,0 +1,94 @@
+"""What checks over the network have in common: names and connections, bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from typing import Any
+
+from ...models import Address
+from .finding import Finding, failed, ok
+from .setup import Setup, is_loopback
+
+__all__ = ["reach"]
+
+
+async def reach(
+    setup: Setup, check: str, host: str, port: int, option: str
+) -> tuple[list[Finding], socket.socket | None]:
+    """Look *host* up and connect; return what was found, and the socket if it came to that."""
+    where = Address(host, port)
+    try:
+        addresses = await asyncio.wait_for(_look_up(host, port), setup.wait)
+    except OSError:
+        return [failed(f"{check}.dns", f"there is no host {host!r}", f"correct its name in {option}")], None
+    except asyncio.TimeoutError:
+        words = f"nobody tells the address of {host!r} within {setup.wait:g} s"
+        remedy = f"see to this machine's DNS, or give {option} an address"
+        return [failed(f"{check}.dns", words, remedy)], None
+    found = ", ".join(dict.fromkeys(str(address[0]) for _, address in addresses))
+    findings = [ok(f"{check}.dns", f"{host} is {'an address' if found == host else found}")]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    sock, why = await _connect(addresses, setup.wait)
+    if sock is None:
+        advice = _advice(setup, host, option, why)
+        findings.append(failed(f"{check}.tcp", f"{where} can't be reached: {why}", advice))
+    else:
+        findings.append(ok(f"{check}.tcp", f"{where} takes connections", seconds=loop.time() - began))
+    return findings, sock
+
+
+async def _look_up(host: str, port: int) -> list[tuple[int, Any]]:
+    """Look *host* up in a thread that nobody has to wait for: a resolver may hang."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[list[tuple[int, Any]]] = loop.create_future()
+
+    def settle(addresses: list[tuple[int, Any]] | None) -> None:
+        if future.done():
+            return
+        if addresses is None:
+            future.set_exception(OSError("no such host"))
+        else:
+            future.set_result(addresses)
+
+    def work() -> None:
+        addresses = None
+        with contextlib.suppress(OSError, UnicodeError):
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [(int(info[0]), info[4]) for info in infos]
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, addresses)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await future
+
+
+async def _connect(addresses: list[tuple[int, Any]], wait: float) -> tuple[socket.socket | None, str]:
+    """Connect to the first of *addresses* that takes it, within *wait* seconds; else tell why not."""
+    loop = asyncio.get_running_loop()
+    until, why = loop.time() + wait, ""
+    for family, address in addresses:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await asyncio.wait_for(loop.sock_connect(sock, address), max(0.0, until - loop.time()))
+        except asyncio.TimeoutError:
+            why = f"no answer within {wait:g} s"
+        except OSError as error:
+            why = os.strerror(error.errno).lower() if error.errno else str(error)
+        else:
+            return sock, ""
+        sock.close()
+    return None, why
+
+
+def _advice(setup: Setup, host: str, option: str, why: str) -> str:
+    if setup.container and is_loopback(host):
+        return f"{host} is this container itself; give {option} the other container's or the host's name"
+    if "no answer" in why:
+        return f"the host is down, a firewall drops what comes, or the program hangs; else correct {option}"
+    return f"start it, or correct {option}"

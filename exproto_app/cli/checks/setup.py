@@ -1,0 +1,69 @@
+"""What is to be checked: what the user would give to `run`, `serve` and `gen-driver`."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ...app import App
+from ...drivers.gateway import Listen
+from ...models import Address
+
+if TYPE_CHECKING:
+    from ...drivers.grpc import Tls
+
+__all__ = ["Gateway", "Setup", "Uplink", "in_container", "is_loopback"]
+
+
+@attrs.frozen
+class Uplink:
+    """The broker of `--mqtt`, and the topic of the round trip."""
+
+    url: str = attrs.field(repr=False)  # it has a password
+    topic: str
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+@attrs.frozen
+class Gateway:
+    """EMQX's gateway, by the options of `serve`; *device* is one of its listeners on TCP."""
+
+    bind: Address
+    adapters: tuple[str, ...]
+    protocols: tuple[str, ...] = ()
+    tls: Tls | None = None
+    device: Address | None = None
+
+
+@attrs.define(kw_only=True)
+class Setup:
+    """All of it; *app* is there once it could be imported. *wait*: seconds that each answer may take."""
+
+    target: str
+    wait: float
+    listens: tuple[Listen, ...] = ()
+    uplink: Uplink | None = None
+    gateway: Gateway | None = None
+    driver: Path | None = None
+    python: str | None = None
+    container: bool = False
+    app: App[Any] | None = None
+
+
+def in_container(root: Path = Path("/")) -> bool:
+    """Tell whether this process runs in a container, by the marks of Docker, Podman and Kubernetes."""
+    marks = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
+    return any((root / mark).exists() for mark in marks)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether *host*, a name or an address, is this machine for itself alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -1,0 +1,151 @@
+"""`exproto-app doctor`: what is wrong with a set-up, each thing in a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..drivers.gateway import Listen
+from ..drivers.gateway.listeners import DEFAULT_LISTEN
+from ..errors import SetupError
+from .checks import CHECKS, Finding, Gateway, Setup, Uplink
+from .checks.setup import in_container
+from .emqx_ports import protocol_option
+from .observe import parse_address
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("target")
+@click.option(
+    "--listen",
+    "listens",
+    multiple=True,
+    metavar="[PROTOCOL=]URL",
+    help=f"As for run. Default: {DEFAULT_LISTEN}, unless --serve or --driver is given.",
+)
+@click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, or of --serve, PEM.")
+@click.option("--key", metavar="FILE", help="Its key.")
+@click.option("--client-ca", metavar="FILE", help="The CA of devices, or of EMQX.")
+@click.option("--mqtt", metavar="URL", envvar="EXPROTO_MQTT", show_envvar=True, help="Check this broker.")
+@click.option("--mqtt-ca", metavar="FILE", help="As for run.")
+@click.option("--mqtt-cert", metavar="FILE", help="As for run.")
+@click.option("--mqtt-key", metavar="FILE", help="As for run.")
+@click.option(
+    "--mqtt-topic", metavar="TOPIC", help="Of the round trip. Default: exproto-app/doctor/ and a random name."
+)
+@click.option("--serve", is_flag=True, help="Check EMQX 4.3 to 6.2: its adapter, and whether it calls.")
+@click.option("--bind", metavar="HOST:PORT", help="As for serve. Default: 127.0.0.1:9001.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="WHERE",
+    help="As for serve, repeatable. Default: http://127.0.0.1:9100.",
+)
+@protocol_option
+@click.option(
+    "--device",
+    metavar="HOST:PORT",
+    help="A TCP listener of EMQX's gateway: the doctor connects to it as a device would, so that EMQX calls.",
+)
+@click.option(
+    "--driver",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Check what gen-driver wrote there for EMQX 4.2.",
+)
+@click.option("--python", metavar="PATH", help="With --driver: the python3 that the broker will find.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each answer may take, and EMQX's call.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
+def command(target: str, *, wait: float, as_json: bool, **given: Any) -> None:
+    """Check the set-up that TARGET is to run in, and say what to do about what is wrong.
+
+    Give it what you would give to run, serve or gen-driver. It imports TARGET but runs none of its handlers;
+    what it publishes goes to a topic of its own. Exit code 1: something is wrong, 2: wrong usage.
+    """
+    logging.basicConfig(level=logging.CRITICAL)  # what matters of it is told in the lines
+    setup = Setup(
+        target=target,
+        wait=wait,
+        listens=_listens(given),
+        uplink=_uplink(given),
+        gateway=_gateway(given),
+        driver=given["driver"],
+        python=given["python"],
+        container=in_container(),
+    )
+    findings = []
+    for finding in _findings(setup):
+        findings.append(finding)
+        if not as_json:
+            click.echo(finding)
+    well = not any(finding.outcome == "failed" for finding in findings)
+    if as_json:
+        facts = {"ok": well, "findings": [finding.facts() for finding in findings]}
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    sys.exit(0 if well else 1)
+
+
+def _findings(setup: Setup) -> Iterator[Finding]:
+    for check in CHECKS:
+        yield from check(setup)
+
+
+def _listens(given: dict[str, Any]) -> tuple[Listen, ...]:
+    texts = given["listens"]
+    if not texts:
+        texts = () if given["serve"] or given["driver"] else (DEFAULT_LISTEN,)
+    files = {} if given["serve"] else {name: given[name] for name in ("cert", "key", "client_ca")}
+    return tuple(Listen.parse(text, **files) for text in texts)
+
+
+def _uplink(given: dict[str, Any]) -> Uplink | None:
+    if given["mqtt"] is None:
+        for name in ("ca", "cert", "key", "topic"):
+            if given[f"mqtt_{name}"]:
+                raise click.UsageError(f"--mqtt-{name} needs --mqtt URL, the broker that it is about.")
+        return None
+    topic = given["mqtt_topic"] or f"exproto-app/doctor/{secrets.token_hex(6)}"
+    return Uplink(given["mqtt"], topic, given["mqtt_ca"], given["mqtt_cert"], given["mqtt_key"])
+
+
+def _gateway(given: dict[str, Any]) -> Gateway | None:
+    if not given["serve"]:
+        for name in ("bind", "adapters", "protocols", "device"):
+            if given[name]:
+                option = name.removesuffix("s")
+                raise click.UsageError(f"--{option} needs --serve, the check of EMQX that it is about.")
+        return None
+    device = parse_address(given["device"], "--device", "127.0.0.1:7993") if given["device"] else None
+    bind = parse_address(given["bind"] or "127.0.0.1:9001", "--bind", "127.0.0.1:9001")
+    adapters = given["adapters"] or ("http://127.0.0.1:9100",)
+    return Gateway(bind, adapters, given["protocols"], _tls(given), device)
+
+
+def _tls(given: dict[str, Any]) -> Any:
+    """Return the files of the service's TLS, None without."""
+    if given["cert"] is None:
+        if given["key"] or given["client_ca"]:
+            raise SetupError("--key and --client-ca need --cert")
+        return None
+    try:
+        from ..drivers.grpc import Tls  # noqa: PLC0415 - protobuf is an extra
+    except ImportError:
+        return None  # the check of extras tells
+    return Tls(given["cert"], given["key"], given["client_ca"])

@@ -1,0 +1,451 @@
+r"""The inspector's server: the page, what it is told, and what may be done from it.
+
+- `GET /` is the page. `POST /api/login` with `{"token": …}` gives its browser a cookie.
+- `GET /api/state`, `GET /api/connections` (with the fields of a `Query`) and `GET /api/connections/ID` tell
+  what the page shows; `GET /api/live` is its WebSocket, see `live`.
+- `POST /api/connections/ID/send` with `text` or `hex`, and `raw` for bytes without framing;
+  `POST /api/connections/ID/close`; `POST /api/publish` with `topic`, `text` or `hex`, `qos`, `retain`.
+
+Programs show the token as `Authorization: Bearer TOKEN`. Errors are `{"error": …}`. In `text`, `\n`, `\r`,
+`\t`, `\0`, `\xNN` and `\\` stand for what they do in Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from ..app import App
+from ..channel import Channel
+from ..commands import Outcome
+from ..errors import CommandError, ExprotoError, SetupError, not_opened
+from ..hexdump import undump
+from ..models import Address
+from ..runner import Runner
+from .access import Access, Refusal, is_loopback, new_token
+from .census import Census, One, Query
+from .live import Live
+
+__all__ = ["Inspector"]
+
+log = logging.getLogger("exproto_app")
+
+PAGES: Final = 32
+"""Pages that may be open at once."""
+
+CLIENTS: Final = 128
+"""Connections to the server at once; more are closed."""
+
+BODY: Final = 4 * 1024 * 1024
+"""Bytes of a request: a payload of a megabyte, in hex with blanks."""
+
+SILENCE: Final = 10.0
+"""Seconds in which a connection has to ask for something."""
+
+IDLE: Final = 30.0
+"""Seconds that a connection is kept for another request."""
+
+GOODBYE: Final = 1.0
+"""Seconds that pages and requests have to end."""
+
+PATIENCE: Final = 10.0
+"""Seconds until a verb has to have an outcome."""
+
+LOOKED_AT: Final = 1.0
+UNSEEN: Final = 5.0
+"""Seconds from one look at the connections' counts to the next, with a page open and without."""
+
+HEADERS: Final = {
+    # Everything comes from here; nothing that a device sends can become script, or call elsewhere.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+STATIC: Final = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+_quiet = logging.getLogger("exproto_app.inspector.http")
+_quiet.disabled = True  # what strangers send is their problem; our own failures are logged by `_guard`
+
+Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Host(Protocol):
+    """What runs the app: a `Gateway` or a `Service`."""
+
+    runner: Runner
+
+    @property
+    def listening(self) -> list[tuple[str, str]]:
+        """What devices, or brokers, may connect to: the protocol's name, and where."""
+        ...
+
+
+class Inspector:
+    """Serves the page for *app* at *address*, from `start` until `stop`.
+
+    Whoever looks has to show the *token*; None, and where others may reach the address, it is made up.
+    *shared*: for a while another process may serve there too. Raises `SetupError` for an address that can't
+    be opened.
+    """
+
+    def __init__(
+        self, app: App[Any, Any], address: Address, *, token: str | None = None, shared: bool = False
+    ) -> None:
+        self.token = token if token or is_loopback(address.host) else new_token()
+        self._app = app
+        self._socket = _bind(address, shared=shared)
+        self.address = Address(*self._socket.getsockname()[:2])
+        self._access = Access(self.token, address.host.lower())
+        self._cookie = f"exproto_inspector_{self.address.port}"  # cookies don't know ports
+        folder = files(__package__).joinpath("static")
+        self._files = {
+            path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in STATIC.items()
+        }
+        self._pages: set[web.WebSocketResponse] = set()
+        self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
+        self._host: Host
+        self._census: Census
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.AbstractServer | None = None
+        self._sampling: asyncio.TimerHandle | None = None
+        self._offset = 0.0
+        self._instance = new_token()  # the ids of connections are those of this process
+
+    @property
+    def url(self) -> str:
+        """What a browser on this machine opens; the token is behind the #, which browsers send nobody."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address.host, self.address.host)  # noqa: S104 - compared, not bound
+        url = f"http://{Address(host, self.address.port)}/"
+        return url if self.token is None else f"{url}#token={self.token}"
+
+    async def start(self, host: Host) -> None:
+        """Begin to serve; *host* runs, in the running event loop."""
+        loop = asyncio.get_running_loop()
+        engine = host.runner.engine
+        self._host = host
+        self._offset = time.time() - loop.time()
+        self._census = Census(engine, self._offset)
+        engine.observers = (*engine.observers, self._census)
+        self._sample()
+        self._runner = web.AppRunner(
+            self._site(),
+            handle_signals=False,
+            access_log=None,
+            logger=_quiet,
+            keepalive_timeout=IDLE,
+            shutdown_timeout=GOODBYE,
+        )
+        await self._runner.setup()
+        serve = self._runner.server
+        if serve is None:  # only before setup
+            return
+
+        def connected() -> asyncio.BaseProtocol:
+            if len(serve.connections) >= CLIENTS:
+                return _Refuse()
+            client = serve()
+            self._silent[client] = loop.call_later(SILENCE, self._said_nothing, client)
+            return client
+
+        self._server = await loop.create_server(connected, sock=self._socket)
+
+    def _said_nothing(self, client: RequestHandler) -> None:
+        del self._silent[client]
+        if client.transport is not None:
+            client.transport.abort()
+
+    def _site(self) -> web.Application:
+        site = web.Application(middlewares=[self._guard], client_max_size=BODY)
+        site.add_routes(
+            [
+                *(web.get(path, self._file) for path in self._files),
+                web.post("/api/login", self._login),
+                web.get("/api/state", self._state),
+                web.get("/api/connections", self._connections),
+                web.get("/api/connections/{id}", self._connection),
+                web.post("/api/connections/{id}/send", self._send),
+                web.post("/api/connections/{id}/close", self._close),
+                web.post("/api/publish", self._publish),
+                web.get("/api/live", self._live),
+            ]
+        )
+        return site
+
+    async def stop(self) -> None:
+        """End it, and let go of its pages."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+        engine = self._host.runner.engine
+        engine.observers = tuple(other for other in engine.observers if other is not self._census)
+        if self._server is not None:
+            self._server.close()
+        goodbye = b"the gateway stops"
+        await asyncio.gather(*(page.close(code=1001, message=goodbye, drain=False) for page in self._pages))
+        if self._runner is not None:
+            await self._runner.cleanup()
+        for silence in self._silent.values():
+            silence.cancel()
+
+    def _sample(self) -> None:
+        if self._sampling is not None:
+            self._sampling.cancel()
+        self._census.sample()
+        pause = LOOKED_AT if self._pages else UNSEEN
+        self._sampling = asyncio.get_running_loop().call_later(pause, self._sample)
+
+    # --- every request
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Next) -> web.StreamResponse:
+        silence = self._silent.pop(request.protocol, None)
+        if silence is not None:
+            silence.cancel()
+        refusal = self._judge(request)
+        if refusal is not None:
+            return _error(refusal.status, refusal.text)
+        try:
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001 - each has its status
+            return _failure(request, error)
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        return response
+
+    def _judge(self, request: web.Request) -> Refusal | None:
+        headers = request.headers
+        origin, fetch_site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
+        if not request.path.startswith("/api/"):  # a link from elsewhere may lead to the page
+            origin = fetch_site = None
+        refusal = self._access.check_site(headers.get("Host", ""), origin, fetch_site)
+        if refusal is not None or not request.path.startswith("/api/") or request.path == "/api/login":
+            return refusal
+        kind, _, token = headers.get("Authorization", "").partition(" ")
+        return self._access.check_token(
+            token.strip() if kind.lower() == "bearer" else None,
+            request.cookies.get(self._cookie),
+            request.remote or "",
+            time.monotonic(),
+        )
+
+    # --- what is told
+
+    async def _file(self, request: web.Request) -> web.Response:
+        data, kind = self._files[request.path]
+        return web.Response(body=data, content_type=kind, charset="utf-8")
+
+    async def _login(self, request: web.Request) -> web.Response:
+        given = await _body(request)
+        token = given.get("token")
+        refusal = self._access.check_token(
+            token if isinstance(token, str) else "", None, request.remote or "", time.monotonic()
+        )
+        if refusal is not None:
+            return _error(refusal.status, refusal.text)
+        response = web.json_response({})
+        response.set_cookie(self._cookie, self._access.cookie, httponly=True, samesite="Strict", path="/api/")
+        return response
+
+    async def _state(self, _: web.Request) -> web.Response:
+        return web.json_response(self._look())
+
+    async def _connections(self, request: web.Request) -> web.Response:
+        return web.json_response(self._census.table(Query.read(request.query)))
+
+    async def _connection(self, request: web.Request) -> web.Response:
+        return web.json_response(self._census.row(self._find(request)))
+
+    async def _live(self, request: web.Request) -> web.StreamResponse:
+        if len(self._pages) >= PAGES:
+            return _error(503, f"{PAGES} pages are open already, that is the limit")
+        page = web.WebSocketResponse(timeout=GOODBYE, heartbeat=20.0, max_msg_size=65_536, compress=False)
+        if not page.can_prepare(request):
+            return _error(400, "this is for the page's WebSocket")
+        await page.prepare(request)
+        transport = request.transport
+        self._pages.add(page)
+        if len(self._pages) == 1:
+            self._sample()
+        try:
+            if transport is not None:
+                await Live(self._census, self._look, page, transport.abort).run()
+        finally:
+            self._pages.discard(page)
+        return page
+
+    def _look(self) -> dict[str, Any]:
+        engine = self._host.runner.engine
+        numbers = Counter(channel.protocol.router.name for channel in engine.channels)
+        return {
+            "version": version("exproto-app"),
+            "instance": self._instance,
+            "protocols": [
+                {
+                    "name": name,
+                    "framing": repr(router.framing),
+                    "codec": "" if router.codec is None else repr(router.codec),
+                    "listeners": [where for protocol, where in self._host.listening if protocol == name],
+                    "connections": numbers[name],
+                }
+                for name, router in self._app.protocols.items()
+            ],
+            "hub": str(engine.hub),
+            "ready": getattr(engine.hub, "ready", None),
+            "counters": dict(engine.counters),
+            "pages": len(self._pages),
+            "now": time.time(),
+        }
+
+    # --- what is done
+
+    def _find(self, request: web.Request) -> One:
+        one = self._census.find(request.match_info["id"])
+        if one is None:
+            raise web.HTTPNotFound(reason="this connection is gone")
+        return one
+
+    async def _send(self, request: web.Request) -> web.Response:
+        given = await _body(request)
+        channel, data = self._find(request), _data(given)
+        if not isinstance(channel, Channel):
+            raise CommandError("the device has to speak first: its protocol isn't known yet")
+        raw = bool(given.get("raw"))
+        if not raw and channel.builds:  # by hand it is a frame, no message of the codec
+            data, raw = channel.protocol.router.reply_framing.encode(data), True
+        log.info("%s = the inspector sends %d bytes", channel, len(data))
+        await _outcome(channel.conn.send(data, raw=raw))
+        return web.json_response({})
+
+    async def _close(self, request: web.Request) -> web.Response:
+        await _body(request)
+        one = self._find(request)
+        log.info("%s = the inspector closes it", one)
+        one.end("terminated")
+        return web.json_response({})
+
+    async def _publish(self, request: web.Request) -> web.Response:
+        given = await _body(request)
+        topic, data = given["topic"], _data(given)
+        if not isinstance(topic, str):
+            raise TypeError("the topic is no text")
+        outcome = self._app.publish(topic, data, given.get("qos", 0), retain=bool(given.get("retain")))
+        log.info("inspector = publishes %d bytes to %r", len(data), topic)
+        await _outcome(outcome)
+        return web.json_response({})
+
+
+class _Refuse(asyncio.Protocol):
+    """One connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _bind(address: Address, *, shared: bool) -> socket.socket:
+    """Return a socket bound to *address*. Raises `SetupError`."""
+    what = f"--inspect {address}"
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(
+            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind)
+    except socket.gaierror:
+        raise SetupError(f"{what} can't be opened: there is no host {address.host!r} here") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(where)
+        sock.listen(16)  # so that a port that is taken shows now
+    except OSError as error:
+        sock.close()
+        raise not_opened(what, error, "stop it or choose another") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.json_response({"error": text}, status=status, headers=HEADERS)
+
+
+def _failure(request: web.Request, error: Exception) -> web.Response:
+    """Return the answer to a request that came to *error*."""
+    match error:
+        case web.HTTPException():
+            return _error(error.status, error.reason)
+        case CommandError():
+            return _error(409, f"{type(error).__name__}: {error}")
+        case KeyError():
+            return _error(400, f"{error} is missing")
+        case ExprotoError() | ValueError() | TypeError():
+            return _error(400, str(error))
+        case TimeoutError() | asyncio.TimeoutError():  # one and the same from Python 3.11 on
+            return _error(504, f"there was no outcome within {PATIENCE:g} s; it may still come")
+    log.error("inspector ! %s %s failed", request.method, request.path, exc_info=error)
+    return _error(500, "the inspector failed; its log says why")
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    """Return what was posted. A form of another site can't be JSON. Raises `ValueError`."""
+    if request.content_type != "application/json":
+        raise ValueError("Content-Type has to be application/json")
+    try:
+        given = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        raise ValueError("this is no JSON") from None
+    if not isinstance(given, dict):
+        raise ValueError("this is no JSON object")  # noqa: TRY004 - what was sent is wrong, no argument
+    return given
+
+
+_ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|[nrt0\\]|.|$)", re.DOTALL)
+_PLAIN: Final = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\"}
+
+
+def _data(given: dict[str, Any]) -> bytes:
+    """Return the bytes that were given as `hex` or as `text`. Raises `SetupError` or `ValueError`."""
+    text = given.get("hex")
+    if isinstance(text, str):
+        return undump(text)
+    text = given.get("text")
+    if not isinstance(text, str):
+        raise TypeError("give hex or text")
+    data, at = b"", 0
+    for match in _ESCAPE.finditer(text):
+        word = match[1]
+        if word not in _PLAIN and len(word) != 3:
+            raise ValueError(f"\\{word} means nothing; there are \\n \\r \\t \\0 \\xNN and \\\\")
+        data += text[at : match.start()].encode() + (_PLAIN.get(word) or bytes.fromhex(word[1:]))
+        at = match.end()
+    return data + text[at:].encode()
+
+
+async def _outcome(outcome: Outcome[Any]) -> None:
+    """Wait for *outcome*. Raises what it came to, or `TimeoutError`."""
+
+    async def wait() -> None:
+        await outcome
+
+    await asyncio.wait_for(wait(), PATIENCE)
