@@ -118,6 +118,8 @@ class MemoryHub:
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""
+        if type(command) is Publish:  # most are
+            return self._route(channel, command)
         if isinstance(command, Register):
             return self._register(channel, command)
         return self.serve(channel, command)
