@@ -35,9 +35,9 @@ proto: .venv/proto
 bench: .venv/dev
 	$(BIN)/python -m tests.bench
 
-# Hostile bytes for every framing, about two minutes.
+# Hostile bytes for every framing and example, about four minutes.
 fuzz: .venv/dev
-	$(BIN)/python -m pytest tests/test_framing_fuzz.py -q --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py -q --hypothesis-profile=fuzz
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -118,6 +118,8 @@ class MemoryHub:
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""
+        if type(command) is Publish:  # most are
+            return self._route(channel, command)
         if isinstance(command, Register):
             return self._register(channel, command)
         return self.serve(channel, command)
@@ -151,6 +153,9 @@ class MemoryHub:
         )
 
     def _route(self, sender: Member | None, command: Publish) -> Outcome[None]:
+        matching = self._filters.matching(command.topic)
+        if not matching and not command.retain and self._watch is None:
+            return DONE  # nobody ever sees it
         message = Message(
             command.topic,
             command.payload,
@@ -163,7 +168,6 @@ class MemoryHub:
         if self._watch is not None:
             self._watch(sender if isinstance(sender, Channel) else None, message)
         outcome = self._retain(message) if message.retain else DONE
-        matching = self._filters.matching(command.topic)
         if not matching:
             return outcome
         best: dict[Member, int] = {}

@@ -786,25 +786,27 @@ class Channel:
         try:
             for frame in islice(self.frames, FRAMES):
                 try:
+                    message = frame
                     if parse is not None:
-                        self._run_message(parse, frame)
-                        if self.held:
-                            break
-                        continue
-                    if self.asked and self._offer(frame, frame):
+                        try:
+                            message = parse(frame)
+                        except Exception as error:  # noqa: BLE001 - a codec may raise anything
+                            self._unparsed(frame, error)
+                            continue
+                    if self.asked and self._offer(frame, message):
                         if self.held:
                             break  # whoever asked goes on before the next frame
                         continue
                     if only is None:
-                        handler = self.protocol.router.routes.received(frame, frame)
+                        handler = self.protocol.router.routes.received(frame, message)
                         if self.tap is not None:
                             self._show_frame(frame, handler)
                         if handler is None or handler.blocking:
-                            self._run_special(handler, frame)
+                            self._run_special(handler, message)
                             if self.held:
                                 break
                             continue
-                    reply = handler.call(conn, frame)  # type: ignore[union-attr] # *only* or just found
+                    reply = handler.call(conn, message)  # type: ignore[union-attr] # *only* or just found
                     if type(reply) is bytes:
                         append(encode(reply))
                     elif reply is not None:
@@ -823,32 +825,19 @@ class Channel:
         else:
             self.held = True
 
-    def _run_message(self, parse: Callable[[bytes], Any], frame: bytes) -> None:
-        """Run the turn of a *frame* that holds a message."""
-        try:
-            message = parse(frame)
-        except Exception as error:  # noqa: BLE001 - a codec may raise anything at what it doesn't like
-            if self.tap is not None:
-                self._show_frame(frame, None)
-            self._tell_bad([Bad(frame, f"the codec can't parse it: {error!r}")])
-            return
-        if self.asked and self._offer(frame, message):
-            return
-        handler = self.protocol.router.routes.received(frame, message)
+    def _unparsed(self, frame: bytes, error: Exception) -> None:
+        """Drop a *frame* that the codec can't parse."""
         if self.tap is not None:
-            self._show_frame(frame, handler)
-        if handler is None or handler.blocking:
-            self._run_special(handler, message)
-        else:
-            self._run(handler, (self.conn, message))
+            self._show_frame(frame, None)
+        self._tell_bad([Bad(frame, f"the codec can't parse it: {error!r}")])
 
-    def _run_special(self, handler: Handler | None, frame: Any) -> None:
+    def _run_special(self, handler: Handler | None, message: Any) -> None:
         if handler is not None:
-            self._start_thread(handler, (self.conn, frame), None, None)
+            self._start_thread(handler, (self.conn, message), None, None)
             return
         self.counters["frames_unhandled"] += 1
         name = self.protocol.router.name
-        shown = frame[:64] if isinstance(frame, bytes) else frame
+        shown = message[:64] if isinstance(message, bytes) else message
         self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, shown)
 
     def _run(

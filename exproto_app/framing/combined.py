@@ -494,9 +494,17 @@ class Checked(Stock):
     def first(self, data: bytes, start: int) -> Found:
         """Return the frame that begins at *start*."""
         found: Found = self._inner.first(data, start)
-        if type(found) is tuple:
-            return self._checked(found[0]), found[1]
-        return found
+        if type(found) is not tuple:
+            return found
+        item, end = found
+        if type(item) is bytes:
+            body, begin = item[: -self._tail], self.start
+            try:
+                if self._pack(self._function(body[begin:] if begin > 0 else body)) == item[-self._tail :]:
+                    return body[-begin:] if begin < 0 else body, end
+            except Exception:  # noqa: BLE001 - a user's checksum may raise anything, and is asked again
+                return self._checked(item), end
+        return self._checked(item), end
 
     @property
     def runs(self) -> bool:

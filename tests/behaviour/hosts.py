@@ -1,8 +1,8 @@
 """The hosts that the behaviour suite runs on, all spoken to in the same way: as devices and as a broker.
 
-A host serves one app of `apps.py`. A test never looks inside: it sends bytes as a device, waits for bytes,
-and waits for what the app has published. Every wait is bounded by `PATIENCE`, and over at once when what it
-waits for has come; where a host has virtual time, waiting lets it pass.
+A host serves one app of `apps.py`, or an example. A test never looks inside: it sends bytes as a device,
+waits for bytes, and waits for what the app has published. Every wait is bounded by `PATIENCE`, and over at
+once when what it waits for has come; where a host has virtual time, waiting lets it pass.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from exproto_app.commands import Publish
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.hub import MemoryHub
 from exproto_app.recorder import Recorder
+from exproto_app.target import load
 from exproto_app.testing import TestClient
 
 from . import apps
 
-__all__ = ["HOSTS", "PASSWORD", "PATIENCE", "Device", "Host", "listeners", "login"]
+__all__ = ["HOSTS", "PASSWORD", "PATIENCE", "Device", "Host", "listeners", "login", "target_of"]
 
 PATIENCE = 20.0
 """Seconds until a test gives up; real ones, where time isn't virtual."""
@@ -303,9 +304,17 @@ class GatewayHost:
         return self._published.get(topic)
 
 
+def target_of(name: str) -> str:
+    """Return where the app of this name is: in `apps.py`, or, as `gt06.py`, among the examples."""
+    here = Path(__file__)
+    if name.endswith(".py"):
+        return str(here.parents[2] / "examples" / name)
+    return f"{here.with_name('apps.py')}:{name}"
+
+
 def app_of(name: str, stack: contextlib.ExitStack, record: Path | None) -> App[Any]:
     """Return the app of this name; it is recorded if *record* says where."""
-    app: App[Any] = getattr(apps, name)
+    app: App[Any] = load(target_of(name)) if name.endswith(".py") else getattr(apps, name)
     if record is not None:
         recorder = Recorder(record)
         app.watch(recorder)

@@ -11,6 +11,7 @@ from .figures import BELOW
 NAMES = (
     "framing",
     "gateway",
+    "devices",
     "idle",
     "hub",
     "observe",

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import statistics
 from contextlib import ExitStack
+from typing import Protocol
 
 import attrs
 
 from .figures import show
-from .load import Load, Round, load_generator
+from .load import Round, load_generator
 from .servers import LOOPS, Server
 
-__all__ = ["main"]
+__all__ = ["ROUNDS", "main", "rounds", "tell"]
 
 ROUNDS = {"asyncio": 7, "uvloop": 3}
 """The standard loop decides."""
@@ -41,7 +42,15 @@ CASES = (
 )
 
 
-def rounds(load: Load, ours: Server, by_hand: Server, window: int, count: int) -> list[tuple[Round, Round]]:
+class Loading(Protocol):
+    """What keeps servers busy: the C program, or another."""
+
+    def run(self, server: Server, window: int, /) -> Round: ...
+
+
+def rounds(
+    load: Loading, ours: Server, by_hand: Server, window: int, count: int
+) -> list[tuple[Round, Round]]:
     """Return pairs of rounds; who begins alternates too."""
     pairs: list[tuple[Round, Round]] = []
     for number in range(count):
@@ -54,7 +63,8 @@ def rounds(load: Load, ours: Server, by_hand: Server, window: int, count: int) -
     return pairs
 
 
-def tell(case: Case, loop: str, pairs: list[tuple[Round, Round]]) -> None:
+def tell(name: str, unit: str, bar: float | None, pairs: list[tuple[Round, Round]]) -> None:
+    """Print what *pairs* of rounds, ours and by hand, come to."""
     ours, by_hand = zip(*pairs, strict=True)
     ratio = statistics.median(our.messages / hand.messages for our, hand in pairs)
     adds = statistics.median(our.microseconds - hand.microseconds for our, hand in pairs)
@@ -70,11 +80,11 @@ def tell(case: Case, loop: str, pairs: list[tuple[Round, Round]]) -> None:
     if min(cpu, hand_cpu) < SATURATED:
         words.append("NOT-SATURATED")
     show(
-        f"gateway.{case.name}.{loop}",
+        name,
         f"{statistics.median(our.messages for our in ours):.0f}",
-        "messages/s",
+        unit,
         ratio=ratio,
-        bar=case.bar if loop == "asyncio" else None,
+        bar=bar,
         note=" ".join(words),
     )
 
@@ -90,7 +100,9 @@ def main() -> None:
                 servers = {kind: stack.enter_context(Server(kind, (loop,))) for kind in dict.fromkeys(kinds)}
                 for case in CASES:
                     ours, by_hand = servers[case.kind], servers[f"{case.kind}_by_hand"]
-                    tell(case, loop, rounds(load, ours, by_hand, case.window, ROUNDS[loop]))
+                    pairs = rounds(load, ours, by_hand, case.window, ROUNDS[loop])
+                    bar = case.bar if loop == "asyncio" else None
+                    tell(f"gateway.{case.name}.{loop}", "messages/s", bar, pairs)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -37,7 +37,7 @@ from exproto_app.tap import Event, Tap
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LOOPS", "Server", "allow_files"]
+__all__ = ["BACKLOG", "LOOPS", "ByHand", "Server", "allow_files", "answer_counts", "run_server"]
 
 LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
 
@@ -54,13 +54,14 @@ BACKLOG = 4096
 class ByHand(asyncio.Protocol):
     """What both servers by hand share: nothing is in the way of a read."""
 
-    __slots__ = ("rest", "write")
+    __slots__ = ("rest", "transport", "write")
 
     open = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         ByHand.open += 1
-        self.write = cast("asyncio.Transport", transport).write
+        self.transport = cast("asyncio.Transport", transport)
+        self.write = self.transport.write
         self.rest = b""
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -170,7 +171,7 @@ async def serve(kind: str) -> None:
             metrics.stop()
 
 
-async def answer_counts(count: Callable[[], int], *others: int) -> None:
+async def answer_counts(count: Callable[[], object], *others: int) -> None:
     ended = asyncio.Event()
 
     def asked() -> None:
@@ -258,7 +259,8 @@ class Server:
         return "" if self.process.stdout is None else self.process.stdout.readline()
 
 
-def main() -> None:
+def run_server(serve: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+    """Serve what the command line names, on the loop that it names."""
     kind, name = sys.argv[1:]
     make: Callable[[], Any] = importlib.import_module(name).new_event_loop
     loop = make()
@@ -268,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_server(serve)

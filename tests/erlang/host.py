@@ -43,7 +43,7 @@ class ErlangHost:
         self._record = None if record is None else generate.Record(record, SIZE, KEEP)
         self._stack = stack
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        self._target = f"{Path(hosts.__file__).with_name('apps.py')}:{app}"
+        self._target = hosts.target_of(app)
         self._brokers: dict[str, Broker] = {}
 
     def connect(

@@ -45,11 +45,15 @@ class LineDevice(SocketDevice):
 
 
 class Site(Process):
-    """`exproto-app run` with the app of these tests and the broker at *url*, in a `with` block."""
+    """`exproto-app run` with the app of these tests and the broker at *url*, in a `with` block.
 
-    def __init__(self, url: str, *options: object) -> None:
-        listen = ("--listen", "tcp://127.0.0.1:0")
-        command = ("run", APP, *listen, "--mqtt", url, "--loop", "asyncio", *options)
+    *app* is another one's file, *protocol* what devices speak there.
+    """
+
+    def __init__(self, url: str, *options: object, app: Path = APP, protocol: str = "default") -> None:
+        self._protocol = protocol
+        listen = ("--listen", f"{protocol}=tcp://127.0.0.1:0")
+        command = ("run", app, *listen, "--mqtt", url, "--loop", "asyncio", *options)
         super().__init__([sys.executable, "-m", "exproto_app", *map(str, command)])
         self._devices: list[LineDevice] = []
 
@@ -71,7 +75,7 @@ class Site(Process):
     @property
     def port(self) -> int:
         """Where devices connect to."""
-        found = re.search(r"tcp://127\.0\.0\.1:(\d+)", self.wait_for("default on tcp"))
+        found = re.search(r"tcp://127\.0\.0\.1:(\d+)", self.wait_for(f"{self._protocol} on tcp"))
         assert found
         return int(found[1])
 

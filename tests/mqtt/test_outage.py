@@ -7,9 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from signal import SIGKILL
 
 import pytest
+
+from tests.devices import TELTONIKA
 
 from .broker import Broker, free_port
 from .client import Client
@@ -63,6 +66,24 @@ class TestKilled:
                 assert device.ask("ask late 1 hello") == "ok"
                 assert other.next("late").payload == b"hello"
                 assert device.ask("count publishes_dropped") == "0"
+
+    def test_what_a_tracker_has_recorded_is_acknowledged_when_the_broker_has_it(self, start: Start) -> None:
+        """Not before: the tracker forgets it then."""
+        broker = start()
+        step = TELTONIKA.steps[0]
+        with Site(broker.url, app=Path(TELTONIKA.path), protocol=TELTONIKA.protocol) as site:
+            tracker = site.device()
+            tracker.send(TELTONIKA.login.sends)
+            tracker.expect(TELTONIKA.login.answer)
+            broker.kill()
+            site.wait_for("can't be reached")
+            tracker.send(step.sends)
+            tracker.sock.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                tracker.sock.recv(1)
+            tracker.sock.settimeout(PATIENCE)
+            broker.start()
+            tracker.expect(step.answer)
 
     def test_the_oldest_are_dropped_where_that_is_asked_for(self, start: Start) -> None:
         broker = start(persistent=True)

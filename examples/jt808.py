@@ -1,0 +1,311 @@
+"""JT/T 808 terminals, by the documents of 2013 and of 2019, over TCP.
+
+A terminal registers and is given a code, with which it then logs in; one that reports anything before that is
+closed. PHONE is the number it has in each header, without leading zeros. What it says is JSON:
+
+    devices/PHONE/terminal   maker, model, terminal, plate: what it registered with
+    devices/PHONE/position   time, lat, lon, altitude, speed, course, fix, ignition, alarm, and what it adds
+    devices/PHONE/message    id and body, in hex: whatever has no handler here
+    devices/PHONE/answer     command, and its result, 0 for done, or its answer in hex, or an error
+
+Times are UTC, speed is in km/h, altitude in m, mileage in km; alarm has the document's flags, 0 for none.
+What is published to devices/PHONE/command, a message's id and body in hex such as 8105f0, is sent to the
+terminal. Long messages may come in parts.
+
+Try it: exproto-app run examples/jt808.py, and in another terminal log in:
+
+    printf 7e0102000e013511221122000661757468656e7469636174696f6e3f7e |
+        xxd -r -p | nc -q1 127.0.0.1 7993 | xxd -p
+"""
+
+import itertools
+import json
+import logging
+import struct
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import attrs
+
+from exproto_app import App, Connection, DeniedError, Message, RequestTimeout, UnavailableError
+from exproto_app.checksums import XOR
+from exproto_app.framing import JT808, Checked, Resync
+
+# --- what is on the wire: between 7E, escaped, a header, a body, and the XOR of both
+
+FRAMING = Resync(Checked(JT808, XOR))
+LOCATION = struct.Struct(">IIIIHHH6s")
+CHINA = timezone(timedelta(hours=8))
+VERSION, PARTS, CIPHER, LENGTH = 0x4000, 0x2000, 0x1C00, 0x03FF  # in the header's properties
+MOST_PARTS = 256
+ADDITIONS = {1: ("mileage", 10), 2: ("fuel", 10), 0x30: ("signal", 1), 0x31: ("satellites", 1)}
+# These begin with the serial of what they answer.
+ANSWERS = {0x0001, 0x0104, 0x0201, 0x0302, 0x0500, 0x0700, 0x0802, 0x0805}
+
+Values = dict[str, Any]
+log = logging.getLogger("jt808")
+
+
+@attrs.frozen
+class Packet:
+    """A message, or one *part*, counted from 1, of *parts*; *version* is empty in the header of 2013."""
+
+    id: int
+    version: bytes
+    phone: bytes
+    serial: bytes
+    body: bytes
+    part: int = 1
+    parts: int = 1
+    values: Values = attrs.Factory(dict)
+
+    @property
+    def clientid(self) -> str:
+        return self.phone.hex().lstrip("0")  # the header of 2013 has 12 digits, that of 2019 has 20
+
+
+def parse(frame: bytes) -> Packet:
+    """Return what *frame* says; what it raises has that dropped, logged and counted."""
+    kind, properties = struct.unpack_from(">HH", frame)
+    begin, size = (5, 10) if properties & VERSION else (4, 6)
+    phone, serial, body = frame[begin : begin + size], frame[begin + size :][:2], frame[begin + size + 2 :]
+    part = parts = 1
+    if properties & PARTS:
+        parts, part = struct.unpack_from(">HH", body)
+        body = body[4:]
+    if len(body) != properties & LENGTH:
+        raise ValueError(f"by its header the body has {properties & LENGTH} bytes, it has {len(body)}")
+    if properties & CIPHER:
+        raise ValueError("it is encrypted")
+    if not 1 <= part <= parts <= MOST_PARTS or not any(phone):
+        raise ValueError(f"this is part {part} of {parts}, from {phone.hex()}")
+    packet = Packet(kind, frame[4:begin], phone, serial, body, part, parts)
+    return packet if parts > 1 else understood(packet)
+
+
+def understood(packet: Packet) -> Packet:
+    read = READERS.get(packet.id)
+    return attrs.evolve(packet, values=read(packet.body, bool(packet.version))) if read else packet
+
+
+def result(body: bytes, new: bool) -> Values:
+    return {"result": body[4]}
+
+
+def registration(body: bytes, new: bool) -> Values:
+    maker, model, terminal = struct.unpack_from(">4x11s30s30s" if new else ">4x5s20s7s", body)
+    plate = body[76 if new else 37 :]
+    return {"maker": text(maker), "model": text(model), "terminal": text(terminal), "plate": text(plate)}
+
+
+def authentication(body: bytes, new: bool) -> Values:
+    return {"code": text(body[1 : 1 + body[0]] if new else body)}
+
+
+def position(body: bytes, new: bool) -> Values:
+    return {"positions": [location(body)]}
+
+
+def positions(body: bytes, new: bool) -> Values:
+    (count,) = struct.unpack_from(">Hx", body)
+    found, place = [], 3
+    while place < len(body):
+        end = place + 2 + int.from_bytes(body[place : place + 2], "big")
+        found.append(location(body[place + 2 : end]))
+        place = end
+    if len(found) != count:
+        raise ValueError(f"there are {len(found)} positions, not {count}")
+    return {"positions": found}
+
+
+def location(body: bytes) -> Values:
+    alarm, status, lat, lon, altitude, speed, course, clock = LOCATION.unpack_from(body)
+    time = datetime.strptime(f"{clock.hex()}+0800", "%y%m%d%H%M%S%z")
+    return {
+        "time": time.astimezone(timezone.utc).isoformat(),
+        "lat": (-lat if status & 4 else lat) / 1_000_000,
+        "lon": (-lon if status & 8 else lon) / 1_000_000,
+        "altitude": altitude,
+        "speed": speed / 10,
+        "course": course,
+        "fix": bool(status & 2),
+        "ignition": bool(status & 1),
+        "alarm": alarm,
+        **dict(additions(body[LOCATION.size :])),
+    }
+
+
+def additions(data: bytes) -> Iterator[tuple[str, float | str]]:
+    """Yield what stands behind a position: numbers, lengths, values; what isn't known here in hex."""
+    while data:
+        number, size = data[0], data[1]
+        name, scale = ADDITIONS.get(number, (f"{number:02x}", 0))
+        value = data[2 : 2 + size]
+        yield name, int.from_bytes(value, "big") / scale if scale else value.hex()
+        data = data[2 + size :]
+
+
+def text(data: bytes) -> str:
+    return data.decode("gbk", "replace").strip("\0 ")
+
+
+READERS: dict[int, Callable[[bytes, bool], Values]] = {
+    0x0001: result,
+    0x0100: registration,
+    0x0102: authentication,
+    0x0200: position,
+    0x0704: positions,
+}
+
+
+# --- what is done with it
+
+
+@attrs.define
+class Terminal:
+    login: Packet | None = None
+    registration: Values = attrs.Factory(dict)
+    serials: Iterator[int] = attrs.Factory(lambda: itertools.cycle(range(0x10000)))
+    message: tuple[int, int, int] | None = None  # whose parts these are: its id, where it starts, how many
+    parts: dict[int, bytes] = attrs.Factory(dict)
+
+
+app = App()
+jt808 = app.protocol(
+    "jt808",
+    framing=FRAMING,
+    codec=(parse, None),
+    key=lambda packet: packet.id if packet.parts == 1 else "part",
+    state=Terminal,
+    sniff=b"\x7e",
+)
+Conn = Connection[Terminal, Packet]
+
+
+def code_of(packet: Packet) -> str:
+    """Return the code that a terminal gets and logs in with; better is one of its own for each."""
+    return "authentication"
+
+
+@jt808.on_received(0x0100)
+def on_registration(conn: Conn, packet: Packet) -> bytes:
+    conn.state.registration = packet.values
+    return answer(conn, packet, b"\x81\x00", packet.serial + b"\0" + code_of(packet).encode("gbk"))
+
+
+@jt808.on_received(0x0102)
+async def on_login(conn: Conn, packet: Packet) -> bytes:
+    if packet.values["code"] != code_of(packet):
+        conn.terminate()
+        return general(conn, packet, 1)
+    try:
+        await conn.register(packet.clientid, keepalive=600)
+    except DeniedError:
+        conn.terminate()
+        return general(conn, packet, 1)
+    conn.state.login = packet
+    conn.subscribe(f"devices/{packet.clientid}/command", qos=1)
+    if conn.state.registration:
+        publish(conn, "terminal", conn.state.registration)
+    return general(conn, packet)
+
+
+@jt808.on_received(0x0001)
+def on_late_answer(conn: Conn, packet: Packet) -> None:
+    known(conn, packet)  # nobody waits for it any more, and it has no answer itself
+
+
+@jt808.on_received(0x0002)
+def on_heartbeat(conn: Conn, packet: Packet) -> bytes | None:
+    return general(conn, packet) if known(conn, packet) else None
+
+
+@jt808.on_received
+def on_message(conn: Conn, packet: Packet) -> bytes | None:
+    if not known(conn, packet):
+        return None
+    if packet.parts > 1:
+        whole = joined(conn.state, packet)
+        return general(conn, packet) if whole is None else on_whole(conn, whole)
+    return on_whole(conn, packet)
+
+
+def on_whole(conn: Conn, packet: Packet) -> bytes:
+    for values in packet.values.get("positions", ()):
+        publish(conn, "position", values)
+    if not packet.values:
+        publish(conn, "message", {"id": f"{packet.id:04x}", "body": packet.body.hex()})
+    return general(conn, packet)
+
+
+@jt808.on_deliver("devices/+/command")
+async def on_command(conn: Conn, message: Message) -> None:
+    values: Values = {"command": message.payload.decode("ascii", "replace")}
+    try:
+        values |= await ask(conn, bytes.fromhex(values["command"]))
+    except (ValueError, RequestTimeout, UnavailableError) as error:
+        values["error"] = str(error)
+    publish(conn, "answer", values)
+
+
+async def ask(conn: Conn, command: bytes) -> Values:
+    """Send *command*, an id and a body, and return what the terminal says to it."""
+    serial = next(conn.state.serials).to_bytes(2, "big")
+    if conn.state.login is None or not 2 <= len(command) <= 2 + LENGTH:
+        raise ValueError(f"a command has an id of 2 bytes and a body of {LENGTH} at most")
+    reply = await conn.request(
+        frame(conn.state.login, command[:2], serial, command[2:]),
+        match=lambda packet: packet.id in ANSWERS and packet.body[:2] == serial,
+    )
+    return reply.values if reply.id == 0x0001 else {"answer": f"{reply.id:04x}{reply.body.hex()}"}
+
+
+def known(conn: Conn, packet: Packet) -> bool:
+    """Tell whether the terminal of *packet* has logged in; close it if not."""
+    if conn.client is not None and conn.client.clientid == packet.clientid:
+        return True
+    conn.terminate()
+    return False
+
+
+def joined(terminal: Terminal, packet: Packet) -> Packet | None:
+    """Return the whole message if *packet* was the last part that it lacked."""
+    message = packet.id, (int.from_bytes(packet.serial, "big") - packet.part) & 0xFFFF, packet.parts
+    if terminal.message != message:
+        if terminal.parts:
+            log.warning(
+                "%s: %d parts of a message are dropped, the others never came",
+                packet.clientid,
+                len(terminal.parts),
+            )
+        terminal.message, terminal.parts = message, {}
+    terminal.parts[packet.part] = packet.body
+    if len(terminal.parts) < packet.parts:
+        return None
+    body = b"".join(terminal.parts[number] for number in range(1, packet.parts + 1))
+    terminal.parts = {}
+    whole = attrs.evolve(packet, body=body, part=1, parts=1)
+    try:
+        return understood(whole)
+    except (ValueError, LookupError, struct.error):
+        return whole  # it is published as it is
+
+
+def general(conn: Conn, packet: Packet, result: int = 0) -> bytes:
+    """Return the general answer: 0 for done, 1 for refused."""
+    return answer(conn, packet, b"\x80\x01", packet.serial + packet.id.to_bytes(2, "big") + bytes([result]))
+
+
+def answer(conn: Conn, packet: Packet, kind: bytes, body: bytes) -> bytes:
+    return frame(packet, kind, next(conn.state.serials).to_bytes(2, "big"), body)
+
+
+def frame(to: Packet, kind: bytes, serial: bytes, body: bytes) -> bytes:
+    properties = len(body) | (VERSION if to.version else 0)
+    return kind + properties.to_bytes(2, "big") + to.version + to.phone + serial + body
+
+
+def publish(conn: Conn, what: str, values: Values) -> None:
+    clientid = "" if conn.client is None else conn.client.clientid
+    conn.publish(f"devices/{clientid}/{what}", json.dumps(values).encode())

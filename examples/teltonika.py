@@ -1,0 +1,208 @@
+r"""Teltonika trackers, over TCP and UDP: codec 8 and 8 extended, and commands by codec 12 over TCP.
+
+A tracker logs in with its IMEI, over UDP in each datagram; over TCP one that reports before that is closed.
+It keeps its records until they are acknowledged, which they are when the broker has them. It says, in JSON:
+
+    devices/IMEI/position   time, lat, lon, altitude, speed, course, satellites, fix, event, priority, io
+    devices/IMEI/answer     command, and its answer or error
+
+Times are UTC, speed is in km/h, altitude in m; without a fix, lat and lon are the last known or 0. io has
+each element's value by its number. What is published to devices/IMEI/command, such as getinfo, is sent to a
+tracker on TCP.
+
+Try it: exproto-app run examples/teltonika.py --listen teltonika=tcp://127.0.0.1:7001 \
+    --listen teltonika-udp=udp://127.0.0.1:7001, and in another terminal have a record acknowledged:
+
+    printf 003dcafe0105000f33353230393330383634303336353508010000016b4f815b3001000000000000\
+0000000000000000000103021503010101425dbc000001 | xxd -r -p | nc -u -q1 127.0.0.1 7001 | xxd -p
+"""
+
+import json
+import struct
+from datetime import datetime, timezone
+from io import BytesIO
+from typing import Any, Literal
+
+import attrs
+
+from exproto_app import (
+    App,
+    CommandError,
+    Connection,
+    DeniedError,
+    FramingError,
+    Message,
+    Outcome,
+    RequestTimeout,
+    UnavailableError,
+)
+from exproto_app.checksums import CRC16_ARC
+from exproto_app.framing import Checked, FirstOf, FixedSize, LengthPrefix
+
+# --- what is on the wire
+
+# TCP: 000F and the IMEI; then four zeros, four bytes of length, a packet, and its CRC in four bytes, which
+# the length doesn't count; some trackers send FF to keep the connection open. UDP: a length, then all in one.
+PACKETS = Checked(LengthPrefix(4, start=bytes(4), adjustment=4), CRC16_ARC, size=4)
+TCP = FirstOf(PACKETS, (b"\x00\x0f", LengthPrefix(2)), (b"\xff", FixedSize(1)))
+UDP = LengthPrefix(2)
+GPS = struct.Struct(">QBiihHBH")
+
+Values = dict[str, Any]
+
+
+@attrs.frozen
+class Packet:
+    """What a tracker says: its *imei*, its *records*, or the *text* that answers a command."""
+
+    kind: Literal["login", "records", "answer", "ping"]
+    imei: str = ""
+    records: tuple[Values, ...] = ()
+    text: str = ""
+    number: bytes = b""  # of a datagram, for its acknowledgement
+
+
+def parse(frame: bytes) -> Packet:
+    """Return what *frame* says; what it raises has the frame dropped, logged and counted."""
+    if frame[0] in (0x08, 0x8E):
+        return Packet("records", records=records(frame))
+    if frame[0] == 0x0C:
+        end = 7 + int.from_bytes(frame[3:7], "big")
+        return Packet("answer", text=frame[7:end].decode("utf-8", "replace").strip())
+    if frame == b"\xff":
+        return Packet("ping")
+    return Packet("login", checked(frame))
+
+
+def parse_datagram(frame: bytes) -> Packet:
+    """Return what a datagram says: its number, IMEI and records."""
+    end = 6 + int.from_bytes(frame[4:6], "big")
+    return Packet("records", checked(frame[6:end]), records(frame[end:]), number=frame[:4])
+
+
+def checked(imei: bytes) -> str:
+    if len(imei) != 15 or not imei.isdigit():
+        raise ValueError(f"{imei!r} is no IMEI")
+    return imei.decode()
+
+
+def records(packet: bytes) -> tuple[Values, ...]:
+    codec, count, data = packet[0], packet[1], BytesIO(packet[2:-1])
+    found = tuple(record(data, extended=codec == 0x8E) for _ in range(count))
+    if codec not in (0x08, 0x8E) or packet[-1] != count or data.read():
+        raise ValueError(f"this is no packet of codec 8 with {count} records")
+    return found
+
+
+def record(data: BytesIO, *, extended: bool) -> Values:
+    milliseconds, priority, lon, lat, altitude, course, satellites, speed = GPS.unpack(data.read(GPS.size))
+    wide = 2 if extended else 1  # bytes of an element's number, and of their counts
+    event, _ = number(data, wide), number(data, wide)
+    elements: Values = {}
+    for size in (1, 2, 4, 8):
+        for _ in range(number(data, wide)):
+            name, value = number(data, wide), number(data, size)
+            elements[str(name)] = value
+    if extended:
+        for _ in range(number(data, 2)):
+            name, size = number(data, 2), number(data, 2)
+            elements[str(name)] = exactly(data, size).hex()
+    return {
+        "time": datetime.fromtimestamp(milliseconds / 1000, timezone.utc).isoformat(),
+        "lat": lat / 10_000_000,
+        "lon": lon / 10_000_000,
+        "altitude": altitude,
+        "speed": speed,
+        "course": course,
+        "satellites": satellites,
+        "fix": satellites > 0,
+        "event": event,
+        "priority": priority,
+        "io": elements,
+    }
+
+
+def number(data: BytesIO, size: int) -> int:
+    return int.from_bytes(exactly(data, size), "big")
+
+
+def exactly(data: BytesIO, size: int) -> bytes:
+    found = data.read(size)
+    if len(found) < size:
+        raise ValueError("a record is cut off")
+    return found
+
+
+# --- what is done with it
+
+app = App()
+tcp = app.protocol(
+    "teltonika", framing=TCP, codec=(parse, None), key=lambda packet: packet.kind, sniff=b"\x00\x0f"
+)
+udp = app.protocol("teltonika-udp", framing=UDP, codec=(parse_datagram, None))
+Conn = Connection[None, Packet]
+
+
+@tcp.on_received("login")
+async def on_login(conn: Conn, packet: Packet) -> None:
+    try:
+        await conn.register(packet.imei, keepalive=3600)
+    except DeniedError:
+        conn.send(b"\x00", raw=True)
+        conn.terminate()
+        return
+    conn.subscribe(f"devices/{packet.imei}/command", qos=1)
+    conn.send(b"\x01", raw=True)
+
+
+@tcp.on_received("ping")
+def on_ping(conn: Conn, packet: Packet) -> None:
+    pass  # it has kept the connection open
+
+
+@tcp.on_received("records")
+async def on_records(conn: Conn, packet: Packet) -> None:
+    if conn.client is None:
+        conn.terminate()
+    elif await stored(conn, packet):
+        conn.send(len(packet.records).to_bytes(4, "big"), raw=True)
+
+
+@udp.on_received
+async def on_datagram(conn: Conn, packet: Packet) -> bytes | None:
+    try:
+        await conn.register(packet.imei)
+    except DeniedError:
+        conn.terminate()
+        return None
+    return packet.number + bytes([len(packet.records)]) if await stored(conn, packet) else None
+
+
+async def stored(conn: Conn, packet: Packet) -> bool:
+    """Publish the records; tell whether the broker has them all. If not, the tracker sends them again."""
+    try:
+        for outcome in [publish(conn, "position", values) for values in packet.records]:
+            await outcome
+    except CommandError:
+        return False
+    return True
+
+
+@tcp.on_deliver("devices/+/command")
+async def on_command(conn: Conn, message: Message) -> None:
+    size = len(message.payload).to_bytes(4, "big")
+    request = b"\x0c\x01\x05" + size + message.payload + b"\x01"
+    values: Values = {"command": message.payload.decode("utf-8", "replace")}
+    try:
+        reply = await conn.request(
+            request, match=lambda packet: packet.kind == "answer", timeout=30, key="command"
+        )
+        values["answer"] = reply.text
+    except (RequestTimeout, UnavailableError, FramingError) as error:
+        values["error"] = str(error)
+    publish(conn, "answer", values)
+
+
+def publish(conn: Conn, what: str, values: Values) -> Outcome[None]:
+    clientid = "" if conn.client is None else conn.client.clientid
+    return conn.publish(f"devices/{clientid}/{what}", json.dumps(values).encode(), qos=1)

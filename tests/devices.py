@@ -1,0 +1,650 @@
+"""What real devices say, what they are answered, and what the examples publish of it.
+
+The frames are published facts, with their checksums recomputed; those that a comment calls made up follow the
+protocol's document where no frame of a device was at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from exproto_app.checksums import CRC16_ARC, CRC16_MODBUS, CRC16_X25, XOR
+from exproto_app.framing import JT808 as JT808_FRAMES
+from exproto_app.framing import Checked, Decoder
+
+__all__ = [
+    "AMONG_OTHERS",
+    "DEVICES",
+    "EXAMPLES",
+    "GT06",
+    "JT808",
+    "JT808_PHONE",
+    "MODBUS",
+    "NMEA",
+    "TELTONIKA",
+    "Device",
+    "Step",
+    "gt06_frame",
+    "jt808_frame",
+    "jt808_general",
+    "jt808_login",
+    "modbus_frame",
+    "teltonika_packet",
+]
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@attrs.frozen
+class Step:
+    """One exchange: a *command* may be published first, the device is *asked*, *sends*, and gets an *answer*.
+
+    *published* are topics with what the JSON published there holds, no more and no less.
+    """
+
+    sends: bytes
+    answer: bytes = b""
+    published: tuple[tuple[str, Any], ...] = ()
+    command: tuple[str, bytes] | None = None
+    asked: bytes = b""
+
+
+@attrs.frozen
+class Device:
+    """An example and a device that speaks to it: *login* first, then *steps* in any number and order.
+
+    *commands* come behind, in their order. *bad* are frames that cost themselves alone, and *garbage* is
+    what its framing skips.
+    """
+
+    example: str
+    protocol: str
+    login: Step
+    steps: tuple[Step, ...]
+    commands: tuple[Step, ...]
+    bad: tuple[bytes, ...]
+    garbage: bytes = b""
+    refused: bytes = b""
+    """What it is told when the broker doesn't let it in, before it is closed."""
+    udp: bool = False
+    anonymous: bool = False
+    """Whether the protocol has no login; then there may still be a first exchange."""
+    plain: Callable[[bytes], bytes] = bytes
+    """Takes out of answers what may differ: numbers that the server counts up."""
+
+    @property
+    def path(self) -> str:
+        """The example's file."""
+        return str(EXAMPLES / self.example)
+
+
+def step(sends: str, answer: str = "", *published: tuple[str, Any], **fields: Any) -> Step:
+    asked = bytes.fromhex(fields.pop("asked", ""))
+    return Step(bytes.fromhex(sends), bytes.fromhex(answer), published, asked=asked, **fields)
+
+
+# --- GT06
+
+
+def gt06_frame(body: str, *, long: bool = False) -> str:
+    """Return a frame of GT06 around a type, content and serial that are made up."""
+    covered = (len(body) // 2 + 2).to_bytes(2 if long else 1, "big") + bytes.fromhex(body)
+    return f"{'7979' if long else '7878'}{covered.hex()}{CRC16_X25(covered):04x}0d0a"
+
+
+GT06_POSITION = {
+    "time": "2015-10-20T14:21:11+00:00",
+    "lat": 54.945347,
+    "lon": 24.017622,
+    "speed": 0,
+    "course": 0,
+    "satellites": 5,
+    "fix": True,
+}
+GT06_STATUS = {
+    "armed": False,
+    "ignition": False,
+    "charging": True,
+    "gps": True,
+    "cut": True,
+    "voltage": 6,
+    "gsm": 4,
+}
+GT06_CELL = {"mcc": 246, "mnc": 1, "lac": 110, "cid": 21978}
+GT06_TOPIC = "devices/123456789012345"
+GT06 = Device(
+    "gt06.py",
+    "gt06",
+    step("78780D01012345678901234500018CDD0D0A", "787805010001D9DC0D0A"),
+    (
+        step("78780a13c40604000201298f5b0d0a", "7878051301295d630d0a", (f"{GT06_TOPIC}/status", GT06_STATUS)),
+        step(
+            "78781f120f0a140e150bc505e51e780293a9e800540000f601006e0055da00035f240d0a",
+            "",
+            (f"{GT06_TOPIC}/position", {**GT06_POSITION, "cell": GT06_CELL}),
+        ),
+        step(  # Made up: no fix, in the south-west, on a course of 300 degrees at 90 km/h.
+            gt06_frame("220f0a140e150bc005e51e780293a9e85a092c00f601006e0055da0000010004"),
+            "",
+            (
+                f"{GT06_TOPIC}/position",
+                {
+                    **GT06_POSITION,
+                    "lat": -54.945347,
+                    "lon": -24.017622,
+                    "speed": 90,
+                    "course": 300,
+                    "satellites": 0,
+                    "fix": False,
+                    "cell": GT06_CELL,
+                },
+            ),
+        ),
+        step(  # Made up: SOS.
+            gt06_frame("160f0a140e150bc505e51e780293a9e80054000900f601006e0055dac4060401020005"),
+            gt06_frame("160005"),
+            (f"{GT06_TOPIC}/alarm", {"alarm": "sos", **GT06_POSITION, **GT06_STATUS}),
+        ),
+        step(
+            "797900109b0344373532304136320d0a000f87f00d0a",
+            "",
+            (f"{GT06_TOPIC}/serial", {"text": "D7520A62"}),
+        ),
+        step(  # Made up: it asks for the time, and answers what nobody has asked.
+            gt06_frame("8a0006") + gt06_frame("150600000009414100020007"),
+            "",
+            (f"{GT06_TOPIC}/message", {"type": "8a", "content": ""}),
+            (f"{GT06_TOPIC}/message", {"flag": "00000009", "text": "AA"}),
+        ),
+    ),
+    (
+        step(  # What the tracker says is made up.
+            gt06_frame("1510000000004459443d537563636573732100020006"),
+            "",
+            (f"{GT06_TOPIC}/answer", {"command": "Relay,1#", "answer": "DYD=Success!"}),
+            command=(f"{GT06_TOPIC}/command", b"Relay,1#"),
+            asked="787812800c0000000052656c61792c312300009dee0d0a",
+        ),
+    ),
+    (
+        bytes.fromhex("78781F120B081D112E10CC027AC7EB0C46584900148F01CC00287D001FB8000380810D0A"),
+        bytes.fromhex(gt06_frame("120f0a14")),  # the checksum is right, the content cut off
+        bytes.fromhex(gt06_frame("120f0d140e150bc505e51e780293a9e800540000f601006e0055da0003")),  # month 13
+    ),
+    b"\x00\x78junk\r\n",
+)
+# --- Teltonika
+
+
+def teltonika_packet(packet: str) -> str:
+    """Return the frame around a packet that is made up."""
+    data = bytes.fromhex(packet)
+    return f"{len(data):016x}{packet}{CRC16_ARC(data):08x}"
+
+
+def teltonika_position(time: str, io: dict[str, int | str], **fields: object) -> dict[str, object]:
+    nowhere = {"lat": 0.0, "lon": 0.0, "altitude": 0, "speed": 0, "course": 0, "satellites": 0, "fix": False}
+    return {"time": time, **nowhere, "event": 1, "priority": 1, "io": io, **fields}
+
+
+TELTONIKA_TOPIC = "devices/356307042441013"
+TELTONIKA = Device(
+    "teltonika.py",
+    "teltonika",
+    step("000F333536333037303432343431303133", "01"),
+    (
+        step(
+            "000000000000003608010000016B40D8EA30010000000000000000000000000000000105021503010101425E0F01F1000060"
+            "1A014E0000000000000000010000C7CF",
+            "00000001",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-06-10T10:04:46+00:00", {"21": 3, "1": 1, "66": 24079, "241": 24602, "78": 0}
+                ),
+            ),
+        ),
+        step(
+            "000000000000004308020000016B40D57B480100000000000000000000000000000001010101000000000000016B40D5C198"
+            "010000000000000000000000000000000101010101000000020000252C",
+            "00000002",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position("2019-06-10T10:01:01+00:00", {"1": 0}, event=1),
+            ),
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position("2019-06-10T10:01:19+00:00", {"1": 1}, event=1),
+            ),
+        ),
+        step(  # Codec 8 extended, of the maker's document.
+            "000000000000004A8E010000016B412CEE000100000000000000000000000000000000010005000100010100010011001D00"
+            "010010015E2C880002000B000000003544C87A000E000000001DD7E06A00000100002994",
+            "00000001",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-06-10T11:36:32+00:00",
+                    {"1": 1, "17": 29, "16": 22949000, "11": 893700218, "14": 500686954},
+                ),
+            ),
+        ),
+        step(  # Made up: in the south-west, below the sea, with an element of three bytes and one of none.
+            teltonika_packet(
+                "8e010000016b412cee0002f1000000e1000000fff6010e07005a"
+                "0100000200000000000000000002010000034142430101000001"
+            ),
+            "00000001",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-06-10T11:36:32+00:00",
+                    {"256": "414243", "257": ""},
+                    lat=-52.0093696,
+                    lon=-25.165824,
+                    altitude=-10,
+                    speed=90,
+                    course=270,
+                    satellites=7,
+                    fix=True,
+                    event=256,
+                    priority=2,
+                ),
+            ),
+        ),
+    ),
+    (
+        step(  # The answer is made up.
+            teltonika_packet("0c01060000000c56657220312e32205250463101"),
+            "",
+            (f"{TELTONIKA_TOPIC}/answer", {"command": "getinfo", "answer": "Ver 1.2 RPF1"}),
+            command=(f"{TELTONIKA_TOPIC}/command", b"getinfo"),
+            asked="000000000000000F0C010500000007676574696E666F0100004312",
+        ),
+    ),
+    (
+        bytes.fromhex("000000000000000F0C010500000007676574696E666F0100004313"),
+        bytes.fromhex(teltonika_packet("08010000016b40d8ea300100000001")),  # the record is cut off
+        bytes.fromhex(teltonika_packet("080100000001")),
+        bytes.fromhex(teltonika_packet("990100")),  # a codec that there isn't
+    ),
+    b"\xff\xff",  # pings
+    refused=b"\x00",
+)
+
+TELTONIKA_UDP = Device(
+    "teltonika.py",
+    "teltonika-udp",
+    Step(b""),
+    (
+        step(
+            "003DCAFE0105000F33353230393330383634303336353508010000016B4F815B30010000000000000000000000000000000103"
+            "021503010101425DBC000001",
+            "0005CAFE010501",
+            (
+                "devices/352093086403655/position",
+                teltonika_position("2019-06-13T06:23:26+00:00", {"21": 3, "1": 1, "66": 23996}),
+            ),
+        ),
+    ),
+    (),
+    (bytes.fromhex("0018CAFE0105000F333532303933303836343033363535080001"),),
+    udp=True,
+    anonymous=True,
+)
+
+# --- JT/T 808
+
+JT808_WIRE = Checked(JT808_FRAMES, XOR)
+
+
+def jt808_frame(kind: str, phone: str, serial: int, body: str = "", part: str = "") -> str:
+    """Return a message that is made up, with the header of 2019 if *phone* has 20 digits."""
+    content = bytes.fromhex(body)
+    properties = len(content) | (0x2000 if part else 0) | (0x4000 if len(phone) == 20 else 0)
+    version = "01" if len(phone) == 20 else ""
+    header = bytes.fromhex(f"{kind}{properties:04x}{version}{phone}{serial:04x}{part}")
+    return JT808_WIRE.encode(header + content).hex()
+
+
+def jt808_general(phone: str, serial: int, kind: str, result: int = 0) -> str:
+    """Return the general answer, whose own serial is left out of comparisons."""
+    return jt808_frame("8001", phone, 0, f"{serial:04x}{kind}{result:02x}")
+
+
+def without_serials(data: bytes) -> bytes:
+    """Return the frames in *data* without the serials of whoever sent them."""
+    frames = Decoder(JT808_WIRE).feed(data)
+    places = [15 if frame[2] & 0x40 else 10 for frame in frames]
+    return b"".join(frame[:place] + frame[place + 2 :] for frame, place in zip(frames, places, strict=True))
+
+
+def jt808_login(phone: str, auth: str = b"authentication".hex()) -> Step:
+    return step(jt808_frame("0102", phone, 6, auth), jt808_general(phone, 6, "0102"))
+
+
+JT808_BODY = "0000000000040007005de13c065c6cdb00160000000017011710054201040000a9002a02000030011b310104"
+JT808_POSITION = {
+    "time": "2017-01-17T02:05:42+00:00",
+    "lat": -6.152508,
+    "lon": 106.720475,
+    "altitude": 22,
+    "speed": 0.0,
+    "course": 0,
+    "fix": True,
+    "ignition": True,
+    "alarm": 0,
+    "mileage": 4326.4,
+    "2a": "0000",
+    "signal": 27,
+    "satellites": 4,
+}
+JT808_WEST_BODY = "000000010000000c" + "025e5f10" + "02faf080" + "0022" + "012d" + "010e" + "260101000000"
+JT808_WEST = {
+    "time": "2025-12-31T16:00:00+00:00",
+    "lat": -39.739152,
+    "lon": -50.0,
+    "altitude": 34,
+    "speed": 30.1,
+    "course": 270,
+    "fix": False,
+    "ignition": False,
+    "alarm": 1,
+}
+
+
+def jt808_steps(phone: str) -> tuple[Step, ...]:
+    """Return what is made up alike for terminals of both documents."""
+    topic = f"devices/{phone.lstrip('0')}"
+    batch = f"000201{len(JT808_BODY) // 2:04x}{JT808_BODY}{len(JT808_WEST_BODY) // 2:04x}{JT808_WEST_BODY}"
+    half = len(batch) // 4 * 2
+    return (
+        step(jt808_frame("0002", phone, 183), jt808_general(phone, 183, "0002")),
+        step(
+            jt808_frame("0200", phone, 3, JT808_WEST_BODY),
+            jt808_general(phone, 3, "0200"),
+            (f"{topic}/position", JT808_WEST),
+        ),
+        step(
+            jt808_frame("0704", phone, 0xFFFF, batch[:half], "00020001")
+            + jt808_frame("0704", phone, 0, batch[half:], "00020002"),
+            jt808_general(phone, 0xFFFF, "0704") + jt808_general(phone, 0, "0704"),
+            (f"{topic}/position", JT808_POSITION),
+            (f"{topic}/position", JT808_WEST),
+        ),
+        step(
+            jt808_frame("0900", phone, 9, "f07e7d"),
+            jt808_general(phone, 9, "0900"),
+            (f"{topic}/message", {"id": "0900", "body": "f07e7d"}),
+        ),
+        step(jt808_frame("0001", phone, 10, "0000810500")),
+    )
+
+
+def jt808_command(phone: str, serial: int) -> Step:
+    """Return a command, which has this *serial* of ours, and its answer."""
+    topic = f"devices/{phone.lstrip('0')}"
+    return step(
+        jt808_frame("0001", phone, 11, f"{serial:04x}810500"),
+        "",
+        (f"{topic}/answer", {"command": "8105f0", "result": 0}),
+        command=(f"{topic}/command", b"8105f0"),
+        asked=jt808_frame("8105", phone, serial, "f0"),
+    )
+
+
+JT808_PHONE = "013511221122"
+JT808_BAD = (
+    bytes.fromhex(
+        "7E02000032013511221122000700000000000C000301578CC006CA3A5C0047000000001407231720150104000000003001"
+        "1631010BD07E"
+    ),
+    bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, "00000000")),
+    bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, JT808_BODY, "00020003")),  # part 3 of 2
+    bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, JT808_BODY, "ffff0001")),
+    JT808_WIRE.encode(bytes.fromhex("000200050135112211220000")),  # its length is wrong
+)
+JT808 = Device(
+    "jt808.py",
+    "jt808",
+    step(
+        "7E0100002D013511221122000500000000373031303748422D52303347424400000000000000000000003233363631303402CB"
+        "D5424136383630387E"
+        "7E0102000E013511221122000661757468656E7469636174696F6E3F7E",
+        jt808_frame("8100", JT808_PHONE, 0, "000500" + b"authentication".hex())
+        + "7e8001000501351122112200010006010200b47e",
+        (
+            "devices/13511221122/terminal",
+            {"maker": "70107", "model": "HB-R03GBD", "terminal": "2366104", "plate": "苏BA6860"},
+        ),
+    ),
+    jt808_steps(JT808_PHONE),
+    (jt808_command(JT808_PHONE, 7),),
+    JT808_BAD,
+    b"junk",
+    bytes.fromhex(
+        jt808_frame("8100", JT808_PHONE, 0, "000500" + b"authentication".hex())
+        + jt808_general(JT808_PHONE, 6, "0102", 1)
+    ),
+    plain=without_serials,
+)
+JT808_2019 = attrs.evolve(
+    JT808,
+    login=jt808_login("00000000013511221122", "0e" + b"authentication123456789012345".hex() + "00" * 20),
+    steps=jt808_steps("00000000013511221122"),
+    commands=(jt808_command("00000000013511221122", 6),),
+    bad=(),
+    refused=bytes.fromhex(jt808_general("00000000013511221122", 6, "0102", 1)),
+)
+JT808_HEARTBEAT = attrs.evolve(
+    JT808,
+    login=jt808_login("043048325465"),
+    steps=(step("7e0002000004304832546500b7ca7e", jt808_general("043048325465", 183, "0002")),),
+    commands=(),
+    refused=bytes.fromhex(jt808_general("043048325465", 6, "0102", 1)),
+)
+JT808_LOCATION = attrs.evolve(
+    JT808,
+    login=jt808_login("001601285614"),
+    steps=(
+        step(
+            "7e0200002c00160128561400030000000000040007005de13c065c6cdb00160000000017011710054201040000a9002a02"
+            "00003"
+            "0011b310104e47e",
+            jt808_general("001601285614", 3, "0200"),
+            ("devices/1601285614/position", JT808_POSITION),
+        ),
+    ),
+    commands=(),
+    refused=bytes.fromhex(jt808_general("001601285614", 6, "0102", 1)),
+)
+
+# --- NMEA 0183
+
+
+def nmea_line(text: str) -> str:
+    """Return a sentence with its checksum, in hex."""
+    return f"{text}*{XOR(text[1:].encode()):02X}\r\n".encode().hex()
+
+
+NMEA_TOPIC = "devices/127.0.0.1"
+NMEA_TIME = "1994-03-23T12:35:19+00:00"
+NMEA = Device(
+    "nmea.py",
+    "nmea",
+    Step(b""),
+    (
+        Step(
+            b"$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,*47\r\n",
+            published=(
+                (
+                    f"{NMEA_TOPIC}/position",
+                    {
+                        "time": "12:35:19+00:00",
+                        "lat": 48.1173,
+                        "lon": 11.516667,
+                        "altitude": 545.4,
+                        "satellites": 8,
+                        "fix": True,
+                    },
+                ),
+            ),
+        ),
+        Step(
+            b"$GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W*6A\r\n",
+            published=(
+                (
+                    f"{NMEA_TOPIC}/position",
+                    {
+                        "time": NMEA_TIME,
+                        "lat": 48.1173,
+                        "lon": 11.516667,
+                        "speed": 41.4848,
+                        "course": 84.4,
+                        "fix": True,
+                    },
+                ),
+            ),
+        ),
+        Step(
+            b"$GPRMC,192350.000,V,0000.0000,N,00000.0000,E,,,110318,,*12\r\n",
+            published=(
+                (
+                    f"{NMEA_TOPIC}/position",
+                    {
+                        "time": "2018-03-11T19:23:50+00:00",
+                        "lat": 0.0,
+                        "lon": 0.0,
+                        "speed": None,
+                        "course": None,
+                        "fix": False,
+                    },
+                ),
+            ),
+        ),
+        step(  # Made up: in the south-west, by another system, in mode of NMEA 2.3.
+            nmea_line("$GNRMC,123519.25,A,3358.500,S,07030.000,W,0.0,359.9,230394,,,A"),
+            "",
+            (
+                f"{NMEA_TOPIC}/position",
+                {
+                    "time": "1994-03-23T12:35:19.250000+00:00",
+                    "lat": -33.975,
+                    "lon": -70.5,
+                    "speed": 0.0,
+                    "course": 359.9,
+                    "fix": True,
+                },
+            ),
+        ),
+        step(  # Made up: nothing is known yet.
+            nmea_line("$GPGGA,123519,,,,,0,,,,M,,M,,"),
+            "",
+            (
+                f"{NMEA_TOPIC}/position",
+                {
+                    "time": "12:35:19+00:00",
+                    "lat": None,
+                    "lon": None,
+                    "altitude": None,
+                    "satellites": 0,
+                    "fix": False,
+                },
+            ),
+        ),
+        step(
+            nmea_line("!AIVDM,1,1,,B,177KQJ5000G?tO`K>RA1wUbN0TKH,0"),
+            "",
+            (f"{NMEA_TOPIC}/sentence", {"sentence": "!AIVDM,1,1,,B,177KQJ5000G?tO`K>RA1wUbN0TKH,0"}),
+        ),
+    ),
+    (
+        step(
+            nmea_line("$PMTK001,220,3"),
+            "",
+            (f"{NMEA_TOPIC}/answer", {"command": "$PMTK220,1000", "answer": "$PMTK001,220,3"}),
+            command=(f"{NMEA_TOPIC}/command", b"$PMTK220,1000"),
+            asked=b"$PMTK220,1000*1F\r\n".hex(),
+        ),
+    ),
+    (
+        b"$GPRMC,192350.000,V,0000.0000,N,00000.0000,E,,,110318,,*13\r\n",
+        bytes.fromhex(nmea_line("$GPRMC,123519,A")),
+        bytes.fromhex(nmea_line("$GPGGA,123519,9907.038,X,01131.000,E,1,08,0.9,545.4,M,46.9,M,,")),
+        bytes.fromhex(nmea_line("$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,inf,M,46.9,M,,")),
+        bytes.fromhex(nmea_line("$GPRMC,129919,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W")),
+    ),
+    b"junk\xff",
+    anonymous=True,
+)
+NMEA_UDP = attrs.evolve(NMEA, udp=True)
+
+# --- Modbus RTU: the server asks; the CRCs are recomputed
+
+
+def modbus_frame(body: str) -> str:
+    """Return a frame that is made up."""
+    data = bytes.fromhex(body)
+    return (data + CRC16_MODBUS(data).to_bytes(2, "little")).hex()
+
+
+MODBUS_TOPIC = "devices/127.0.0.1"
+MODBUS_ASKS = "010300000002C40B"
+MODBUS = Device(
+    "modbus_rtu.py",
+    "modbus",
+    step(
+        "01030400060005DA31",
+        "",
+        (f"{MODBUS_TOPIC}/registers", {"unit": 1, "first": 0, "values": [6, 5]}),
+        asked=MODBUS_ASKS,
+    ),
+    (),
+    (
+        step(
+            "010600010003980B",
+            "",
+            (
+                f"{MODBUS_TOPIC}/answer",
+                {"command": '{"unit": 1, "register": 1, "value": 3}', "answer": "written"},
+            ),
+            command=(f"{MODBUS_TOPIC}/command", b'{"unit": 1, "register": 1, "value": 3}'),
+            asked="010600010003980B",
+        ),
+        step(
+            "018602C3A1",
+            "",
+            (
+                f"{MODBUS_TOPIC}/answer",
+                {"command": '{"unit": 1, "register": 9, "value": 3}', "error": "illegal data address"},
+            ),
+            command=(f"{MODBUS_TOPIC}/command", b'{"unit": 1, "register": 9, "value": 3}'),
+            asked="01060009000319C9",
+        ),
+    ),
+    (bytes.fromhex("01030400060005DA32"),),
+    anonymous=True,
+)
+
+DEVICES = {
+    "gt06": GT06,
+    "teltonika": TELTONIKA,
+    "teltonika-udp": TELTONIKA_UDP,
+    "jt808": JT808,
+    "jt808-2019": JT808_2019,
+    "jt808-heartbeat": JT808_HEARTBEAT,
+    "jt808-location": JT808_LOCATION,
+    "nmea": NMEA,
+    "nmea-udp": NMEA_UDP,
+    "modbus": MODBUS,
+}
+
+AMONG_OTHERS = {
+    name: attrs.evolve(DEVICES[name], example="trackers.py", protocol="gt06,jt808,teltonika")
+    for name in ("gt06", "jt808", "jt808-2019", "teltonika")
+}
+"""The same devices, on a listener that several protocols share."""

@@ -1,0 +1,430 @@
+"""The examples of real protocols, spoken to as their devices speak."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exproto_app import ClientInfo, FramingError
+from exproto_app.framing import Decoder
+from exproto_app.models import SockType
+from exproto_app.target import load
+from exproto_app.testing import TestClient
+
+from .devices import (
+    AMONG_OTHERS,
+    DEVICES,
+    GT06,
+    JT808,
+    JT808_PHONE,
+    MODBUS,
+    NMEA,
+    Device,
+    Step,
+    gt06_frame,
+    jt808_frame,
+    jt808_general,
+    jt808_login,
+    modbus_frame,
+)
+
+Send = Callable[[TestClient, bytes], None]
+
+
+app_of = functools.cache(load)
+
+
+def those(wanted: Callable[[Device], bool]) -> pytest.MarkDecorator:
+    """Return the mark for the tests of devices of a kind."""
+    names = [name for name, device in DEVICES.items() if wanted(device)]
+    return pytest.mark.parametrize("device", [DEVICES[name] for name in names], ids=names)
+
+
+each = those(lambda device: True)
+among_others = pytest.mark.parametrize("device", AMONG_OTHERS.values(), ids=list(AMONG_OTHERS))
+speaking = those(lambda device: bool(device.steps))
+logging_in = those(lambda device: not device.anonymous)
+on_tcp = those(lambda device: bool(device.steps) and not device.udp)
+
+
+@contextmanager
+def connected(device: Device, **options: Any) -> Iterator[TestClient]:
+    """Connect *device* to its example."""
+    socktype: SockType = "udp" if device.udp else "tcp"
+    with TestClient(app_of(device.path), device.protocol, socktype=socktype, **options) as client:
+        yield client
+
+
+@contextmanager
+def logged_in(device: Device, **options: Any) -> Iterator[TestClient]:
+    """Connect *device* and log it in."""
+    with connected(device, **options) as client:
+        play(device, client, device.login)
+        yield client
+
+
+def said(client: TestClient) -> list[tuple[str, Any]]:
+    """Return what was published since the last call: topics, and what their JSON holds."""
+    messages = [(message.topic, json.loads(message.payload)) for message in client.published]
+    client.published.clear()
+    return messages
+
+
+def play(device: Device, client: TestClient, step: Step, send: Send = TestClient.send) -> None:
+    """Have *device* go through *step*."""
+    if step.command is not None:
+        client.deliver(*step.command)
+    assert client.recv() == step.asked
+    send(client, step.sends)
+    check(device, client, step)
+
+
+def check(device: Device, client: TestClient, *steps: Step) -> None:
+    """Assert that what *device* has sent in *steps* was answered and published, and nothing else."""
+    assert device.plain(client.recv()) == b"".join(device.plain(step.answer) for step in steps)
+    assert said(client) == [message for step in steps for message in step.published]
+
+
+def bytewise(client: TestClient, data: bytes) -> None:
+    client.send(data, chunk=1)
+
+
+@each
+@pytest.mark.parametrize("send", [TestClient.send, bytewise], ids=["whole", "bytewise"])
+def test_a_device_is_understood_whole_and_byte_by_byte(device: Device, send: Send) -> None:
+    """Each frame is answered and published as its protocol has it; commands come back with their answer."""
+    if device.udp:
+        send = TestClient.send  # a datagram comes whole
+    with connected(device) as client:
+        for step in (device.login, *device.steps, *device.commands):
+            play(device, client, step, send)
+        assert client.app.stats["frames_bad"] == 0
+        assert client.app.stats["frames_unhandled"] == 0
+
+
+@among_others
+def test_devices_may_share_a_listener(device: Device) -> None:
+    """Byte by byte, their first ones tell which protocol they speak."""
+    with connected(device) as client:
+        for step in (device.login, *device.steps, *device.commands):
+            play(device, client, step, bytewise)
+
+
+@on_tcp
+def test_a_frame_may_be_split_anywhere(device: Device) -> None:
+    """Two reads give what one does, wherever the network cuts."""
+    with logged_in(device) as client:
+        for step in device.steps:
+            for place in range(1, len(step.sends)):
+                client.send(step.sends[:place])
+                client.send(step.sends[place:])
+                check(device, client, step)
+
+
+@logging_in
+def test_nothing_is_taken_from_a_device_before_its_login(device: Device) -> None:
+    """It gets no answer, nothing is published, and the device is closed."""
+    for step in device.steps:
+        with connected(device) as client:
+            client.send(step.sends)
+            assert client.recv() == b""
+            assert said(client) == []
+            assert client.closed
+
+
+@logging_in
+def test_a_login_that_the_broker_refuses_ends_the_connection(device: Device) -> None:
+    """The device gets no answer that it could take for a yes, and what it sends with it is not taken."""
+
+    def login(client: ClientInfo, password: str | None) -> bool:
+        return False
+
+    with connected(device, login=login) as client:
+        client.send(device.login.sends)
+        assert device.plain(client.recv()) == device.plain(device.refused)
+        assert client.closed
+
+
+@speaking
+def test_a_bad_frame_costs_itself_alone(device: Device) -> None:
+    """The device stays, and what it sends behind is understood, in the same read too."""
+    step = device.steps[0]
+    with logged_in(device) as client:
+        for number, frame in enumerate(device.bad, start=1):
+            client.send(frame)
+            check(device, client)
+            play(device, client, step)
+            if not device.udp:
+                client.send(frame + step.sends)
+                check(device, client, step)
+            assert client.app.stats["frames_bad"] == number * (1 if device.udp else 2)
+
+
+@speaking
+@given(data=st.data())
+def test_any_stream_cut_anywhere(device: Device, data: st.DataObject) -> None:
+    """Frames, good and bad, with garbage between them, in any pieces: each good one is handled, in order."""
+    nothing = [Step(frame) for frame in (*device.bad, device.garbage)]
+    steps = data.draw(st.lists(st.sampled_from([*device.steps, *nothing]), max_size=12))
+    wire = [step.sends for step in steps]
+    with logged_in(device) as client:
+        for piece in wire if device.udp else cut(b"".join(wire), data.draw):
+            client.send(piece)
+        check(device, client, *steps)
+        assert not client.closed
+
+
+def cut(stream: bytes, draw: Callable[[Any], Any]) -> Sequence[bytes]:
+    """Return *stream* in pieces."""
+    places = draw(st.lists(st.integers(0, len(stream)), max_size=20).map(sorted))
+    ends = [*places, len(stream)]
+    return [stream[start:end] for start, end in zip([0, *places], ends, strict=True)]
+
+
+@each
+@given(data=st.data())
+def test_damage_and_nonsense_raise_nothing(device: Device, data: st.DataObject) -> None:
+    """Whatever comes, no handler fails: it costs its frame or, where framing is lost, the connection.
+
+    Frames are damaged on the wire, and also under a checksum that is right.
+    """
+    sends = st.sampled_from([step.sends for step in (device.login, *device.steps, *device.commands)])
+    damaged = st.builds(damage, sends, st.integers(0, 1_000), st.integers(1, 255))
+    content = st.sampled_from(contents(device))
+    forged = st.builds(damage, content, st.integers(0, 1_000), st.integers(1, 255))
+    cut_off = st.builds(lambda frame, size: frame[:size], content, st.integers(0, 60))
+    framed = st.one_of(forged, cut_off, st.binary(max_size=40)).map(lambda frame: wire_of(device, frame))
+    pieces = data.draw(st.lists(st.one_of(sends, damaged, framed, st.binary(max_size=40)), max_size=8))
+    with connected(device) if data.draw(st.booleans()) else logged_in(device) as client:
+        for piece in pieces:
+            if not client.closed:
+                client.send(piece)
+
+
+def damage(data: bytes, place: int, value: int) -> bytes:
+    """Change one byte of *data*."""
+    place %= max(len(data), 1)
+    return data[:place] + bytes([data[place] ^ value]) + data[place + 1 :] if data else data
+
+
+def contents(device: Device) -> list[bytes]:
+    """Return what is in the frames of *device*, behind its checksums."""
+    decoder = Decoder(app_of(device.path).protocols[device.protocol].framing)
+    steps = (device.login, *device.steps, *device.commands)
+    return [frame for step in steps for frame in decoder.feed(step.sends)]
+
+
+def wire_of(device: Device, frame: bytes) -> bytes:
+    """Return *frame* with its checksum, as *device* would send it; nothing if it can't."""
+    try:
+        return app_of(device.path).protocols[device.protocol].framing.encode(frame)
+    except FramingError:
+        return b""
+
+
+def test_gt06_a_command_without_an_answer_is_told() -> None:
+    """So is one that is too long for a frame; neither harms the tracker."""
+    topic = "devices/123456789012345"
+    with logged_in(GT06) as client:
+        client.deliver(f"{topic}/command", b"STATUS#")
+        client.deliver(f"{topic}/command", b"x" * 300)
+        client.advance(10)
+        assert said(client) == [
+            (
+                f"{topic}/answer",
+                {"command": "x" * 300, "error": "frame has 310 bytes, that is no length of 1 bytes: 310"},
+            ),
+            (f"{topic}/answer", {"command": "STATUS#", "error": "no answer within 10 s"}),
+        ]
+        client.recv()
+        play(GT06, client, GT06.steps[0])
+
+
+def test_gt06_answers_go_to_the_command_that_they_belong_to() -> None:
+    """Commands may wait together; a long answer comes in a long frame, perhaps in UTF-16."""
+    topic = "devices/123456789012345"
+    with logged_in(GT06) as client:
+        client.deliver(f"{topic}/command", b"A#")
+        client.deliver(f"{topic}/command", b"B#")
+        client.send(bytes.fromhex(gt06_frame("2100000001020042004f004b0008", long=True)))
+        client.send(bytes.fromhex(gt06_frame("150600000000414100020007")))
+        assert said(client) == [
+            (f"{topic}/answer", {"command": "B#", "answer": "BOK"}),
+            (f"{topic}/answer", {"command": "A#", "answer": "AA"}),
+        ]
+
+
+def test_gt06_a_tracker_is_who_it_logged_in_as() -> None:
+    """The same login again is answered; as another it is closed."""
+    with connected(GT06) as client:
+        client.send(bytes.fromhex("78780d0103534190360660610003c3df0d0a"))
+        assert client.recv() == bytes.fromhex(gt06_frame("010003"))
+        client.send(bytes.fromhex("78780d0103534190360660610003c3df0d0a"))
+        assert client.recv() == bytes.fromhex(gt06_frame("010003"))
+        assert client.connection.client is not None
+        assert client.connection.client.clientid == "353419036066061"
+        client.send(GT06.login.sends)
+        assert client.recv() == b""
+        assert client.closed
+
+
+def test_jt808_the_platforms_messages_are_those_of_the_document() -> None:
+    """Serials count up from 0, and a command may have any body."""
+    with connected(JT808) as client:
+        client.send(JT808.login.sends)
+        assert client.recv() == JT808.login.answer  # to the byte
+    with logged_in(attrs.evolve(JT808, login=jt808_login("0b3a73ce2ff2"))) as client:
+        client.deliver("devices/b3a73ce2ff2/command", b"8105F0")
+        # The document's example, but for its serial, which is 0, and so its checksum.
+        assert client.recv() == bytes.fromhex("7e810500010b3a73ce2ff20001f0257e")
+
+
+def test_jt808_a_command_may_be_answered_by_a_message_of_its_own() -> None:
+    """Its serial tells which; a late general answer is no answer to the next command."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
+    with logged_in(JT808) as client:
+        for serial in (2, 3):
+            client.deliver(f"{topic}/command", b"8104")
+            asked = bytes.fromhex(jt808_frame("8104", JT808_PHONE, serial))
+            assert client.recv() == asked
+        client.advance(10)
+        client.deliver(f"{topic}/command", b"8104")
+        client.deliver(f"{topic}/command", b"reboot")
+        client.send(bytes.fromhex(jt808_frame("0001", JT808_PHONE, 20, "0002810400")))
+        client.send(bytes.fromhex(jt808_frame("0104", JT808_PHONE, 21, "00040100000001040000003c")))
+        answers = [values for _, values in said(client)]
+        assert [sorted(values) for values in answers] == [["command", "error"]] * 3 + [["answer", "command"]]
+        assert answers[-1] == {"command": "8104", "answer": "010400040100000001040000003c"}
+
+
+def test_jt808_parts_of_a_message_that_never_becomes_whole_are_forgotten(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log tells. The next are not joined with them; what joins to nonsense is published as it is."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
+    with logged_in(JT808) as client:
+        for serial, part in ((1, "00030001"), (2, "00030002"), (7, "00020002"), (6, "00020001")):
+            client.send(bytes.fromhex(jt808_frame("0704", JT808_PHONE, serial, f"{serial:02x}", part)))
+        assert said(client) == [(f"{topic}/message", {"id": "0704", "body": "0607"})]
+        assert "2 parts of a message are dropped" in caplog.text
+        assert not client.closed
+
+
+def test_jt808_a_wrong_code_and_another_number_end_the_connection() -> None:
+    """The first is answered by a refusal, the second by nothing."""
+    with connected(JT808) as client:
+        client.send(bytes.fromhex(jt808_frame("0102", JT808_PHONE, 6, b"guess".hex())))
+        assert client.recv() == bytes.fromhex(jt808_general(JT808_PHONE, 6, "0102", 1))
+        assert client.closed
+    with logged_in(JT808) as client:
+        client.send(bytes.fromhex(jt808_frame("0002", "043048325465", 1)))
+        assert client.recv() == b""
+        assert client.closed
+
+
+def test_modbus_units_are_asked_when_they_come_and_every_ten_seconds() -> None:
+    """A question is asked three times, and what came of it is published."""
+    first, asked = MODBUS.login, MODBUS.login.asked
+    with logged_in(MODBUS) as client:
+        client.advance(10)
+        play(MODBUS, client, first)
+        client.advance(10)
+        assert client.recv() == asked
+        client.advance(1)
+        assert client.recv() == asked
+        play(MODBUS, client, attrs.evolve(first, asked=b""))
+        client.advance(12)
+        assert client.recv() == asked * 3
+        ((topic, values),) = said(client)
+        assert topic == "devices/127.0.0.1/registers"
+        assert values == {"unit": 1, "first": 0, "error": "no answer within 1 s, sent 3 times"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "01030400060005da32",
+        "99",
+        "0163040006",
+        "010304000600",
+        modbus_frame("02030400060005"),
+        modbus_frame("0103020006"),
+    ],
+    ids=["bad CRC", "half a frame", "no function", "cut off", "another unit", "too few"],
+)
+def test_modbus_what_is_no_answer_is_asked_for_again(wrong: str) -> None:
+    """It costs nothing but the second until the question comes again."""
+    with connected(MODBUS) as client:
+        assert client.recv() == MODBUS.login.asked
+        client.send(bytes.fromhex(wrong))
+        assert said(client) == []
+        client.advance(1)
+        play(MODBUS, client, MODBUS.login)
+
+
+def test_modbus_what_a_unit_cannot_do_is_told() -> None:
+    """By its name where the document has one."""
+    topic = "devices/127.0.0.1/registers"
+    for frame, words in (("018302c0f1", "illegal data address"), (modbus_frame("018320"), "exception 32")):
+        with connected(MODBUS) as client:
+            assert client.recv() == MODBUS.login.asked
+            client.send(bytes.fromhex(frame))
+            assert said(client) == [(topic, {"unit": 1, "first": 0, "error": words})]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [b"", b"\xff", b"[]", b"7", b"{}", b'{"unit": 300, "register": 1, "value": 3}', b'{"unit": "1"}'],
+)
+def test_modbus_a_command_that_is_none_is_told(command: bytes) -> None:
+    """Nothing is sent, and polling goes on."""
+    with logged_in(MODBUS) as client:
+        client.deliver("devices/127.0.0.1/command", command)
+        ((topic, values),) = said(client)
+        assert topic == "devices/127.0.0.1/answer"
+        assert values["error"].startswith("a command is {")
+        client.advance(10)
+        play(MODBUS, client, MODBUS.login)
+
+
+@pytest.mark.parametrize("command", [b"PMTK101", b"$PMTK101\r\n$", b"$\xff"])
+def test_nmea_a_command_that_is_no_sentence_is_told(command: bytes) -> None:
+    """It isn't sent, or nobody answers it; the receiver stays."""
+    with logged_in(NMEA) as client:
+        client.deliver("devices/127.0.0.1/command", command)
+        client.advance(10)
+        ((_, values),) = said(client)
+        assert values["error"]
+        client.recv()
+        play(NMEA, client, NMEA.steps[0])
+
+
+@pytest.mark.parametrize("name", ["gt06", "jt808", "teltonika-udp", "nmea", "modbus"])
+def test_the_line_to_try_an_example_works(name: str) -> None:
+    """The device that it plays is answered, or understood."""
+    device = DEVICES[name]
+    docstring = docstring_of(device.path).replace("\\\n", "")
+    found = re.search(r"printf '?([^ '|]+)'? *\n? *\|", docstring)
+    assert found
+    text = found[1]
+    wire = text.replace(r"\r\n", "\r\n").encode() if text.startswith("$") else bytes.fromhex(text)
+    with connected(device) as client:
+        client.recv()
+        client.send(wire)
+        assert client.recv() or said(client)
+        assert client.app.stats["frames_bad"] == 0
+
+
+def docstring_of(path: str) -> str:
+    """Return the docstring of the example at *path*, as it stands there."""
+    return Path(path).read_text().split('"""')[1]
