@@ -298,6 +298,7 @@ CASES = [
     Case("resync gt06", Resync(GT06)),
     Case("resync markers", Resync(StartEnd(b"<#", b"#>"))),
     Case("resync lines", Resync(Line(), b"$"), anything.map(lambda frame: b"$" + frame)),
+    lossy("resync several", Resync(FirstOf(LengthPrefix(1, start=b"#"), JT808))),
     lossy("resync user's", Resync(Starting())),
     lossy("resync user's among others", Resync(FirstOf(Starting(), JT808))),
     lossy("user's generator", Counted()),

@@ -94,8 +94,7 @@ def _read(framing: Stock, reader: Reader) -> Decoding:
         elif type(found) is Wrong:
             if not found.size:
                 reader.refuse(found.reason)
-            reader.move(start + found.size)
-            raise FramingError(found.reason)
+            reader.pass_over(start + found.size, found.reason, may_hold=bool(found.excess))
 
 
 def _readable(where: str, framing: Framing) -> None:
@@ -316,9 +315,12 @@ class FirstOf(Stock):
     def first(self, data: bytes, start: int) -> Found:
         """Return the frame that begins at *start*."""
         branch = self._chosen(data, start)
-        if isinstance(branch, _Branch):
-            return branch.first(data, start)  # type: ignore[misc] # in this mode every branch has it
-        return branch
+        if not isinstance(branch, _Branch):
+            return branch
+        found = branch.first(data, start)  # type: ignore[misc] # in this mode every branch has it
+        if type(found) is Wrong and found.excess:
+            return attrs.evolve(found, excess=1)  # frames of another framing may be in it
+        return found
 
     def cut(self, data: bytes) -> Cut:
         """Return the frames in *data* and what is left behind them."""
@@ -700,10 +702,10 @@ class Resync(Stock):
                 start = self._next(data, start, found)
                 continue
             item, end = cast("tuple[bytes | Bad | None, int]", found)
+            if gap >= 0:
+                items.append(Bad(data[gap:start], reason, frame=False))
+                gap, wrong = -1, MIXED
             if item is not None:
-                if gap >= 0:
-                    items.append(Bad(data[gap:start], reason, frame=False))
-                    gap, wrong = -1, MIXED
                 items.append(item)
                 if type(item) is not bytes:
                     wrong = MIXED
@@ -746,6 +748,7 @@ class Resync(Stock):
         try:
             while True:
                 yield from self._align(reader)
+                begin = reader.place
                 if frames is None:
                     frames = _generator(self.framing, reader)
                 try:
@@ -757,7 +760,11 @@ class Resync(Stock):
                         frames = None
                 except FramingError as error:
                     frames = None
-                    yield Bad(b"", str(error))
+                    reader.go_back()
+                    if reader.place == begin:
+                        yield self._skipped(reader, str(error))
+                    else:
+                        yield Bad(b"", str(error))
         finally:
             if frames is not None:
                 frames.close()
@@ -772,9 +779,14 @@ class Resync(Stock):
             if partial(data, start, self._starts):
                 yield from reader.peek(len(data) - start + 1)
                 continue
-            end = self._next(data, start, Wrong("", 0))
-            reader.move(end)
-            yield Bad(data[start:end], self._lost(data, start), frame=False)
+            yield self._skipped(reader, self._lost(data, start))
+
+    def _skipped(self, reader: Reader, reason: str) -> Bad:
+        """Have read up to where a frame may begin."""
+        data, start = reader.window
+        end = self._next(data, start, Wrong("", 0))
+        reader.move(end)
+        return Bad(data[start:end], reason, frame=False)
 
 
 _COMBINED: Final = frozenset({FirstOf, Checked, Resync})

@@ -212,6 +212,7 @@ class _Stream(Reader):
         self._open = self._start - mark
         self._data = self._data[self._start :]
         self._size -= self._start
+        self._passed += self._start
         self._start = 0
         self._quick = 0
 
@@ -242,7 +243,7 @@ class _Stream(Reader):
         generator, self._generator = self._generator, None
         self._wanted = 1
         self._delimiter = None
-        self._refused = None
+        self._refused = self._back = None
         self._ended = False
         self._open = 0
         if generator is not None:

@@ -229,11 +229,12 @@ class StartEnd(Stock):
             return None, end  # the second marker of fill may start a frame
         behind = end + len(self.end)
         frame = self._plain(data[begin:end])
+        size = (end - begin + 1) // 2 if frame is None else len(frame)  # at least, as `_waiting` has it
+        if size > self.limit:
+            return Wrong(over(size, self.limit), behind - start, size - self.limit)
         if frame is None:
             reason = f"frame has an escape that stands for nothing: {shown(data[begin:end])}"
             return Wrong(reason, behind - start)
-        if len(frame) > self.limit:
-            return Wrong(over(len(frame), self.limit), behind - start, len(frame) - self.limit)
         return frame, behind
 
     def cut(self, data: bytes) -> Cut:

@@ -51,12 +51,14 @@ class Reader:
     """The bytes of one connection, for the `decode` of a framing; every method is for `yield from`."""
 
     __slots__ = (
+        "_back",
         "_data",
         "_delimiter",
         "_ended",
         "_limit",
         "_looks",
         "_most",
+        "_passed",
         "_quick",
         "_refused",
         "_seen",
@@ -70,6 +72,8 @@ class Reader:
         self._most = limit + HEADER
         self._data = b""
         self._start = 0
+        self._passed = 0  # bytes read before the window
+        self._back: int | None = None
         self._size = 0
         self._quick = 0  # _size, unless that would let a frame over the limit pass
         self._wanted = 1
@@ -166,9 +170,28 @@ class Reader:
             self._ended = False
         return ended
 
+    @property
+    def place(self) -> int:
+        """How many bytes of the connection were read, since there is this reader."""
+        return self._passed + self._start
+
     def move(self, place: int) -> None:
         """Have read up to *place* of the window."""
         self._start = place
+
+    def pass_over(self, place: int, reason: str, *, may_hold: bool) -> None:
+        """Have read up to *place*, and raise a `FramingError` for what is before it.
+
+        Where that *may_hold* frames, whoever looks for them may `go_back`.
+        """
+        self._back = self._start if may_hold else None
+        self._start = place
+        raise FramingError(reason)
+
+    def go_back(self) -> None:
+        """Be where `pass_over`, which has just raised, was called."""
+        if self._back is not None:
+            self._start, self._back = self._back, None
 
     def refuse(self, reason: str) -> None:
         """Raise a `FramingError` behind which nobody knows where a frame begins."""
