@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from exproto_app.recorder import Recorder
 from exproto_app.target import load
 from exproto_app.testing import TestClient
@@ -18,8 +16,8 @@ from .devices import GT06
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-WALK = re.search(r"^## A device from a hex dump\n.*?(?=^## )", README, re.DOTALL | re.MULTILINE)
-REST = README.replace(WALK[0], "") if WALK else README
+WALK = re.findall(r"^## A device from a hex dump\n.*?(?=^## )", README, re.DOTALL | re.MULTILINE)[0]
+REST = README.replace(WALK, "")
 BLOCKS = re.findall(r"```python\n(.*?)```", REST, re.DOTALL)
 
 
@@ -31,23 +29,21 @@ def test_the_hello_world_is_the_echo_example() -> None:
 
 def test_every_block_runs_on_what_stands_above_it() -> None:
     names: dict[str, object] = {"__name__": "readme"}
-    hello, protocols, framings, own_framing, codec, testing = BLOCKS
+    hello, protocols, sniffing, framings, own_framing, codec, testing = BLOCKS
     exec(compile(hello, "README.md", "exec"), names)
     exec(compile(testing, "README.md", "exec"), names)
     test = names["test_echo"]
     assert callable(test)
     test()
-    for block in (protocols, framings, own_framing, codec):
+    for block in (protocols, sniffing, framings, own_framing, codec):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
-@pytest.mark.skipif(WALK is None, reason="this README walks through no protocol")
 def test_the_walk_from_a_hex_dump_to_a_device_is_true(tmp_path: Path) -> None:
     """Its files are written and its commands run in their order; they print what it says they print."""
-    assert WALK is not None
     printed = ""
     script, test = tmp_path / "tracker.py", tmp_path / "test_tracker.py"
-    for language, text in re.findall(r"```(\w*)\n(.*?)```", WALK[0], re.DOTALL):
+    for language, text in re.findall(r"```(\w*)\n(.*?)```", WALK, re.DOTALL):
         if language == "sh":
             printed = _run(tmp_path, *shlex.split(text))
         elif not language:
