@@ -14,6 +14,7 @@ from ..drivers.gateway import Gateway, Listen, Options
 from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..drivers.gateway.users import Users
 from ..errors import SetupError
+from ..framing import Framing
 from ..hub import MemoryHub
 from ..logs import configure
 from ..metrics import Metrics
@@ -47,6 +48,9 @@ log = logging.getLogger("exproto_app")
 
 SPARE_FILES = 100
 """Open files beside those of connections: libraries, logs, what the app itself opens."""
+
+LONGEST = 72
+"""Characters of a framing in the line that tells of its listener."""
 
 
 @click.command()
@@ -210,9 +214,15 @@ def _announcement(gateway: Gateway, *, with_uvloop: bool) -> list[str]:
     lines = []
     for listen, routers, address in gateway.addresses:
         names = ",".join(router.name for router in routers)
-        framing = repr(routers[0].framing) if len(routers) == 1 else "whichever sniff= tells"
+        framing = _short(routers[0].framing) if len(routers) == 1 else "whichever sniff= tells"
         lines.append(f"{names} on {listen.scheme}://{address}  {framing}  try: {_try(listen, address)}")
     return [*lines, f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through {gateway.hub}"]
+
+
+def _short(framing: Framing) -> str:
+    """Return what tells a *framing*, of those that are made of many no more than what holds them together."""
+    text = repr(framing)
+    return text if len(text) <= LONGEST else f"{type(framing).__name__}(…)"
 
 
 def _try(listen: Listen, address: Address) -> str:
