@@ -394,6 +394,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(in_chromium: InChromium) ->
         await tab.until("document.querySelectorAll('#rows tr').length === 1")
         assert await tab.run("document.documentElement.scrollWidth") <= 360
         await tab.click("#rows tr")
+        await tab.until("document.querySelectorAll('.event').length > 0")
         await device.ask("position" * 30)
         await tab.until(f"{EVENTS}.includes('published')")
         assert await tab.run("document.documentElement.scrollWidth") <= 360
