@@ -2,15 +2,16 @@
 
 A tracker logs in with its IMEI; one that reports anything before that is closed. What it says is JSON:
 
-    devices/IMEI/position   time, lat, lon, speed, course, satellites, fix, cell
-    devices/IMEI/status     armed, ignition, charging, gps, cut, voltage, gsm
-    devices/IMEI/alarm      alarm, with all of a position and of a status
+    devices/IMEI/position   time, lat, lon, speed, course, satellites, fix; cell and ignition, if told
+    devices/IMEI/status     alarm, armed, ignition, charging, gps, cut, gsm; voltage from 0 to 6, or volts
+    devices/IMEI/alarm      what a position and a status have, or of the first cell alone
+    devices/IMEI/info       volts; imei, imsi, iccid; text; or type and content, in hex
     devices/IMEI/serial     text that came from its serial port
     devices/IMEI/message    type and content, in hex: whatever has no handler here
     devices/IMEI/answer     command, and its answer or error
 
-Times are UTC, speed is in km/h; without a fix, lat and lon are the last known. What is published to
-devices/IMEI/command, such as Relay,1#, is sent to the tracker.
+Times are UTC, null if the tracker has none; speed is in km/h; without a fix, lat and lon are the last known.
+What is published to devices/IMEI/command, such as Relay,1#, is sent to the tracker.
 
 Try it: exproto-app run examples/gt06.py, and in another terminal log in and tell a status:
 
@@ -23,6 +24,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import attrs
@@ -44,8 +46,10 @@ from exproto_app.framing import Checked, FirstOf, LengthPrefix, Resync
 SHORT = Checked(LengthPrefix(1, start=b"\x78\x78", end=b"\r\n"), CRC16_X25, start=-1)
 LONG = Checked(LengthPrefix(2, start=b"\x79\x79", end=b"\r\n"), CRC16_X25, start=-2)
 GPS = struct.Struct(">6BBIIBH")
-CELL = struct.Struct(">HBHBH")
-ALARMS = {0: "none", 1: "sos", 2: "power cut", 3: "vibration", 4: "entered fence", 5: "left fence"}
+ALARMS = dict(  # those that differ between models stay numbers
+    enumerate(("none", "sos", "power cut", "vibration", "entered fence", "left fence", "speeding"))
+) | {9: "moved", 0x0E: "low external battery", 0x13: "tampering", 0x14: "door", 0x19: "low battery"}
+STATES = {0: 0, 1: 3, 2: 2, 3: 0x19, 4: 1}  # the alarm in the flags of a status
 
 Values = dict[str, Any]
 
@@ -74,17 +78,22 @@ def login(content: bytes) -> Values:
     return {"imei": imei}
 
 
-def position(content: bytes) -> Values:
-    values = gps(content)
-    mcc, mnc, lac, high, low = CELL.unpack_from(content, GPS.size)
-    values["cell"] = {"mcc": mcc, "mnc": mnc, "lac": lac, "cid": high << 16 | low}
+def position(content: bytes, *, wide: bool = False, more: bool = False) -> Values:
+    values, rest = gps(content), content[GPS.size :]
+    if rest:
+        values["cell"], rest = cell(rest, wide=wide)
+    if rest and more:
+        values["ignition"] = rest[0] == 1
     return values
 
 
 def gps(content: bytes) -> Values:
-    year, month, day, hour, minute, second, satellites, lat, lon, speed, flags = GPS.unpack_from(content)
+    *clock, satellites, lat, lon, speed, flags = GPS.unpack_from(content)
+    year, month, day, hour, minute, second = clock
+    known = any(clock)  # zeros before the first fix
+    time = datetime(2000 + year, month, day, hour, minute, second, tzinfo=timezone.utc) if known else None
     return {
-        "time": datetime(2000 + year, month, day, hour, minute, second, tzinfo=timezone.utc).isoformat(),
+        "time": time and time.isoformat(),
         "lat": round((lat if flags & 0x0400 else -lat) / 1_800_000, 6),
         "lon": round((-lon if flags & 0x0800 else lon) / 1_800_000, 6),
         "speed": speed,
@@ -94,27 +103,68 @@ def gps(content: bytes) -> Values:
     }
 
 
+def cell(data: bytes, *, wide: bool) -> tuple[Values, bytes]:
+    """Return the cell that *data* begins with, and what is behind it; trackers of 4G have *wide* ones."""
+    layout = f">H{'H' if data[0] & 0x80 else 'B'}{'I8s' if wide else 'H3s'}"
+    mcc, mnc, lac, cid = struct.unpack_from(layout, data)
+    values = {"mcc": mcc & 0x7FFF, "mnc": mnc, "lac": lac, "cid": int.from_bytes(cid, "big")}
+    return values, data[struct.calcsize(layout) :]
+
+
 def status(content: bytes) -> Values:
     flags, voltage, gsm = content[:3]
+    return {**state(flags), "voltage": voltage, "gsm": gsm}  # 0 to 6, 0 to 4
+
+
+def heartbeat(content: bytes) -> Values:
+    flags, volts, gsm = struct.unpack_from(">BHB", content)
+    return {**state(flags), "volts": volts / 100, "gsm": gsm}
+
+
+def state(flags: int) -> Values:
+    alarm = flags >> 3 & 0x07
     return {
+        "alarm": ALARMS[STATES[alarm]] if alarm in STATES else alarm,
         "armed": bool(flags & 0x01),
         "ignition": bool(flags & 0x02),
         "charging": bool(flags & 0x04),
         "gps": bool(flags & 0x40),
         "cut": bool(flags & 0x80),
-        "voltage": voltage,  # 0 to 6
-        "gsm": gsm,  # 0 to 4
     }
 
 
-def alarm(content: bytes) -> Values:
-    # Between the position and the last five bytes stands the cell, which not all have.
-    code = content[GPS.size :][-2]
-    return {"alarm": ALARMS.get(code, code), **gps(content), **status(content[-5:])}
+def alarm(content: bytes, *, wide: bool = False) -> Values:
+    values, rest = gps(content), content[GPS.size :]
+    size = rest[0] if len(rest) > 8 else 0  # of the cell with this byte; not all have it
+    if size > 8:
+        values["cell"], _ = cell(rest[1:], wide=wide)
+    return {**values, **alarming(rest[size:] if size else rest[-5:])}
+
+
+def cell_alarm(content: bytes, *, wide: bool = False) -> Values:
+    place, rest = cell(content, wide=wide)
+    return {"cell": place, **alarming(rest)}
+
+
+def alarming(content: bytes) -> Values:
+    values, code = status(content), content[3]
+    return {**values, "alarm": ALARMS.get(code, code)} if code else values
+
+
+def info(content: bytes) -> Values:
+    kind, data = content[0], content[1:]
+    if kind == 0x00:
+        return {"volts": int.from_bytes(data, "big") / 100}
+    if kind == 0x04:
+        return {"text": text(data)}
+    if kind == 0x0A:
+        return {"imei": data[:8].hex()[1:], "imsi": data[8:16].hex()[1:], "iccid": data[16:].hex().strip("f")}
+    return {"type": f"94{kind:02x}", "content": data.hex()}
 
 
 def answer(content: bytes) -> Values:
-    return {"flag": content[1:5].hex(), "text": text(content[5 : 1 + content[0]])}
+    end = 1 + content[0] if content[0] else -2  # some don't tell how long it is
+    return {"flag": content[1:5].hex(), "text": text(content[5:end])}
 
 
 def long_answer(content: bytes) -> Values:
@@ -131,13 +181,22 @@ def text(data: bytes, encoding: str = "utf-8") -> str:
 
 READERS: dict[bytes, Callable[[bytes], Values]] = {
     b"\x01": login,
+    b"\x10": gps,
     b"\x12": position,
     b"\x13": status,
     b"\x15": answer,
     b"\x16": alarm,
+    b"\x19": cell_alarm,
     b"\x21": long_answer,
-    b"\x22": position,
+    b"\x22": partial(position, more=True),
+    b"\x23": heartbeat,
+    b"\x26": alarm,
+    b"\x27": alarm,
+    b"\x94": info,
     b"\x9b": serial,
+    b"\xa0": partial(position, wide=True, more=True),
+    b"\xa4": partial(alarm, wide=True),
+    b"\xa5": partial(cell_alarm, wide=True),
 }
 
 
@@ -173,20 +232,39 @@ async def on_login(conn: Conn, packet: Packet) -> bytes | None:
     return packet.answer
 
 
+@gt06.on_received(b"\x10")
 @gt06.on_received(b"\x12")
 @gt06.on_received(b"\x22")
+@gt06.on_received(b"\xa0")
 def on_position(conn: Conn, packet: Packet) -> None:
     publish(conn, "position", packet.values)
 
 
 @gt06.on_received(b"\x13")
+@gt06.on_received(b"\x23")
 def on_status(conn: Conn, packet: Packet) -> bytes | None:
     return packet.answer if publish(conn, "status", packet.values) else None
 
 
 @gt06.on_received(b"\x16")
+@gt06.on_received(b"\x19")
+@gt06.on_received(b"\x26")
+@gt06.on_received(b"\x27")
+@gt06.on_received(b"\xa4")
+@gt06.on_received(b"\xa5")
 def on_alarm(conn: Conn, packet: Packet) -> bytes | None:
     return packet.answer if publish(conn, "alarm", packet.values) else None
+
+
+@gt06.on_received(b"\x8a")
+def on_time(conn: Conn, packet: Packet) -> bytes:
+    year, *others = datetime.now(timezone.utc).timetuple()[:6]
+    return packet.answer[:1] + bytes([year - 2000, *others]) + packet.answer[1:]
+
+
+@gt06.on_received(b"\x94")
+def on_info(conn: Conn, packet: Packet) -> None:
+    publish(conn, "info", packet.values)
 
 
 @gt06.on_received(b"\x9b")

@@ -106,6 +106,7 @@ GT06_POSITION = {
     "fix": True,
 }
 GT06_STATUS = {
+    "alarm": "none",
     "armed": False,
     "ignition": False,
     "charging": True,
@@ -116,6 +117,127 @@ GT06_STATUS = {
 }
 GT06_CELL = {"mcc": 246, "mnc": 1, "lac": 110, "cid": 21978}
 GT06_TOPIC = "devices/123456789012345"
+
+
+def gt06_position(time: str | None, lat: float, lon: float, **fields: object) -> dict[str, object]:
+    return {**GT06_POSITION, "time": time, "lat": lat, "lon": lon, **fields}
+
+
+def gt06_cell(mcc: int, mnc: int, lac: int, cid: int) -> dict[str, int]:
+    return {"mcc": mcc, "mnc": mnc, "lac": lac, "cid": cid}
+
+
+GT06_OFF = dict.fromkeys(("armed", "ignition", "charging", "gps", "cut"), False)
+GT06_VARIANTS = (  # Published frames of other models, but for two.
+    step(
+        "787819100e010903230ec803ae32a60653cded00180000020072feb70d0a",
+        "",
+        (
+            f"{GT06_TOPIC}/position",
+            gt06_position("2014-01-09T03:35:14+00:00", -34.304377, -58.975278, satellites=8),
+        ),
+    ),
+    step(
+        "787822221106160a1016c60278019407c7783800040001940504700046fc01030100065f570d0a",
+        "",
+        (
+            f"{GT06_TOPIC}/position",
+            gt06_position(
+                "2017-06-22T10:16:22+00:00",
+                23.010642,
+                72.507196,
+                satellites=6,
+                fix=False,
+                cell=gt06_cell(404, 5, 1136, 18172),
+                ignition=True,
+            ),
+        ),
+    ),
+    step(  # Made up: no fix since it was switched on, so no time.
+        gt06_frame("12" + 18 * "00" + "00f601006e0055da0001"),
+        "",
+        (f"{GT06_TOPIC}/position", gt06_position(None, 0.0, 0.0, satellites=0, fix=False, cell=GT06_CELL)),
+    ),
+    step(
+        "78780B23C00122040001000818720D0A",
+        gt06_frame("230008"),
+        (
+            f"{GT06_TOPIC}/status",
+            {**GT06_OFF, "alarm": "none", "gps": True, "cut": True, "volts": 2.9, "gsm": 4},
+        ),
+    ),
+    step(
+        "78782727110c0b0e170f850450059107f461ae001c7e0a81360104cb8a00bef32806030c02ff000316b10d0a",
+        gt06_frame("270003"),
+        (
+            f"{GT06_TOPIC}/alarm",
+            gt06_position(
+                "2017-12-11T14:23:15+00:00",
+                40.196205,
+                -74.14239,
+                course=126,
+                cell=gt06_cell(310, 260, 52106, 48883),
+                **{**GT06_OFF, "alarm": 12, "voltage": 6, "gsm": 3},
+            ),
+        ),
+    ),
+    step(
+        "78782EA4110C0C02281BF6026C18720C38D22800149C1181CC00010000260E000000000615F8012C05041102FF001058FD0D0A",
+        gt06_frame("a40010"),
+        (
+            f"{GT06_TOPIC}/alarm",
+            gt06_position(
+                "2017-12-12T02:40:27+00:00",
+                22.576988,
+                113.916893,
+                course=156,
+                satellites=6,
+                cell=gt06_cell(460, 1, 9742, 102103041),
+                **{**GT06_OFF, "alarm": 17, "charging": True, "voltage": 5, "gsm": 4},
+            ),
+        ),
+    ),
+    step(
+        "787819a501cc0000009191000000000906170304050400010005f44d0d0a",
+        gt06_frame("a50005"),
+        (
+            f"{GT06_TOPIC}/alarm",
+            {
+                **GT06_OFF,
+                "alarm": "none",
+                "cell": gt06_cell(460, 0, 37265, 151394051),
+                "charging": True,
+                "voltage": 5,
+                "gsm": 4,
+            },
+        ),
+    ),
+    step(
+        "78781219028f0a29e10036f12003040102000875dc0d0a",
+        gt06_frame("190008"),
+        (
+            f"{GT06_TOPIC}/alarm",
+            {**GT06_OFF, "alarm": "sos", "cell": gt06_cell(655, 10, 10721, 14065), "voltage": 3, "gsm": 4},
+        ),
+    ),
+    step(  # Its external voltage, who it is, and what no document at hand explains.
+        "79790008940000ed0289d6860d0a"
+        "79790020940a035985708236675805200502187214018966051912408052452f000355560d0a"
+        "7979000794050000c9b63e0d0a",
+        "",
+        (f"{GT06_TOPIC}/info", {"volts": 2.37}),
+        (
+            f"{GT06_TOPIC}/info",
+            {"imei": "359857082366758", "imsi": "520050218721401", "iccid": "8966051912408052452"},
+        ),
+        (f"{GT06_TOPIC}/info", {"type": "9405", "content": "00"}),
+    ),
+    step(  # Made up after one that doesn't tell how long its answer is.
+        gt06_frame("1500000000004459443d5375636365737321" + 40 * "00" + "00010009"),
+        "",
+        (f"{GT06_TOPIC}/message", {"flag": "00000000", "text": "DYD=Success!"}),
+    ),
+)
 GT06 = Device(
     "gt06.py",
     "gt06",
@@ -141,23 +263,25 @@ GT06 = Device(
                     "satellites": 0,
                     "fix": False,
                     "cell": GT06_CELL,
+                    "ignition": False,
                 },
             ),
         ),
         step(  # Made up: SOS.
             gt06_frame("160f0a140e150bc505e51e780293a9e80054000900f601006e0055dac4060401020005"),
             gt06_frame("160005"),
-            (f"{GT06_TOPIC}/alarm", {"alarm": "sos", **GT06_POSITION, **GT06_STATUS}),
+            (f"{GT06_TOPIC}/alarm", {**GT06_POSITION, "cell": GT06_CELL, **GT06_STATUS, "alarm": "sos"}),
         ),
         step(
             "797900109b0344373532304136320d0a000f87f00d0a",
             "",
             (f"{GT06_TOPIC}/serial", {"text": "D7520A62"}),
         ),
-        step(  # Made up: it asks for the time, and answers what nobody has asked.
-            gt06_frame("8a0006") + gt06_frame("150600000009414100020007"),
+        *GT06_VARIANTS,
+        step(  # Made up: a type that there isn't, and an answer to what nobody has asked.
+            gt06_frame("1f0006") + gt06_frame("150600000009414100020007"),
             "",
-            (f"{GT06_TOPIC}/message", {"type": "8a", "content": ""}),
+            (f"{GT06_TOPIC}/message", {"type": "1f", "content": ""}),
             (f"{GT06_TOPIC}/message", {"flag": "00000009", "text": "AA"}),
         ),
     ),

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import ClientInfo, FramingError
-from exproto_app.framing import Decoder
+from exproto_app.checksums import CRC16_X25
+from exproto_app.framing import Checked, Decoder, LengthPrefix
 from exproto_app.models import SockType
 from exproto_app.target import load
 from exproto_app.testing import TestClient
@@ -40,6 +42,8 @@ from .devices import (
 
 Send = Callable[[TestClient, bytes], None]
 
+
+GT06_SHORT = Checked(LengthPrefix(1, start=b"\x78\x78", end=b"\r\n"), CRC16_X25, start=-1)
 
 app_of = functools.cache(load)
 
@@ -262,6 +266,32 @@ def test_gt06_answers_go_to_the_command_that_they_belong_to() -> None:
             (f"{topic}/answer", {"command": "B#", "answer": "BOK"}),
             (f"{topic}/answer", {"command": "A#", "answer": "AA"}),
         ]
+
+
+def test_gt06_a_tracker_is_told_the_time() -> None:
+    """It is that of now, in UTC; some ask before they log in."""
+    with connected(GT06) as client:
+        before = datetime.now(timezone.utc).replace(microsecond=0)
+        client.send(bytes.fromhex("7878058A000688290D0A"))  # published
+        (frame,) = Decoder(GT06_SHORT).feed(client.recv())
+        assert (frame[:1], frame[-2:], len(frame)) == (b"\x8a", b"\x00\x06", 9)
+        year, month, day, hour, minute, second = frame[1:7]
+        told = datetime(2000 + year, month, day, hour, minute, second, tzinfo=timezone.utc)
+        assert before <= told <= datetime.now(timezone.utc)
+        play(GT06, client, GT06.login)
+
+
+@pytest.mark.parametrize(
+    ("flags", "alarm"),
+    [("44", "none"), ("4c", "vibration"), ("54", "power cut"), ("5c", "low battery"), ("64", "sos")],
+)
+def test_gt06_a_status_has_an_alarm_in_its_flags(flags: str, alarm: str) -> None:
+    """So does an alarm that has no code of its own."""
+    with logged_in(GT06) as client:
+        client.send(bytes.fromhex(gt06_frame(f"13{flags}060400020001")))
+        place = "0f0a140e150bc505e51e780293a9e800540009" + "00f601006e0055da"
+        client.send(bytes.fromhex(gt06_frame(f"26{place}{flags}060400020002")))
+        assert [values["alarm"] for _, values in said(client)] == [alarm, alarm]
 
 
 def test_gt06_a_tracker_is_who_it_logged_in_as() -> None:
