@@ -1,16 +1,17 @@
 """JT/T 808 terminals, by the documents of 2013 and of 2019, over TCP.
 
-A terminal registers and is given a code, with which it then logs in; one that reports anything before that is
-closed. PHONE is the number it has in each header, without leading zeros. What it says is JSON:
+A terminal registers and is given a code, with which it then logs in: to the broker that is its password. One
+that reports anything before is closed. PHONE is the number it has in each header, without leading zeros. What
+it says is JSON:
 
     devices/PHONE/terminal   maker, model, terminal, plate: what it registered with
     devices/PHONE/position   time, lat, lon, altitude, speed, course, fix, ignition, alarm, and what it adds
-    devices/PHONE/message    id and body, in hex: whatever has no handler here
+    devices/PHONE/message    id and body, in hex: whatever has no handler here, or can't be understood
     devices/PHONE/answer     command, and its result, 0 for done, or its answer in hex, or an error
 
-Times are UTC, speed is in km/h, altitude in m, mileage in km; alarm has the document's flags, 0 for none.
-What is published to devices/PHONE/command, a message's id and body in hex such as 8105f0, is sent to the
-terminal. Long messages may come in parts.
+Times are UTC, null if the terminal has none; speed is in km/h, altitude in m, mileage in km; alarm has the
+document's flags, 0 for none. What is published to devices/PHONE/command, a message's id and body in hex such
+as 8105f0, is sent to the terminal. Long messages may come in parts.
 
 Try it: exproto-app run examples/jt808.py, and in another terminal log in:
 
@@ -23,7 +24,7 @@ import json
 import logging
 import struct
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import attrs
@@ -36,12 +37,12 @@ from exproto_app.framing import JT808, Checked, Resync
 
 FRAMING = Resync(Checked(JT808, XOR))
 LOCATION = struct.Struct(">IIIIHHH6s")
-CHINA = timezone(timedelta(hours=8))
 VERSION, PARTS, CIPHER, LENGTH = 0x4000, 0x2000, 0x1C00, 0x03FF  # in the header's properties
 MOST_PARTS = 256
+MEDIA = 0x0801
 ADDITIONS = {1: ("mileage", 10), 2: ("fuel", 10), 0x30: ("signal", 1), 0x31: ("satellites", 1)}
-# These begin with the serial of what they answer.
-ANSWERS = {0x0001, 0x0104, 0x0201, 0x0302, 0x0500, 0x0700, 0x0802, 0x0805}
+ANSWERS = {0x0001, 0x0104, 0x0201, 0x0302, 0x0500, 0x0700, 0x0802, 0x0805}  # with the serial of the question
+PLAIN_ANSWERS = {0x0107, 0x0702}  # without
 
 Values = dict[str, Any]
 log = logging.getLogger("jt808")
@@ -86,7 +87,10 @@ def parse(frame: bytes) -> Packet:
 
 def understood(packet: Packet) -> Packet:
     read = READERS.get(packet.id)
-    return attrs.evolve(packet, values=read(packet.body, bool(packet.version))) if read else packet
+    try:
+        return attrs.evolve(packet, values=read(packet.body, bool(packet.version))) if read else packet
+    except (ValueError, LookupError, struct.error):
+        return packet  # it is published as it is: without an answer it would come again for ever
 
 
 def result(body: bytes, new: bool) -> Values:
@@ -94,8 +98,10 @@ def result(body: bytes, new: bool) -> Values:
 
 
 def registration(body: bytes, new: bool) -> Values:
-    maker, model, terminal = struct.unpack_from(">4x11s30s30s" if new else ">4x5s20s7s", body)
-    plate = body[76 if new else 37 :]
+    # By the document of 2011, which some still follow, the model has 8 bytes.
+    layout = ">4x11s30s30sx" if new else ">4x5s20s7sx" if len(body) > 36 else ">4x5s8s7sx"
+    maker, model, terminal = struct.unpack_from(layout, body)
+    plate = body[struct.calcsize(layout) :]
     return {"maker": text(maker), "model": text(model), "terminal": text(terminal), "plate": text(plate)}
 
 
@@ -121,9 +127,9 @@ def positions(body: bytes, new: bool) -> Values:
 
 def location(body: bytes) -> Values:
     alarm, status, lat, lon, altitude, speed, course, clock = LOCATION.unpack_from(body)
-    time = datetime.strptime(f"{clock.hex()}+0800", "%y%m%d%H%M%S%z")
+    time = datetime.strptime(f"{clock.hex()}+0800", "%y%m%d%H%M%S%z") if any(clock) else None
     return {
-        "time": time.astimezone(timezone.utc).isoformat(),
+        "time": time and time.astimezone(timezone.utc).isoformat(),
         "lat": (-lat if status & 4 else lat) / 1_000_000,
         "lon": (-lon if status & 8 else lon) / 1_000_000,
         "altitude": altitude,
@@ -139,10 +145,13 @@ def location(body: bytes) -> Values:
 def additions(data: bytes) -> Iterator[tuple[str, float | str]]:
     """Yield what stands behind a position: numbers, lengths, values; what isn't known here in hex."""
     while data:
-        number, size = data[0], data[1]
-        name, scale = ADDITIONS.get(number, (f"{number:02x}", 0))
+        number, size = data[0], int.from_bytes(data[1:2], "big")
         value = data[2 : 2 + size]
-        yield name, int.from_bytes(value, "big") / scale if scale else value.hex()
+        if len(value) < size or len(data) < 2:
+            yield "rest", data.hex()  # of a maker that adds something else
+            return
+        name, scale = ADDITIONS.get(number, (f"{number:02x}", 0))
+        yield name, int.from_bytes(value, "big") / scale if scale and value else value.hex()
         data = data[2 + size :]
 
 
@@ -184,7 +193,7 @@ Conn = Connection[Terminal, Packet]
 
 
 def code_of(packet: Packet) -> str:
-    """Return the code that a terminal gets and logs in with; better is one of its own for each."""
+    """Return the code that a terminal is given; better is one of its own for each, which the broker knows."""
     return "authentication"
 
 
@@ -196,11 +205,8 @@ def on_registration(conn: Conn, packet: Packet) -> bytes:
 
 @jt808.on_received(0x0102)
 async def on_login(conn: Conn, packet: Packet) -> bytes:
-    if packet.values["code"] != code_of(packet):
-        conn.terminate()
-        return general(conn, packet, 1)
     try:
-        await conn.register(packet.clientid, keepalive=600)
+        await conn.register(packet.clientid, password=packet.values.get("code", ""), keepalive=600)
     except DeniedError:
         conn.terminate()
         return general(conn, packet, 1)
@@ -221,6 +227,11 @@ def on_heartbeat(conn: Conn, packet: Packet) -> bytes | None:
     return general(conn, packet) if known(conn, packet) else None
 
 
+@jt808.on_received(0x0004)
+def on_time(conn: Conn, packet: Packet) -> bytes:
+    return answer(conn, packet, b"\x80\x04", bytes.fromhex(f"{datetime.now(timezone.utc):%y%m%d%H%M%S}"))
+
+
 @jt808.on_received
 def on_message(conn: Conn, packet: Packet) -> bytes | None:
     if not known(conn, packet):
@@ -236,6 +247,8 @@ def on_whole(conn: Conn, packet: Packet) -> bytes:
         publish(conn, "position", values)
     if not packet.values:
         publish(conn, "message", {"id": f"{packet.id:04x}", "body": packet.body.hex()})
+    if packet.id == MEDIA:
+        return answer(conn, packet, b"\x88\x00", packet.body[:4])  # its number: all parts have come
     return general(conn, packet)
 
 
@@ -254,11 +267,15 @@ async def ask(conn: Conn, command: bytes) -> Values:
     serial = next(conn.state.serials).to_bytes(2, "big")
     if conn.state.login is None or not 2 <= len(command) <= 2 + LENGTH:
         raise ValueError(f"a command has an id of 2 bytes and a body of {LENGTH} at most")
+    kind = int.from_bytes(command[:2], "big") & 0x7FFF
+    plain = kind if kind in PLAIN_ANSWERS else None
     reply = await conn.request(
         frame(conn.state.login, command[:2], serial, command[2:]),
-        match=lambda packet: packet.id in ANSWERS and packet.body[:2] == serial,
+        match=lambda packet: (
+            packet.parts == 1 and (packet.body[:2] == serial if packet.id in ANSWERS else packet.id == plain)
+        ),
     )
-    return reply.values if reply.id == 0x0001 else {"answer": f"{reply.id:04x}{reply.body.hex()}"}
+    return reply.values or {"answer": f"{reply.id:04x}{reply.body.hex()}"}
 
 
 def known(conn: Conn, packet: Packet) -> bool:
@@ -285,11 +302,7 @@ def joined(terminal: Terminal, packet: Packet) -> Packet | None:
         return None
     body = b"".join(terminal.parts[number] for number in range(1, packet.parts + 1))
     terminal.parts = {}
-    whole = attrs.evolve(packet, body=body, part=1, parts=1)
-    try:
-        return understood(whole)
-    except (ValueError, LookupError, struct.error):
-        return whole  # it is published as it is
+    return understood(attrs.evolve(packet, body=body, part=1, parts=1))
 
 
 def general(conn: Conn, packet: Packet, result: int = 0) -> bytes:

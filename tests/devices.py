@@ -22,7 +22,10 @@ __all__ = [
     "EXAMPLES",
     "GT06",
     "JT808",
+    "JT808_2019",
+    "JT808_NOWHERE",
     "JT808_PHONE",
+    "JT808_WIRE",
     "MODBUS",
     "NMEA",
     "TELTONIKA",
@@ -480,6 +483,18 @@ JT808_WEST = {
     "alarm": 1,
 }
 
+JT808_NOWHERE = {
+    "time": None,
+    "lat": 0.0,
+    "lon": 0.0,
+    "altitude": 0,
+    "speed": 0.0,
+    "course": 0,
+    "fix": False,
+    "ignition": False,
+    "alarm": 0,
+}
+
 
 def jt808_steps(phone: str) -> tuple[Step, ...]:
     """Return what is made up alike for terminals of both documents."""
@@ -506,6 +521,22 @@ def jt808_steps(phone: str) -> tuple[Step, ...]:
             (f"{topic}/message", {"id": "0900", "body": "f07e7d"}),
         ),
         step(jt808_frame("0001", phone, 10, "0000810500")),
+        step(  # A position that is cut off, and one of a terminal without a clock, with additions cut off.
+            jt808_frame("0200", phone, 11, "00000000")
+            + jt808_frame("0200", phone, 12, 44 * "0" + 12 * "0" + "0100310103300131" + "7f"),
+            jt808_general(phone, 11, "0200") + jt808_general(phone, 12, "0200"),
+            (f"{topic}/message", {"id": "0200", "body": "00000000"}),
+            (
+                f"{topic}/position",
+                {**JT808_NOWHERE, "mileage": "", "satellites": 3, "signal": 49, "rest": "7f"},
+            ),
+        ),
+        step(  # A picture in parts.
+            jt808_frame("0801", phone, 13, "00000007000000", "00020001")
+            + jt808_frame("0801", phone, 14, "ffd8ffd9", "00020002"),
+            jt808_general(phone, 13, "0801") + jt808_frame("8800", phone, 0, "00000007"),
+            (f"{topic}/message", {"id": "0801", "body": "00000007000000ffd8ffd9"}),
+        ),
     )
 
 
@@ -527,7 +558,6 @@ JT808_BAD = (
         "7E02000032013511221122000700000000000C000301578CC006CA3A5C0047000000001407231720150104000000003001"
         "1631010BD07E"
     ),
-    bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, "00000000")),
     bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, JT808_BODY, "00020003")),  # part 3 of 2
     bytes.fromhex(jt808_frame("0200", JT808_PHONE, 3, JT808_BODY, "ffff0001")),
     JT808_WIRE.encode(bytes.fromhex("000200050135112211220000")),  # its length is wrong
@@ -547,7 +577,7 @@ JT808 = Device(
         ),
     ),
     jt808_steps(JT808_PHONE),
-    (jt808_command(JT808_PHONE, 7),),
+    (jt808_command(JT808_PHONE, 11),),
     JT808_BAD,
     b"junk",
     bytes.fromhex(
@@ -560,7 +590,7 @@ JT808_2019 = attrs.evolve(
     JT808,
     login=jt808_login("00000000013511221122", "0e" + b"authentication123456789012345".hex() + "00" * 20),
     steps=jt808_steps("00000000013511221122"),
-    commands=(jt808_command("00000000013511221122", 6),),
+    commands=(jt808_command("00000000013511221122", 10),),
     bad=(),
     refused=bytes.fromhex(jt808_general("00000000013511221122", 6, "0102", 1)),
 )

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ from .devices import (
     DEVICES,
     GT06,
     JT808,
+    JT808_2019,
+    JT808_NOWHERE,
     JT808_PHONE,
+    JT808_WIRE,
     MODBUS,
     NMEA,
     Device,
@@ -351,15 +354,125 @@ def test_jt808_parts_of_a_message_that_never_becomes_whole_are_forgotten(
 
 
 def test_jt808_a_wrong_code_and_another_number_end_the_connection() -> None:
-    """The first is answered by a refusal, the second by nothing."""
-    with connected(JT808) as client:
+    """The broker refuses the first, which is answered by a refusal, the second by nothing."""
+
+    def login(client: ClientInfo, password: str | None) -> bool:
+        return password == "authentication"
+
+    with connected(JT808, login=login) as client:
         client.send(bytes.fromhex(jt808_frame("0102", JT808_PHONE, 6, b"guess".hex())))
         assert client.recv() == bytes.fromhex(jt808_general(JT808_PHONE, 6, "0102", 1))
         assert client.closed
+    for device in (JT808, JT808_2019):
+        with logged_in(device, login=login) as client:
+            client.send(bytes.fromhex(jt808_frame("0002", "043048325465", 1)))
+            assert client.recv() == b""
+            assert client.closed
+
+
+@pytest.mark.parametrize(
+    ("sends", "values"),
+    [
+        (  # published, of the document of 2011
+            "7E01000021013345678906000F002C012F373031313142534A2D4D3742203030303030303001D4C1423838383838B47E",
+            {"maker": "70111", "model": "BSJ-M7B", "terminal": "0000000", "plate": "粤B88888"},
+        ),
+        (
+            "7e010000190940278494700012000000000000000000000000000000000000094027849470000a7e",
+            {"maker": "", "model": "", "terminal": "\t@'剶p", "plate": ""},
+        ),
+        (  # published, of 2013
+            (
+                "7e0100002d0141305678720024002c012f373031313142534a2d41362d42440000000000000000000000303536373837"
+                "3201d4c14238383838386d7e"
+            ),
+            {"maker": "70111", "model": "BSJ-A6-BD", "terminal": "0567872", "plate": "粤B88888"},
+        ),
+        (  # made up, of 2019
+            jt808_frame(
+                "0100",
+                "00000000013511221122",
+                1,
+                "002c012f"
+                + b"70111".hex().zfill(22)
+                + b"X1".hex().ljust(60, "0")
+                + b"T9".hex().ljust(60, "0")
+                + "01d4c14238383838382000",
+            ),
+            {"maker": "70111", "model": "X1", "terminal": "T9", "plate": "粤B88888"},
+        ),
+    ],
+)
+def test_jt808_a_registration_of_each_document_is_understood(sends: str, values: dict[str, str]) -> None:
+    """It is answered with a code, and told once the terminal has logged in."""
+    with connected(JT808) as client:
+        client.send(bytes.fromhex(sends))
+        registered = Decoder(JT808_WIRE).feed(client.recv())[0]
+        new = bool(registered[2] & 0x40)
+        phone = registered[5:15].hex() if new else registered[4:10].hex()
+        auth = ("0e" if new else "") + b"authentication".hex()
+        client.send(bytes.fromhex(jt808_frame("0102", phone, 2, auth)))
+        assert said(client) == [(f"devices/{phone.lstrip('0')}/terminal", values)]
+
+
+@pytest.mark.parametrize(
+    ("phone", "sends", "added"),
+    [
+        (
+            "013578888888",
+            (
+                "7E0200002F01357888888800B60000000000000003015972B406CBF6B80223000000011606131757130104000000000302"
+                "0000EB0700050001016708B37E"
+            ),
+            {"mileage": 0.0, "03": "0000", "eb": "00050001016708"},
+        ),
+        (
+            "094027587492",
+            (
+                "7e0200002e094027587492000a000000010000000a03083db7001329f300000014000013041216495201040000001236"
+                "0a0002341502cb0c20085c107e"
+            ),
+            {"mileage": 1.8, "36": "0002341502cb0c20085c"},
+        ),
+        (
+            "086031592715",
+            (
+                "7e02000054086031592715006e0000000000000002015a3c1a06c8733800000000000019103022183633362a4d30302c34"
+                "352c31313338363030526f79314f70656e26303030303030303030303030263132333435363738393031323334353623ff"
+                "7e"
+            ),
+            {"33": b"*M00,45,1138600Roy1Open&000000000000&1234567890123456#".hex()},
+        ),
+    ],
+)
+def test_jt808_what_a_maker_adds_is_told(phone: str, sends: str, added: dict[str, Any]) -> None:
+    """Its positions are published frames of terminals of several makers."""
+    with logged_in(attrs.evolve(JT808, login=jt808_login(phone))) as client:
+        client.send(bytes.fromhex(sends))
+        ((topic, values),) = said(client)
+        assert topic == f"devices/{phone.lstrip('0')}/position"
+        assert {name: value for name, value in values.items() if name not in JT808_NOWHERE} == added
+
+
+def test_jt808_a_terminal_is_told_the_time() -> None:
+    """It is that of now, in UTC."""
+    with logged_in(JT808_2019) as client:
+        phone = "00000000013511221122"
+        client.send(bytes.fromhex(jt808_frame("0004", phone, 7)))
+        (frame,) = Decoder(JT808_WIRE).feed(client.recv())
+        assert frame[:2] == b"\x80\x04"
+        told = datetime.strptime(f"{frame[-6:].hex()}+0000", "%y%m%d%H%M%S%z")
+        assert abs(datetime.now(timezone.utc) - told) < timedelta(minutes=5)
+
+
+def test_jt808_what_a_terminal_is_comes_without_the_serial_of_the_question() -> None:
+    """A question for that is answered all the same; a part of a long answer is not taken for it."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
     with logged_in(JT808) as client:
-        client.send(bytes.fromhex(jt808_frame("0002", "043048325465", 1)))
-        assert client.recv() == b""
-        assert client.closed
+        client.deliver(f"{topic}/command", b"8107")
+        client.send(bytes.fromhex(jt808_frame("0107", JT808_PHONE, 20, "0001", "00020001")))
+        client.send(bytes.fromhex(jt808_frame("0107", JT808_PHONE, 22, "0007")))
+        assert said(client) == [(f"{topic}/answer", {"command": "8107", "answer": "01070007"})]
 
 
 def test_modbus_units_are_asked_when_they_come_and_every_ten_seconds() -> None:
