@@ -14,9 +14,13 @@ Try it: exproto-app run examples/modbus_rtu.py, and in another terminal answer t
     printf 01030400060005da31 | xxd -r -p | nc -q1 127.0.0.1 7993 | xxd -p
 """
 
+import asyncio
 import json
 import struct
+from contextlib import suppress
 from typing import Any
+
+import attrs
 
 from exproto_app import App, Connection, Message, RequestTimeout, UnavailableError
 from exproto_app.checksums import CRC16_MODBUS
@@ -26,10 +30,12 @@ POLLED = [(1, 0, 2)]
 """What is read: a unit, its first holding register, and how many."""
 
 SECONDS = 10.0
+TIMEOUT = 1.0
 
 # --- what is on the wire: a unit, a function, its data, CRC; the function tells how long that is
 
 READ, WRITE, FAILED = 0x03, 0x06, 0x80
+LONGEST = max(2 * count for _, _, count in POLLED)  # bytes of values; what says more is noise, not waited for
 ERRORS = {
     1: "illegal function",
     2: "illegal data address",
@@ -56,12 +62,12 @@ class Answers:
             _, function, count = yield from reader.peek(3)
             if function & FAILED:
                 size = 5
-            elif function in (1, 2, 3, 4):
+            elif function in (1, 2, 3, 4) and count <= LONGEST:
                 size = 5 + count
             elif function in (5, 6, 15, 16):
                 size = 8
             else:
-                yield from reader.skip(1, f"there is no function {function}")
+                yield from reader.skip(1, f"nothing of function {function} was asked that has {count} bytes")
                 continue
             frame = yield from reader.peek(size)
             if self.encode(frame[:-2]) == frame:
@@ -72,12 +78,20 @@ class Answers:
 
 # --- what is done with it
 
+
+@attrs.define
+class Bus:
+    quiet: float = 0.0
+    """When a late answer can come no more; nothing in one tells which question it belongs to."""
+
+
 app = App()
-modbus = app.protocol("modbus", framing=Answers())
+modbus = app.protocol("modbus", framing=Answers(), state=Bus)
+Conn = Connection[Bus]
 
 
 @modbus.on_connect
-async def on_connect(conn: Connection) -> None:
+async def on_connect(conn: Conn) -> None:
     address = conn.info.peername.host
     conn.register(address)
     conn.subscribe(f"devices/{address}/command", qos=1)
@@ -85,7 +99,7 @@ async def on_connect(conn: Connection) -> None:
 
 
 @modbus.every(SECONDS)
-async def poll(conn: Connection) -> None:
+async def poll(conn: Conn) -> None:
     for unit, first, count in POLLED:
         values: Values = {"unit": unit, "first": first}
         try:
@@ -97,7 +111,7 @@ async def poll(conn: Connection) -> None:
 
 
 @modbus.on_deliver("devices/+/command")
-async def on_command(conn: Connection, message: Message) -> None:
+async def on_command(conn: Conn, message: Message) -> None:
     values: Values = {"command": message.payload.decode("utf-8", "replace")}
     try:
         command = json.loads(message.payload)
@@ -114,19 +128,37 @@ class ModbusError(Exception):
     """What a unit says that it can't do."""
 
 
-async def ask(conn: Connection, unit: int, function: int, register: int, value: int) -> bytes:
+async def ask(conn: Conn, unit: int, function: int, register: int, value: int) -> bytes:
     """Return the data that *unit* answers with, asked up to three times; one question at a time."""
     request = struct.pack(">BBHH", unit, function, register, value)
     # What was written comes back as it is, what was read with its size.
     good = request if function == WRITE else bytes([unit, function, 2 * value])
     failed = bytes([unit, function | FAILED])
-    reply = await conn.request(
-        request, match=lambda frame: frame.startswith((good, failed)), timeout=1, retries=2, key="bus"
-    )
+    clock = asyncio.get_running_loop().time
+    if clock() < conn.state.quiet:
+        with suppress(RequestTimeout):  # answers that are late go by
+            await conn.request(b"", raw=True, match=lambda _: False, timeout=conn.state.quiet - clock())
+    begin = clock()
+    try:
+        reply = await conn.request(
+            request,
+            match=lambda frame: frame.startswith((good, failed)),
+            timeout=TIMEOUT,
+            retries=2,
+            key="bus",
+        )
+    finally:
+        if clock() - begin >= TIMEOUT:
+            conn.state.quiet = clock() + TIMEOUT
     if reply.startswith(failed):
         raise ModbusError(ERRORS.get(reply[2], f"exception {reply[2]}"))
     return reply[2:]
 
 
-def publish(conn: Connection, what: str, values: Values) -> None:
+@modbus.on_received
+def on_late_answer(conn: Conn, frame: bytes) -> None:
+    pass  # or of a unit that was not asked
+
+
+def publish(conn: Conn, what: str, values: Values) -> None:
     conn.publish(f"devices/{conn.info.peername.host}/{what}", json.dumps(values).encode())

@@ -7,9 +7,11 @@ older one. What it says is JSON:
     devices/ADDRESS/sentence   sentence: whatever has no handler here
     devices/ADDRESS/answer     command, and its answer or error
 
-Times are UTC, that of GGA is without a date; speed is in km/h, altitude in m; without a fix, lat and lon mean
-nothing. What is published to devices/ADDRESS/command, such as $PMTK220,1000, is sent with its checksum; the
-next sentence of its maker's own, $P…, is the answer.
+Times are UTC, that of GGA is without a date; speed is in km/h, altitude in m. What it doesn't know is null,
+without a fix lat and lon mean nothing. A sentence needs no checksum, but one that it has must be right.
+
+What is published to devices/ADDRESS/command, such as $PMTK220,1000, is sent with its checksum; the next
+sentence of its maker's own, $P…, is the answer.
 
 Try it: exproto-app run examples/nmea.py --listen tcp://127.0.0.1:10110, and in another terminal:
 
@@ -27,9 +29,10 @@ from exproto_app import App, Connection, FramingError, Message, RequestTimeout, 
 from exproto_app.checksums import XOR
 from exproto_app.framing import Checked, Line, Resync
 
-# --- what is on the wire: $ or !, fields between commas, *, and the XOR of all between in hex
+# --- what is on the wire: $ or !, fields between commas; most add * and the XOR of all between in hex
 
-SENTENCES = Resync(Checked(Line(ending=b"\r\n"), XOR, start=1, mark=b"*", text=True), (b"$", b"!"))
+LINES = Resync(Line(ending=b"\r\n"), (b"$", b"!"))
+CHECKED = Resync(Checked(Line(ending=b"\r\n"), XOR, start=1, mark=b"*", text=True), (b"$", b"!"))
 KNOT = 1.852  # km/h
 
 Values = dict[str, Any]
@@ -46,7 +49,9 @@ class Sentence:
 
 def parse(frame: bytes) -> Sentence:
     """Return what *frame* says; what it raises has the frame dropped, logged and counted."""
-    text = frame.decode("ascii")
+    text, mark, checksum = frame.decode("ascii").partition("*")
+    if mark and int(checksum, 16) != XOR(frame[1 : len(text)]):
+        raise ValueError(f"checksum is {checksum}, it has to be {XOR(frame[1 : len(text)]):02X}")
     name, *fields = text[1:].split(",")
     kind = name if name.startswith("P") else name[2:]
     read = {"RMC": recommended, "GGA": fix}.get(kind)
@@ -56,7 +61,7 @@ def parse(frame: bytes) -> Sentence:
 def recommended(fields: list[str]) -> Values:
     clock, status, lat, north, lon, east, speed, course, date = fields[:9]
     return {
-        "time": time(f"{date} {clock}", "%d%m%y %H%M%S").isoformat(),
+        "time": time(f"{date} {clock}", "%d%m%y %H%M%S").isoformat() if date and clock else None,
         "lat": degrees(lat, north, "NS"),
         "lon": degrees(lon, east, "EW"),
         "speed": number(speed, KNOT),
@@ -68,7 +73,7 @@ def recommended(fields: list[str]) -> Values:
 def fix(fields: list[str]) -> Values:
     clock, lat, north, lon, east, quality, satellites, _, altitude = fields[:9]
     return {
-        "time": time(clock, "%H%M%S").timetz().isoformat(),
+        "time": time(clock, "%H%M%S").timetz().isoformat() if clock else None,
         "lat": degrees(lat, north, "NS"),
         "lon": degrees(lon, east, "EW"),
         "altitude": number(altitude),
@@ -103,7 +108,12 @@ def number(text: str, unit: float = 1) -> float | None:
 
 app = App()
 nmea = app.protocol(
-    "nmea", framing=SENTENCES, codec=(parse, None), key=lambda sentence: sentence.kind, sniff=(b"$", b"!")
+    "nmea",
+    framing=LINES,
+    reply_framing=CHECKED,
+    codec=(parse, None),
+    key=lambda sentence: sentence.kind,
+    sniff=(b"$", b"!"),
 )
 Conn = Connection[None, Sentence]
 
@@ -131,7 +141,9 @@ async def on_command(conn: Conn, message: Message) -> None:
     values: Values = {"command": message.payload.decode("ascii", "replace")}
     try:
         reply = await conn.request(
-            message.payload, match=lambda sentence: sentence.kind.startswith("P"), key="command"
+            message.payload.partition(b"*")[0],
+            match=lambda sentence: sentence.kind.startswith("P"),
+            key="command",
         )
         values["answer"] = reply.text
     except (RequestTimeout, UnavailableError, FramingError) as error:

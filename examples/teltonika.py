@@ -1,9 +1,10 @@
-r"""Teltonika trackers, over TCP and UDP: codec 8 and 8 extended, and commands by codec 12 over TCP.
+r"""Teltonika trackers, over TCP and UDP: codec 8, 8 extended and 16, and commands by codec 12 over TCP.
 
 A tracker logs in with its IMEI, over UDP in each datagram; over TCP one that reports before that is closed.
 It keeps its records until they are acknowledged, which they are when the broker has them. It says, in JSON:
 
     devices/IMEI/position   time, lat, lon, altitude, speed, course, satellites, fix, event, priority, io
+    devices/IMEI/text       text: what nobody has asked for, such as what came from its serial port
     devices/IMEI/answer     command, and its answer or error
 
 Times are UTC, speed is in km/h, altitude in m; without a fix, lat and lon are the last known or 0. io has
@@ -47,15 +48,17 @@ PACKETS = Checked(LengthPrefix(4, start=bytes(4), adjustment=4), CRC16_ARC, size
 TCP = FirstOf(PACKETS, (b"\x00\x0f", LengthPrefix(2)), (b"\xff", FixedSize(1)))
 UDP = LengthPrefix(2)
 GPS = struct.Struct(">QBiihHBH")
+RECORDS = {0x08: (1, 1), 0x8E: (2, 2), 0x10: (2, 1)}  # bytes of an element's number, and of a count of them
+TEXTS = {0x0C: 7, 0x0D: 11}  # where it begins: codec 13 has a time before it
 
 Values = dict[str, Any]
 
 
 @attrs.frozen
 class Packet:
-    """What a tracker says: its *imei*, its *records*, or the *text* that answers a command."""
+    """What a tracker says: its *imei*, its *records*, or a *text*, such as the answer to a command."""
 
-    kind: Literal["login", "records", "answer", "ping"]
+    kind: Literal["login", "records", "text", "ping"]
     imei: str = ""
     records: tuple[Values, ...] = ()
     text: str = ""
@@ -64,14 +67,15 @@ class Packet:
 
 def parse(frame: bytes) -> Packet:
     """Return what *frame* says; what it raises has the frame dropped, logged and counted."""
-    if frame[0] in (0x08, 0x8E):
+    if frame[0] in RECORDS:
         return Packet("records", records=records(frame))
-    if frame[0] == 0x0C:
-        end = 7 + int.from_bytes(frame[3:7], "big")
-        return Packet("answer", text=frame[7:end].decode("utf-8", "replace").strip())
+    if frame[0] in TEXTS:
+        return Packet("text", text=frame[TEXTS[frame[0]] : -1].decode("utf-8", "replace").strip("\0\r\n "))
     if frame == b"\xff":
         return Packet("ping")
-    return Packet("login", checked(frame))
+    if frame[:1].isdigit():
+        return Packet("login", checked(frame))
+    raise ValueError(f"codec {frame[0]:02x} is not known here")
 
 
 def parse_datagram(frame: bytes) -> Packet:
@@ -88,22 +92,25 @@ def checked(imei: bytes) -> str:
 
 def records(packet: bytes) -> tuple[Values, ...]:
     codec, count, data = packet[0], packet[1], BytesIO(packet[2:-1])
-    found = tuple(record(data, extended=codec == 0x8E) for _ in range(count))
-    if codec not in (0x08, 0x8E) or packet[-1] != count or data.read():
-        raise ValueError(f"this is no packet of codec 8 with {count} records")
+    if codec not in RECORDS:
+        raise ValueError(f"codec {codec:02x} is not known here")
+    found = tuple(record(data, codec) for _ in range(count))
+    if packet[-1] != count or data.read():
+        raise ValueError(f"this is no packet of {count} records")
     return found
 
 
-def record(data: BytesIO, *, extended: bool) -> Values:
+def record(data: BytesIO, codec: int) -> Values:
     milliseconds, priority, lon, lat, altitude, course, satellites, speed = GPS.unpack(data.read(GPS.size))
-    wide = 2 if extended else 1  # bytes of an element's number, and of their counts
-    event, _ = number(data, wide), number(data, wide)
+    wide, counts = RECORDS[codec]
+    event = number(data, wide)
+    exactly(data, 2 if codec == 0x10 else counts)  # why it was made, and how many elements it has
     elements: Values = {}
     for size in (1, 2, 4, 8):
-        for _ in range(number(data, wide)):
+        for _ in range(number(data, counts)):
             name, value = number(data, wide), number(data, size)
             elements[str(name)] = value
-    if extended:
+    if codec == 0x8E:
         for _ in range(number(data, 2)):
             name, size = number(data, 2), number(data, 2)
             elements[str(name)] = exactly(data, size).hex()
@@ -168,6 +175,14 @@ async def on_records(conn: Conn, packet: Packet) -> None:
         conn.send(len(packet.records).to_bytes(4, "big"), raw=True)
 
 
+@tcp.on_received("text")
+def on_text(conn: Conn, packet: Packet) -> None:
+    if conn.client is None:
+        conn.terminate()
+    else:
+        publish(conn, "text", {"text": packet.text})
+
+
 @udp.on_received
 async def on_datagram(conn: Conn, packet: Packet) -> bytes | None:
     try:
@@ -195,7 +210,7 @@ async def on_command(conn: Conn, message: Message) -> None:
     values: Values = {"command": message.payload.decode("utf-8", "replace")}
     try:
         reply = await conn.request(
-            request, match=lambda packet: packet.kind == "answer", timeout=30, key="command"
+            request, match=lambda packet: packet.kind == "text", timeout=30, key="command"
         )
         values["answer"] = reply.text
     except (RequestTimeout, UnavailableError, FramingError) as error:

@@ -27,6 +27,7 @@ __all__ = [
     "JT808_PHONE",
     "JT808_WIRE",
     "MODBUS",
+    "MODBUS_ASKS",
     "NMEA",
     "TELTONIKA",
     "Device",
@@ -76,6 +77,8 @@ class Device:
     udp: bool = False
     anonymous: bool = False
     """Whether the protocol has no login; then there may still be a first exchange."""
+    header: int = 0
+    """How many bytes of a frame tell what it is and who sends it."""
     plain: Callable[[bytes], bytes] = bytes
     """Takes out of answers what may differ: numbers that the server counts up."""
 
@@ -303,6 +306,7 @@ GT06 = Device(
         bytes.fromhex(gt06_frame("120f0d140e150bc505e51e780293a9e800540000f601006e0055da0003")),  # month 13
     ),
     b"\x00\x78junk\r\n",
+    header=1,
 )
 # --- Teltonika
 
@@ -319,6 +323,14 @@ def teltonika_position(time: str, io: dict[str, int | str], **fields: object) ->
 
 
 TELTONIKA_TOPIC = "devices/356307042441013"
+TELTONIKA_PLACE: dict[str, object] = {
+    "lat": 55.365185,
+    "lon": 10.2598799,
+    "course": 46,
+    "fix": True,
+    "event": 385,
+    "priority": 0,
+}
 TELTONIKA = Device(
     "teltonika.py",
     "teltonika",
@@ -383,6 +395,54 @@ TELTONIKA = Device(
                 ),
             ),
         ),
+        step(  # Codec 16, of the maker's document.
+            "000000000000005F10020000016BDBC7833000000000000000000000000000000000000B05040200010000030002000B0027"
+            "0042563A00000000016BDBC7871800000000000000000000000000000000000B05040200010000030002000B00260042563A"
+            "00000200005FB3",
+            "00000002",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-07-10T12:06:54+00:00", {"1": 0, "3": 0, "11": 39, "66": 22074}, event=11, priority=0
+                ),
+            ),
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2019-07-10T12:06:55+00:00", {"1": 0, "3": 0, "11": 38, "66": 22074}, event=11, priority=0
+                ),
+            ),
+        ),
+        step(  # Published: elements of 23 bytes, and what comes from a serial port; and made up, by codec 13.
+            "00000000000000858e0200000174431aadc100061d888f21000e8a0032002e0c000001810001000000000000000000010181"
+            "001711210102030405060708090a0b0c0d0e0f10020b010ad000000174431a389100061d888f21000e8a0033002e0d000001"
+            "810001000000000000000000010181001711210102030405060708090a0b0c0d0e0f10020b010ad2020000492b"
+            "000000000000004f0c01060000004755555555777730362e343b30342e323b30302e303b30302e303b30302e303b30302e303b"
+            "30302e303b30302e303b30312e333b30302e303b31302e373b30302e303b5353530d0a010000e371"
+            + teltonika_packet("0d01060000000956e924225461673a3701"),
+            "00000002",
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2020-08-31T06:00:56.001000+00:00",
+                    {"385": "11210102030405060708090a0b0c0d0e0f10020b010ad0"},
+                    **{**TELTONIKA_PLACE, "altitude": 50, "satellites": 12},
+                ),
+            ),
+            (
+                f"{TELTONIKA_TOPIC}/position",
+                teltonika_position(
+                    "2020-08-31T06:00:26.001000+00:00",
+                    {"385": "11210102030405060708090a0b0c0d0e0f10020b010ad2"},
+                    **{**TELTONIKA_PLACE, "altitude": 51, "satellites": 13},
+                ),
+            ),
+            (
+                f"{TELTONIKA_TOPIC}/text",
+                {"text": "UUUUww06.4;04.2;00.0;00.0;00.0;00.0;00.0;00.0;01.3;00.0;10.7;00.0;SSS"},
+            ),
+            (f"{TELTONIKA_TOPIC}/text", {"text": "Tag:7"}),
+        ),
     ),
     (
         step(  # The answer is made up.
@@ -421,6 +481,7 @@ TELTONIKA_UDP = Device(
     (),
     (bytes.fromhex("0018CAFE0105000F333532303933303836343033363535080001"),),
     udp=True,
+    header=21,
     anonymous=True,
 )
 
@@ -584,6 +645,7 @@ JT808 = Device(
         jt808_frame("8100", JT808_PHONE, 0, "000500" + b"authentication".hex())
         + jt808_general(JT808_PHONE, 6, "0102", 1)
     ),
+    header=12,
     plain=without_serials,
 )
 JT808_2019 = attrs.evolve(
@@ -592,6 +654,7 @@ JT808_2019 = attrs.evolve(
     steps=jt808_steps("00000000013511221122"),
     commands=(jt808_command("00000000013511221122", 10),),
     bad=(),
+    header=17,
     refused=bytes.fromhex(jt808_general("00000000013511221122", 6, "0102", 1)),
 )
 JT808_HEARTBEAT = attrs.evolve(
@@ -626,7 +689,15 @@ def nmea_line(text: str) -> str:
 
 
 NMEA_TOPIC = "devices/127.0.0.1"
-NMEA_TIME = "1994-03-23T12:35:19+00:00"
+NMEA_FIX = {
+    "time": "1994-03-23T12:35:19+00:00",
+    "lat": 48.1173,
+    "lon": 11.516667,
+    "speed": 41.4848,
+    "course": 84.4,
+    "fix": True,
+}
+NMEA_NOTHING = {"time": None, "lat": None, "lon": None, "fix": False}
 NMEA = Device(
     "nmea.py",
     "nmea",
@@ -650,19 +721,7 @@ NMEA = Device(
         ),
         Step(
             b"$GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W*6A\r\n",
-            published=(
-                (
-                    f"{NMEA_TOPIC}/position",
-                    {
-                        "time": NMEA_TIME,
-                        "lat": 48.1173,
-                        "lon": 11.516667,
-                        "speed": 41.4848,
-                        "course": 84.4,
-                        "fix": True,
-                    },
-                ),
-            ),
+            published=((f"{NMEA_TOPIC}/position", NMEA_FIX),),
         ),
         Step(
             b"$GPRMC,192350.000,V,0000.0000,N,00000.0000,E,,,110318,,*12\r\n",
@@ -708,6 +767,26 @@ NMEA = Device(
                     "satellites": 0,
                     "fix": False,
                 },
+            ),
+        ),
+        Step(  # Published: a receiver that has just been switched on knows no time either.
+            b"$GNRMC,,V,,,,,,,,,,N*4D\r\n$GNGGA,,,,,,0,00,99.99,,,,,,*56\n",
+            published=(
+                (f"{NMEA_TOPIC}/position", {**NMEA_NOTHING, "speed": None, "course": None}),
+                (f"{NMEA_TOPIC}/position", {**NMEA_NOTHING, "altitude": None, "satellites": 0}),
+            ),
+        ),
+        Step(  # Made up: without a checksum, and with one in small letters, behind a block of tags.
+            b"$GLGLL,4807.038,N,01131.000,E\n"
+            b"$GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W*6a\r\n"
+            b"\\s:r003669945,c:1241544035*4A\\!AIVDM,1,1,,B,15N4cJ`005Jrek0H@9n`DW5608EP,0*13\r\n",
+            published=(
+                (f"{NMEA_TOPIC}/sentence", {"sentence": "$GLGLL,4807.038,N,01131.000,E"}),
+                (f"{NMEA_TOPIC}/position", NMEA_FIX),
+                (
+                    f"{NMEA_TOPIC}/sentence",
+                    {"sentence": "!AIVDM,1,1,,B,15N4cJ`005Jrek0H@9n`DW5608EP,0"},
+                ),
             ),
         ),
         step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -33,6 +34,7 @@ from .devices import (
     JT808_PHONE,
     JT808_WIRE,
     MODBUS,
+    MODBUS_ASKS,
     NMEA,
     Device,
     Step,
@@ -218,6 +220,29 @@ def test_damage_and_nonsense_raise_nothing(device: Device, data: st.DataObject) 
                 client.send(piece)
 
 
+@speaking
+@given(data=st.data())
+def test_a_frame_with_damaged_content_costs_itself_at_most(device: Device, data: st.DataObject) -> None:
+    """Its checksum is right, as from a device with a fault of its own, which stays; the next is good."""
+    frames = st.sampled_from(contents(attrs.evolve(device, login=Step(b""), commands=())))
+    places = st.lists(st.tuples(st.integers(0, 1_000), st.integers(1, 255)), max_size=4)
+
+    def forged(frame: bytes, changes: list[tuple[int, int]], size: int) -> bytes:
+        body = frame[device.header :][:size]
+        for place, value in changes:
+            body = damage(body, place, value)
+        return wire_of(device, frame[: device.header] + body)
+
+    wire = st.builds(forged, frames, places, st.integers(0, 200))
+    with logged_in(device) as client:
+        for piece in data.draw(st.lists(wire, max_size=10)):
+            client.send(piece)
+            assert not client.closed
+        client.recv()
+        client.published.clear()
+        play(device, client, device.steps[0])
+
+
 def damage(data: bytes, place: int, value: int) -> bytes:
     """Change one byte of *data*."""
     place %= max(len(data), 1)
@@ -353,21 +378,16 @@ def test_jt808_parts_of_a_message_that_never_becomes_whole_are_forgotten(
         assert not client.closed
 
 
-def test_jt808_a_wrong_code_and_another_number_end_the_connection() -> None:
-    """The broker refuses the first, which is answered by a refusal, the second by nothing."""
-
-    def login(client: ClientInfo, password: str | None) -> bool:
-        return password == "authentication"
-
-    with connected(JT808, login=login) as client:
-        client.send(bytes.fromhex(jt808_frame("0102", JT808_PHONE, 6, b"guess".hex())))
-        assert client.recv() == bytes.fromhex(jt808_general(JT808_PHONE, 6, "0102", 1))
+def test_jt808_a_terminal_may_bring_a_code_of_another_platform() -> None:
+    """It is let in, and closed when it comes with another number."""
+    with connected(JT808) as client:
+        client.send(
+            bytes.fromhex("7E010200100940278494700084323031313131303831313333323139369F7E")
+        )  # published
+        assert client.recv() == bytes.fromhex(jt808_general("094027849470", 0x84, "0102"))
+        client.send(bytes.fromhex(jt808_frame("0002", "043048325465", 1)))
+        assert client.recv() == b""
         assert client.closed
-    for device in (JT808, JT808_2019):
-        with logged_in(device, login=login) as client:
-            client.send(bytes.fromhex(jt808_frame("0002", "043048325465", 1)))
-            assert client.recv() == b""
-            assert client.closed
 
 
 @pytest.mark.parametrize(
@@ -515,6 +535,38 @@ def test_modbus_what_is_no_answer_is_asked_for_again(wrong: str) -> None:
         play(MODBUS, client, MODBUS.login)
 
 
+def test_modbus_a_late_answer_is_not_taken_for_that_to_the_next_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a second without an answer the next question waits for another: whatever comes then is late."""
+    app = app_of(MODBUS.path)
+    example = sys.modules[next(iter(app.protocols["modbus"].routes.ticks))[1].function.__module__]
+    monkeypatch.setattr(example, "POLLED", [(1, 0, 2), (1, 100, 2)])
+    with connected(MODBUS) as client:
+        assert client.recv() == MODBUS.login.asked
+        client.advance(1)
+        assert client.recv() == MODBUS.login.asked
+        client.send(MODBUS.login.sends)
+        client.send(MODBUS.login.sends)  # to the second asking
+        assert client.recv() == b""
+        client.advance(1)
+        assert client.recv() == bytes.fromhex(modbus_frame("010300640002"))
+        client.send(bytes.fromhex(modbus_frame("01030400010002")))
+        assert [(values["first"], values["values"]) for _, values in said(client)] == [
+            (0, [6, 5]),
+            (100, [1, 2]),
+        ]
+
+
+@pytest.mark.parametrize("noise", ["00", "03ff", "0103", "0103ff", MODBUS_ASKS], ids=str)
+def test_modbus_noise_before_an_answer_holds_nothing_up(noise: str) -> None:
+    """So does an echo of the question, as from a line of two wires."""
+    with connected(MODBUS) as client:
+        assert client.recv() == MODBUS.login.asked
+        client.send(bytes.fromhex(noise) + MODBUS.login.sends)
+        check(MODBUS, client, attrs.evolve(MODBUS.login, asked=b""))
+
+
 def test_modbus_what_a_unit_cannot_do_is_told() -> None:
     """By its name where the document has one."""
     topic = "devices/127.0.0.1/registers"
@@ -538,6 +590,13 @@ def test_modbus_a_command_that_is_none_is_told(command: bytes) -> None:
         assert values["error"].startswith("a command is {")
         client.advance(10)
         play(MODBUS, client, MODBUS.login)
+
+
+def test_nmea_a_command_may_have_its_checksum() -> None:
+    """It is sent with one."""
+    with logged_in(NMEA) as client:
+        client.deliver("devices/127.0.0.1/command", b"$PMTK220,1000*1F")
+        assert client.recv() == b"$PMTK220,1000*1F\r\n"
 
 
 @pytest.mark.parametrize("command", [b"PMTK101", b"$PMTK101\r\n$", b"$\xff"])
