@@ -56,19 +56,19 @@ Values = dict[str, Any]
 
 @attrs.frozen
 class Packet:
-    """What a tracker says, and the *answer* to it, where it waits for one."""
+    """What a tracker says, by *kind*, and the *answer* to it, where it waits for one."""
 
+    kind: str
     values: Values
     answer: bytes
 
 
 def parse(frame: bytes) -> Packet:
     """Return what *frame* says; what it raises has the frame dropped, logged and counted."""
-    kind = frame[:1]
     content = frame[1:-2]
-    read = READERS.get(kind)
-    values = read(content) if read else {"type": kind.hex(), "content": content.hex()}
-    return Packet(values, kind + frame[-2:])
+    kind, read = READERS.get(frame[0], ("message", None))
+    values = read(content) if read else {"type": frame[:1].hex(), "content": content.hex()}
+    return Packet(kind, values, frame[:1] + frame[-2:])
 
 
 def login(content: bytes) -> Values:
@@ -138,7 +138,7 @@ def alarm(content: bytes, *, wide: bool = False) -> Values:
     size = rest[0] if len(rest) > 8 else 0  # of the cell with this byte; not all have it
     if size > 8:
         values["cell"], _ = cell(rest[1:], wide=wide)
-    return {**values, **alarming(rest[size:] if size else rest[-5:])}
+    return {**values, **alarming(rest[size:] if size > 8 else rest[-5:])}
 
 
 def cell_alarm(content: bytes, *, wide: bool = False) -> Values:
@@ -179,24 +179,25 @@ def text(data: bytes, encoding: str = "utf-8") -> str:
     return data.decode(encoding, "replace").strip("\0\r\n ")
 
 
-READERS: dict[bytes, Callable[[bytes], Values]] = {
-    b"\x01": login,
-    b"\x10": gps,
-    b"\x12": position,
-    b"\x13": status,
-    b"\x15": answer,
-    b"\x16": alarm,
-    b"\x19": cell_alarm,
-    b"\x21": long_answer,
-    b"\x22": partial(position, more=True),
-    b"\x23": heartbeat,
-    b"\x26": alarm,
-    b"\x27": alarm,
-    b"\x94": info,
-    b"\x9b": serial,
-    b"\xa0": partial(position, wide=True, more=True),
-    b"\xa4": partial(alarm, wide=True),
-    b"\xa5": partial(cell_alarm, wide=True),
+READERS: dict[int, tuple[str, Callable[[bytes], Values] | None]] = {
+    0x01: ("login", login),
+    0x10: ("position", gps),
+    0x12: ("position", position),
+    0x13: ("status", status),
+    0x15: ("message", answer),
+    0x16: ("alarm", alarm),
+    0x19: ("alarm", cell_alarm),
+    0x21: ("message", long_answer),
+    0x22: ("position", partial(position, more=True)),
+    0x23: ("status", heartbeat),
+    0x26: ("alarm", alarm),
+    0x27: ("alarm", alarm),
+    0x8A: ("time", None),
+    0x94: ("info", info),
+    0x9B: ("serial", serial),
+    0xA0: ("position", partial(position, wide=True, more=True)),
+    0xA4: ("alarm", partial(alarm, wide=True)),
+    0xA5: ("alarm", partial(cell_alarm, wide=True)),
 }
 
 
@@ -214,13 +215,14 @@ gt06 = app.protocol(
     framing=Resync(FirstOf(SHORT, LONG)),
     reply_framing=SHORT,
     codec=(parse, None),
+    key=lambda packet: packet.kind,
     state=Tracker,
     sniff=(b"\x78\x78", b"\x79\x79"),
 )
 Conn = Connection[Tracker, Packet]
 
 
-@gt06.on_received(b"\x01")
+@gt06.on_received("login")
 async def on_login(conn: Conn, packet: Packet) -> bytes | None:
     imei = packet.values["imei"]
     try:
@@ -232,49 +234,21 @@ async def on_login(conn: Conn, packet: Packet) -> bytes | None:
     return packet.answer
 
 
-@gt06.on_received(b"\x10")
-@gt06.on_received(b"\x12")
-@gt06.on_received(b"\x22")
-@gt06.on_received(b"\xa0")
-def on_position(conn: Conn, packet: Packet) -> None:
-    publish(conn, "position", packet.values)
-
-
-@gt06.on_received(b"\x13")
-@gt06.on_received(b"\x23")
-def on_status(conn: Conn, packet: Packet) -> bytes | None:
-    return packet.answer if publish(conn, "status", packet.values) else None
-
-
-@gt06.on_received(b"\x16")
-@gt06.on_received(b"\x19")
-@gt06.on_received(b"\x26")
-@gt06.on_received(b"\x27")
-@gt06.on_received(b"\xa4")
-@gt06.on_received(b"\xa5")
-def on_alarm(conn: Conn, packet: Packet) -> bytes | None:
-    return packet.answer if publish(conn, "alarm", packet.values) else None
-
-
-@gt06.on_received(b"\x8a")
+@gt06.on_received("time")
 def on_time(conn: Conn, packet: Packet) -> bytes:
     year, *others = datetime.now(timezone.utc).timetuple()[:6]
     return packet.answer[:1] + bytes([year - 2000, *others]) + packet.answer[1:]
 
 
-@gt06.on_received(b"\x94")
-def on_info(conn: Conn, packet: Packet) -> None:
-    publish(conn, "info", packet.values)
-
-
-@gt06.on_received(b"\x9b")
-def on_serial(conn: Conn, packet: Packet) -> None:
-    publish(conn, "serial", packet.values)
+@gt06.on_received("status")
+@gt06.on_received("alarm")
+def on_report(conn: Conn, packet: Packet) -> bytes | None:
+    return packet.answer if publish(conn, packet.kind, packet.values) else None
 
 
 @gt06.on_received
-def on_message(conn: Conn, packet: Packet) -> None:
-    publish(conn, "message", packet.values)  # also an answer that comes too late
+def on_rest(conn: Conn, packet: Packet) -> None:
+    publish(conn, packet.kind, packet.values)  # also an answer that comes too late
 
 
 @gt06.on_deliver("devices/+/command")

@@ -110,7 +110,7 @@ async def serve(kind: str) -> None:
     app = load_app(GT06.path)
     if kind == "by_hand":
         # What a content means is the same in both: only what is around it is compared.
-        Gt06ByHand.example = sys.modules[app.protocols["gt06"].routes.keyed[b"\x12"].function.__module__]
+        Gt06ByHand.example = sys.modules[app.protocols["gt06"].routes.keyed["login"].function.__module__]
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Gt06ByHand, "127.0.0.1", 0, backlog=BACKLOG)
         print(server.sockets[0].getsockname()[1], flush=True)
