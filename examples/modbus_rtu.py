@@ -135,9 +135,9 @@ async def ask(conn: Conn, unit: int, function: int, register: int, value: int) -
     good = request if function == WRITE else bytes([unit, function, 2 * value])
     failed = bytes([unit, function | FAILED])
     clock = asyncio.get_running_loop().time
-    if clock() < conn.state.quiet:
+    if (left := conn.state.quiet - clock()) > 0:
         with suppress(RequestTimeout):  # answers that are late go by
-            await conn.request(b"", raw=True, match=lambda _: False, timeout=conn.state.quiet - clock())
+            await conn.request(b"", raw=True, match=lambda _: False, timeout=left)
     begin = clock()
     try:
         reply = await conn.request(
