@@ -28,6 +28,7 @@ COMMANDS: Final = {
 
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What an output that takes nothing more fails with."""
 
 
 class Commands(click.Group):
@@ -43,7 +44,9 @@ class Commands(click.Group):
                 raise
             words = (error.strerror or str(error)).lower()
             click.echo(f"exproto-app: the output can't be written: {words}", err=True)
-            os._exit(1)  # the interpreter would try to write the rest, and tell of that
+            # Else the interpreter would try to write the rest, and tell of that.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(COMMANDS)
