@@ -238,16 +238,26 @@ def test_wrong_usage_of_run(arguments: tuple[object, ...], words: str) -> None:
     assert "Traceback" not in err
 
 
-def test_a_missing_extra() -> None:
-    hide = "import sys; sys.modules['uvloop'] = None; from exproto_app.cli import main; main()"
+@pytest.mark.parametrize(
+    ("module", "extra", "options"),
+    [
+        ("uvloop", "uvloop", ("--loop", "uvloop")),
+        ("mqtt5", "mqtt", ("--mqtt", "mqtt://127.0.0.1:1")),
+        ("prometheus_client", "metrics", ("--metrics", "127.0.0.1:0")),
+    ],
+)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="one of them needs Python 3.11 itself")
+def test_a_missing_extra(module: str, extra: str, options: tuple[str, ...]) -> None:
+    hide = f"import sys; sys.modules[{module!r}] = None; from exproto_app.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", hide, "run", str(ECHO), "--loop", "uvloop"],
+        [sys.executable, "-c", hide, "run", str(ECHO), *options],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "pip install 'exproto-app[uvloop]'" in done.stderr
+    assert f"pip install 'exproto-app[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_routes() -> None:

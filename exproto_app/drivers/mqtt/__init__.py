@@ -13,7 +13,7 @@ acknowledgement was lost with the broker's session is sent again, QoS 2 too: at 
 the broker ends the connection for is found out (one at a time) and given up with `DeniedError`.
 """
 
-from ...errors import SetupError
+from ...errors import ExprotoError
 
 try:
     import mqtt5  # noqa: F401 - whether it is there
@@ -21,8 +21,8 @@ except ImportError:
     import sys
 
     if sys.version_info < (3, 11):
-        raise SetupError("an MQTT broker as the hub needs Python 3.11 or newer") from None
-    raise SetupError("an MQTT broker as the hub needs: pip install 'exproto-app[mqtt]'") from None
+        raise ExprotoError("an MQTT broker as the hub needs Python 3.11 or newer") from None
+    raise ExprotoError("an MQTT broker as the hub needs: pip install 'exproto-app[mqtt]'") from None
 
 from .uplink import MqttHub, Options, WhenFull
 from .url import Url
