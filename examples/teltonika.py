@@ -15,7 +15,7 @@ Try it: exproto-app run examples/teltonika.py --listen teltonika=tcp://127.0.0.1
     --listen teltonika-udp=udp://127.0.0.1:7001, and in another terminal have a record acknowledged:
 
     printf 003dcafe0105000f33353230393330383634303336353508010000016b4f815b3001000000000000\
-0000000000000000000103021503010101425dbc000001 | xxd -r -p | nc -u -q1 127.0.0.1 7001 | xxd -p
+0000000000000000000103021503010101425dbc000001 | xxd -r -p | nc -u -w1 127.0.0.1 7001 | xxd -p
 """
 
 import json

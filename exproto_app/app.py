@@ -253,27 +253,31 @@ class App(Router[S, M]):
             if self._host is not None:
                 self._host.unwatch(watcher)
 
-    def find_protocol(self, name: str | None) -> Router[Any, Any]:
-        """Return the router named *name*, or the only one where it is None. Raises `SetupError`."""
+    def find_protocol(self, name: str | None, *, how: str = "") -> Router[Any, Any]:
+        """Return the router named *name*, or the only one where it is None.
+
+        Raises `SetupError`; *how* ends its text where a name is needed.
+        """
         protocols = self.protocols
         if not protocols:
             raise SetupError(f"{self!r} has no handlers; register one, such as @app.on_received")
         names = ", ".join(protocols)
         if name is None:
             if len(protocols) > 1:
-                raise SetupError(f"the app serves several protocols ({names}); name the one that is meant")
+                words = f"the app serves several protocols ({names}); name the one that is meant"
+                raise SetupError(words + how)
             return next(iter(protocols.values()))
         if name not in protocols:
             raise SetupError(f"the app serves no protocol {name!r}; it serves {names}")
         return protocols[name]
 
-    def find_protocols(self, names: str | None) -> tuple[Router[Any, Any], ...]:
+    def find_protocols(self, names: str | None, *, how: str = "") -> tuple[Router[Any, Any], ...]:
         """Return the routers that share a listener, as *names* has them: `gt06,jt808`.
 
         One name, or None, is as for `find_protocol`. Raises `SetupError` for names that can't be told apart.
         """
         if names is None or "," not in names:
-            return (self.find_protocol(names),)
+            return (self.find_protocol(names, how=how),)
         routers = tuple(self.find_protocol(name.strip()) for name in names.split(","))
         if len(set(routers)) < len(routers):
             raise SetupError(f"{names!r} has a protocol twice; name each once")

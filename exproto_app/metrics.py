@@ -1,6 +1,7 @@
 """Metrics for Prometheus, and whether the process is alive and ready, at an address of their own.
 
-`/metrics` gives what `app.stats` counts, each as `exproto_NAME_total`; beside it what is open and waiting, by
+`/metrics` gives what `app.stats` counts, each as `exproto_NAME_total`, with its unit last (`bytes_sent` is
+`exproto_sent_bytes_total`); beside it what is open and waiting, by
 protocol, how long handlers took, and whatever the app itself registers with `prometheus_client`. `/healthz`
 answers 200 while the event loop answers, `/readyz` while the listeners are open and the broker, where there
 is one, is reachable; else 503 and why. The server runs in threads of its own, so that it can tell of a loop

@@ -91,7 +91,7 @@ def _short(function: Callable[..., Any], where: str, names: tuple[str, ...]) -> 
     if needed == len(names) + 1:
         return None
     name = getattr(function, "__qualname__", repr(function))
-    takes = f"{needed} arguments" if needed > len(names) else f"at most {most} arguments"
+    takes = f"{needed} arguments" if needed > len(names) else f"at most {most:g} arguments"
     raise SetupError(f"{name} takes {takes}, but {where} calls it with ({', '.join(names)})")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -31,9 +32,8 @@ def split(target: str) -> tuple[str, str]:
 def absolute(target: str) -> tuple[str, Path]:
     """Return *target* so that it is found from anywhere, and the folder to be found by imports."""
     where, name = split(target)
-    path = Path(where)
-    if path.is_file():
-        path = path.resolve()
+    if os.path.isfile(where):  # noqa: PTH113 - Path raises for a name that is too long
+        path = Path(where).resolve()
         return (str(path) if name == "app" else f"{path}:{name}"), path.parent
     return target, Path.cwd()
 
@@ -44,7 +44,13 @@ def load(target: str) -> App[Any]:
     Raises `SetupError` for what isn't there, and `ImportFailed` for what the file itself raises.
     """
     where, name = split(target)
-    module = _import_file(Path(where)) if _is_file(where) else _import_module(where)
+    if not where:
+        raise SetupError("TARGET names no file; give the path of the script that has the app")
+    try:
+        module = _import_file(Path(where)) if _is_file(where) else _import_module(where)
+    except SystemExit as error:
+        remedy = 'put what isn\'t the app under: if __name__ == "__main__"'
+        raise SetupError(f"{where}: its import ends the program ({error.code}); {remedy}") from None
     found = getattr(module, name, None)
     if isinstance(found, App):
         return found
@@ -59,11 +65,11 @@ def load(target: str) -> App[Any]:
 
 
 def _is_file(where: str) -> bool:
-    return where.endswith(".py") or "/" in where or "\\" in where or Path(where).is_file()
+    return where.endswith(".py") or "/" in where or "\\" in where or os.path.isfile(where)  # noqa: PTH113 - as above
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - as above
         raise SetupError(f"there is no file {path}; give the path of the script that has the app")
     path = path.resolve()
     folder = str(path.parent)
@@ -101,6 +107,8 @@ def _import_module(name: str) -> ModuleType:
 
 def _failed(where: str, error: Exception) -> ExprotoError:
     """Return the error that tells about *error* in the user's words: their lines, and none of ours."""
+    if isinstance(error, OSError) and error.filename == where:
+        return SetupError(f"{where} can't be read: {(error.strerror or str(error)).lower()}")
     frames = traceback.extract_tb(error.__traceback__)
     own = str(Path(__file__).parent)
     theirs = [

@@ -165,6 +165,10 @@ helper()
         (None, ("routes", "missing.py"), "there is no file missing.py"),
         (None, ("routes", "missing"), "there is no module 'missing'"),
         ("from exproto_app import App\nother = App()", ("routes", "t.py"), "did you mean t.py:other?"),
+        (None, ("routes", ""), "TARGET names no file"),
+        (None, ("routes", ":app"), "TARGET names no file"),
+        (None, ("routes", f"{'a' * 300}.py"), "there is no file"),
+        ("import sys; sys.exit()", ("run", "t.py"), "t.py: its import ends the program (None)"),
         ("x = 1", ("run", "t.py"), "it needs a line such as: app = App()"),
         ("app = 3", ("run", "t.py"), "'app' in t.py is int, not an App"),
         ("from exproto_app import App\napp = App()", ("run", "t.py"), "has no handlers; register one"),
@@ -173,6 +177,11 @@ helper()
             "from exproto_app import App\napp = App()\napp.on_connect(3)",
             ("run", "t.py"),
             "t.py:3: on_connect takes a function, not 3",
+        ),
+        (
+            "from exproto_app import App\napp = App()\n@app.on_received\ndef f(): pass",
+            ("run", "t.py"),
+            "f takes at most 0 arguments",
         ),
     ],
 )
@@ -198,12 +207,15 @@ def test_an_exception_in_the_users_file_is_shown_as_its_own(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((FLEET,), "the app serves several protocols (tracker, meter); name the one that is meant"),
+        ((FLEET,), "several protocols (tracker, meter); name the one that is meant: --listen NAME=tcp://"),
         ((ECHO, "--listen", "nope=tcp://:0"), "serves no protocol 'nope'; it serves default"),
         ((FLEET, "--listen", "tracker,tracker=tcp://:0"), "'tracker,tracker' has a protocol twice"),
         ((FLEET, "--listen", "meter,nope=tcp://:0"), "serves no protocol 'nope'; it serves tracker, meter"),
         ((TWO, "--listen", "a,b=tcp://:0"), "nothing tells 'a' and 'b' apart; give one a sniff="),
         ((FLEET, "--sniff-bytes", "0"), "limit sniff_bytes is 0"),
+        ((ECHO, "--listen", "tcp://[::1:1"), "listener 'tcp://[::1:1' is no URL"),
+        ((ECHO, "--inspect", "[::1:1"), "write HOST:PORT, such as 127.0.0.1:8080"),
+        ((ECHO, "--handshake-timeout", "-1"), "-1.0 is not in the range x>0"),
         ((ECHO, "--listen", "http://:1"), "none of tcp://, tls://, udp://"),
         ((ECHO, "--listen", "tcp://:x"), "the port has to be a number"),
         ((ECHO, "--listen", "tcp://127.0.0.1"), "has no port"),
@@ -226,16 +238,26 @@ def test_wrong_usage_of_run(arguments: tuple[object, ...], words: str) -> None:
     assert "Traceback" not in err
 
 
-def test_a_missing_extra() -> None:
-    hide = "import sys; sys.modules['uvloop'] = None; from exproto_app.cli import main; main()"
+@pytest.mark.parametrize(
+    ("module", "extra", "options"),
+    [
+        ("uvloop", "uvloop", ("--loop", "uvloop")),
+        ("mqtt5", "mqtt", ("--mqtt", "mqtt://127.0.0.1:1")),
+        ("prometheus_client", "metrics", ("--metrics", "127.0.0.1:0")),
+    ],
+)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="one of them needs Python 3.11 itself")
+def test_a_missing_extra(module: str, extra: str, options: tuple[str, ...]) -> None:
+    hide = f"import sys; sys.modules[{module!r}] = None; from exproto_app.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", hide, "run", str(ECHO), "--loop", "uvloop"],
+        [sys.executable, "-c", hide, "run", str(ECHO), *options],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "pip install 'exproto-app[uvloop]'" in done.stderr
+    assert f"pip install 'exproto-app[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_routes() -> None:

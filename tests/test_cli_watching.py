@@ -157,7 +157,7 @@ def test_a_recording_that_cant_be_written_leaves_the_gateway_alone(tmp_path: Pat
 @pytest.mark.parametrize("command", ["run", "serve"])
 def test_wrong_masks_are_usage(command: str) -> None:
     code, _, err = run(command, ECHO, "--hex", "--mask", "(")
-    assert (code, "'(' is no regular expression" in err) == (2, True)
+    assert (code, "'(' is no regular expression" in err, err.count("\n")) == (2, True, 1)
 
 
 # --- decode
@@ -187,6 +187,13 @@ def test_decode_reads_hex_from_standard_input_and_files(tmp_path: Path) -> None:
     assert run("decode", ECHO, stdin="00000000: 6869 0a    hi.\n")[:2] == (0, DECODED)
     (tmp_path / "dump").write_text("68 69 0a\n")
     assert run("decode", ECHO, tmp_path / "dump")[:2] == (0, DECODED)
+
+
+def test_decode_takes_more_hex_than_a_file_name_may_have() -> None:
+    code, out, err = run("decode", ECHO, b"hi\n".hex() * 200)
+    assert (code, err) == (0, "bye 127.0.0.1:50001 shutdown\n"), out
+    assert out.count("= opened") == 1
+    assert out.count("frame of 2 bytes for uplink") == 200
 
 
 def test_decode_masks_the_password_and_waits_for_async_handlers() -> None:
@@ -284,8 +291,10 @@ def test_decode_of_a_capture(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ((ECHO, "hello"), "'hello' is no hex; write it like 78780d01"),
+        ((ECHO, "field.hex"), "there is no file 'field.hex' either"),
+        ((ECHO, "zz" * 300), "is no hex"),
         ((ECHO, ""), "there are no bytes"),
-        ((FLEET, "01"), "name the one that is meant"),
+        ((FLEET, "01"), "name the one that is meant: --protocol NAME"),
         ((FLEET, "--protocol", "gt06", "01"), "the app serves no protocol 'gt06'"),
     ],
 )

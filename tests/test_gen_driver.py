@@ -104,6 +104,7 @@ def test_stock_refuses_what_the_brokers_loop_cant_do(tmp_path: Path, app: str, w
         (("--protocol", "nope"), "serves no protocol 'nope'; it serves default"),
         (("--protocol", "default,default"), "'default,default' has a protocol twice"),
         (("--module", "With-Dash"), "can't be an Erlang atom and a Python module"),
+        (("--module", "os"), "'os' is a Python module already; choose another name"),
         (("--python", "no-such-python"), "no-such-python can't be started as a Python"),
         (("--stock", "--acl"), "leave one of them out"),
     ],
@@ -113,6 +114,14 @@ def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], words: str) -> 
     assert code == 2
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_folder_that_cant_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run("gen-driver", ECHO, "--out", tmp_path / "file" / "drivers")
+    assert code == 2
+    assert "can't be written: not a directory; choose another --out" in err
+    assert err.count("\n") == 1
 
 
 def test_a_python_of_another_version_is_refused(tmp_path: Path) -> None:

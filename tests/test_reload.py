@@ -151,6 +151,7 @@ def test_several_changes_at_once_are_one(folder: Path) -> None:
         gateway.until("serves again")
         assert gateway.ask() == b"three-x\n"
         assert gateway.text.count("changed") == 1
+        assert "detected" not in gateway.text, "the library's own words for it"
 
 
 def test_a_broken_file_is_told_and_devices_wait_until_it_is_mended(folder: Path) -> None:

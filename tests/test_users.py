@@ -69,6 +69,14 @@ def test_a_wrong_file_is_refused_at_start(tmp_path: Path, text: str, words: str)
         Users(path)
 
 
+def test_a_file_without_users_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "users"
+    path.write_text("# nobody yet\n")
+    with caplog.at_level(logging.WARNING, "exproto_app"):
+        Users(path)
+    assert "names nobody, so nobody may register" in caplog.text
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="can't be read: no such file"):
         Users(tmp_path / "nothing")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from importlib.metadata import version
 from typing import Any, Final
@@ -25,8 +27,26 @@ COMMANDS: Final = {
 }
 
 
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What an output that takes nothing more fails with."""
+
+
 class Commands(click.Group):
     """Imports a command when it is called, and tells the user's mistakes in a sentence."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; an output that takes nothing more is told in a sentence too."""
+        _open_standard_files()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if error.filename is not None or error.errno not in FULL:
+                raise
+            words = (error.strerror or str(error)).lower()
+            click.echo(f"exproto-app: the output can't be written: {words}", err=True)
+            # Else the interpreter would try to write the rest, and tell of that.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(COMMANDS)
@@ -48,6 +68,15 @@ class Commands(click.Group):
         except ExprotoError as error:
             click.echo(f"exproto-app: {error}", err=True)
             sys.exit(2 if isinstance(error, SetupError) else 1)
+
+
+def _open_standard_files() -> None:
+    """Have the standard files be open, so that no connection becomes one, which libraries may print into."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # noqa: PERF203 - three times
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +29,9 @@ from ..target import load
 from ..testing.client import Link, World
 
 __all__ = ["command"]
+
+LONGEST_NAME = 60
+"""Characters of what may have been meant as a file's name."""
 
 SETTLE = 1.5
 """Virtual seconds that async handlers may take."""
@@ -63,7 +67,7 @@ def command(
     """
     logging.basicConfig(level=logging.CRITICAL)  # it is shown among the other lines
     app = load(target)
-    routers = app.find_protocols(protocol)
+    routers = app.find_protocols(protocol, how=": --protocol NAME")
     recording = _input(hexes, port=port, udp=udp)
     for note in recording.notes:
         click.echo(f"note: {note}", err=True)
@@ -72,28 +76,50 @@ def command(
         left = _feed(app, routers, recording, shows, chunk)
     for conn, (name, size) in left.items():
         shows.left(conn, name, size)
+    if shows.unwritten is not None:
+        raise shows.unwritten
     sys.exit(1 if shows.failed else 0)
 
 
 def _input(hexes: tuple[str, ...], *, port: int | None, udp: bool) -> Recording:
     """Return what devices send, by the arguments or the standard input."""
-    if len(hexes) == 1 and Path(hexes[0]).is_file():
-        path = Path(hexes[0])
-        if is_capture(path):
-            recording = read(path, port=port)
-            wanted = (Opened, Received)
-            return attrs.evolve(
-                recording, entries=[entry for entry in recording.entries if isinstance(entry.event, wanted)]
-            )
-        texts = [path.read_text(errors="replace")]
+    path = hexes[0] if len(hexes) == 1 else ""
+    if os.path.isfile(path):  # noqa: PTH113 - Path raises for hex that is too long for a name
+        found = _read_file(Path(path), port)
+        if isinstance(found, Recording):
+            return found
+        texts = [found]
     else:
-        texts = list(hexes) or [sys.stdin.read()]
-    data = [undump(text) for text in texts] if udp else [undump("\n".join(texts))]
+        texts = list(hexes) or [_standard_input()]
+    try:
+        data = [undump(text) for text in texts] if udp else [undump("\n".join(texts))]
+    except SetupError as error:
+        if texts != [path] or len(path) > LONGEST_NAME:
+            raise
+        raise SetupError(f"{error}; there is no file {path!r} either") from None
     if not any(data):
         raise SetupError("there are no bytes; give them in hex, such as 78780d01")
     info = ConnectionInfo("udp" if udp else "tcp", Address("127.0.0.1", 50_001), Address("127.0.0.1", 7_993))
     events: list[Event] = [Opened(info), *map(Received, data)]
     return Recording([Entry(0.0, "1", "", event) for event in events])
+
+
+def _read_file(path: Path, port: int | None) -> Recording | str:
+    """Return what devices sent in the capture *path*, or its text. Raises `SetupError`."""
+    try:
+        if not is_capture(path):
+            return path.read_text(errors="replace")
+    except OSError as error:
+        raise SetupError(f"{path} can't be read: {(error.strerror or str(error)).lower()}") from None
+    recording = read(path, port=port)
+    wanted = (Opened, Received)
+    return attrs.evolve(
+        recording, entries=[entry for entry in recording.entries if isinstance(entry.event, wanted)]
+    )
+
+
+def _standard_input() -> str:
+    return sys.stdin.buffer.read().decode(errors="replace") if sys.stdin is not None else ""
 
 
 class _Shows:
@@ -103,6 +129,7 @@ class _Shows:
         self.failed = False
         self._as_json = as_json
         self._several = several
+        self.unwritten: OSError | None = None
         self._began: float | None = None
         self._out = sys.stdout
 
@@ -125,10 +152,14 @@ class _Shows:
             self._print(json.dumps(facts, separators=(",", ":")))
         else:
             head = f"{conn} " if self._several else ""
-            self._print(f"{head}! {size} byte{'' if size == 1 else 's'} left that are no whole frame")
+            words = "1 byte left that is" if size == 1 else f"{size} bytes left that are"
+            self._print(f"{head}! {words} no whole frame")
 
     def _print(self, text: str) -> None:
-        click.echo(text, file=self._out)
+        try:
+            click.echo(text, file=self._out)
+        except OSError as error:  # what a watcher raises would only be logged
+            self.unwritten = error
 
 
 def _feed(

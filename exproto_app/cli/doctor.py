@@ -1,4 +1,8 @@
-"""`exproto-app doctor`: what is wrong with a set-up, each thing in a line."""
+"""`exproto-app doctor`: what is wrong with a set-up, each thing in a line.
+
+`--json` prints `{"ok": …, "findings": [{"check", "outcome", "text", "remedy", "seconds"}, …]}`: `check` is a
+stable name such as `broker.login`, `outcome` is `ok`, `failed` or `skipped`.
+"""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -18,6 +19,9 @@ from .checks.driver import check_python, fits
 from .watching import MEGABYTE, chosen, mask_option, record_options
 
 __all__ = ["command"]
+
+TAKEN: Final = {*sys.stdlib_module_names, "attrs", "erlport", "exproto_app"}
+"""Modules that a callback module of the same name would hide from the broker's Python."""
 
 
 @click.command()
@@ -98,6 +102,8 @@ def _modules(app: App[Any], protocols: tuple[str, ...], module: str | None) -> l
         raise SetupError(
             f"--module {module!r} can't be an Erlang atom and a Python module; use [a-z][a-z0-9_]*"
         )
+    elif module in TAKEN:
+        raise SetupError(f"--module {module!r} is a Python module already; choose another name")
     else:
         modules = [(module, names[0])]
     doubled = {name for name, _ in modules if [known for known, _ in modules].count(name) > 1}

@@ -18,10 +18,15 @@ def command(name: str) -> None:
     """Print a line with NAME and the hash of a password, which is asked for or read from standard input."""
     if ":" in name or name != name.strip() or not name or name.startswith("#"):
         raise SetupError(f"{name!r} can't name a user: it must not hold ':', start with '#' or be padded")
-    if sys.stdin.isatty():
+    if sys.stdin is None:
+        password = ""
+    elif sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
         password = sys.stdin.readline().rstrip("\n")
     if not password:
         raise SetupError("the password is empty; give one")
-    click.echo(f"{name}:{hash_password(password)}")
+    try:
+        click.echo(f"{name}:{hash_password(password)}")
+    except UnicodeEncodeError:
+        raise SetupError("the password is no UTF-8 text") from None

@@ -17,7 +17,7 @@ __all__ = ["limit", "limit_option", "sniff_options"]
 def limit_option(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
     """Declare the option for one of the app's `Limits`; without it the app decides."""
     default = getattr(Limits(), name)
-    text = f"{meaning} (default: the app's own, else {default:g})."
+    text = f"{meaning} (default: the app's own, else {default:.12g})."
     flag = f"--{name.replace('_', '-')}"
     return click.option(flag, name, type=kind, help=text)
 

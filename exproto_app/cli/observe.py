@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..app import App
-from ..errors import SetupError
+from ..errors import ExprotoError, SetupError
 from ..logs import FORMATS, LEVELS
 from ..metrics import Host, Metrics
 from ..models import Address
@@ -85,9 +85,10 @@ def inspect_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def parse_address(text: str, option: str, example: str) -> Address:
     """Read the `HOST:PORT` that was given to *option*. Raises `SetupError`."""
     host, colon, port = text.removeprefix("http://").rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65_535:
+    inner = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdecimal() or int(port) > 65_535 or host not in (inner, f"[{inner}]"):
         raise SetupError(f"{option} {text} is no address; write HOST:PORT, such as {example}")
-    return Address(host.strip("[]"), int(port))
+    return Address(inner, int(port))
 
 
 def open_metrics(app: App[Any], text: str | None, *, worker: int | None = None) -> Metrics | None:
@@ -131,14 +132,14 @@ def share_token(text: str | None, token: str | None) -> None:
 def open_inspector(
     app: App[Any], text: str | None, token: str | None, *, worker: int | None = None
 ) -> Inspector | None:
-    """Take the port of `--inspect`, as `open_metrics` does. Raises `SetupError`."""
+    """Take the port of `--inspect`, as `open_metrics` does. Raises `SetupError`, `ExprotoError`."""
     if text is None:
         return None
     address = parse_address(text, "--inspect", "127.0.0.1:8080")
     try:
         from ..inspector import Inspector  # noqa: PLC0415 - aiohttp is an extra
     except ImportError as error:
-        raise SetupError(f"--inspect needs: pip install 'exproto-app[web]' ({error})") from None
+        raise ExprotoError(f"--inspect needs: pip install 'exproto-app[web]' ({error})") from None
     if worker is None or not address.port:
         return Inspector(app, address, token=token)
     return Inspector(app, Address(address.host, address.port + worker - 1), token=token, shared=True)

@@ -62,6 +62,7 @@ def reload(target: str, listens: Sequence[Listen], files: Iterable[str | None]) 
     given = [Path(file) for file in files if file]
     named = {path for file in given for path in (file.absolute(), file.resolve())}  # it may be a link
     watched = Watched(find_roots(target), named)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # we tell of changes ourselves
     sockets = [bind(listen) for listen in listens]
     try:
         return asyncio.run(Reloader(AGAIN, sockets, watched).run())

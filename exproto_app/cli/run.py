@@ -89,7 +89,7 @@ LONGEST = 72
 )
 @click.option(
     "--handshake-timeout",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds of a TLS handshake, and of a PROXY header.",
@@ -171,8 +171,8 @@ def command(
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
     served = open_metrics(app, metrics, worker=number)
     page = open_inspector(app, inspect, inspect_token, worker=number)
-    main = _serve(gateway, door, served, page, stats=stats, with_uvloop=uvloop is not None, worker=worker)
     with watching(app, worker=number):
+        main = _serve(gateway, door, served, page, stats=stats, with_uvloop=uvloop is not None, worker=worker)
         run_loop(main, uvloop)
 
 

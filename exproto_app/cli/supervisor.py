@@ -2,6 +2,10 @@
 
 Each worker is this same command in a slot of its own. A slot's sockets stay open here, so what waits in them
 survives the worker, and its successor gets it: a crash costs the connections that the worker had, no others.
+It comes within a tenth of a second at first, then after growing pauses up to 10 s. An app that is broken from
+the start is told once, and ends the whole with its exit code; one that a reload finds broken leaves the old
+workers where they are, and the log says why. Options of the command line stay as they were. Workers whose
+supervisor is gone end by themselves.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def uplink_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def make_hub(url: str | None, login: Login | None, options: dict[str, Any]) -> Hub:
     """Return the hub that the options ask for; without *url* it is the embedded one.
 
-    *options* are those that begin with `mqtt_`, None or False where not given. Raises `SetupError`, and
+    *options* are those that begin with `mqtt_`, None or False where not given. Raises `ExprotoError`, and
     `click.UsageError` for options that contradict each other.
     """
     given = {name.removeprefix("mqtt_"): value for name, value in options.items() if value}

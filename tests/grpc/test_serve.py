@@ -67,7 +67,7 @@ def test_serve_prints_the_files_of_tls() -> None:
         ((ECHO, "--adapter", "https://h:1"), "has no TLS"),
         ((ECHO, "--bind", "here"), "write HOST:PORT"),
         ((ECHO, "--key", "k"), "need --cert"),
-        ((ECHO, "--cert", "nowhere.pem"), "can't be used"),
+        ((ECHO, "--cert", "nowhere.pem"), "--cert: there is no file nowhere.pem"),
     ],
 )
 def test_serve_called_wrongly(options: tuple[str, ...], words: str) -> None:

@@ -103,12 +103,9 @@ def target(setup: Setup, limit: float = IMPORT) -> Iterator[Finding]:
         words = f"{setup.target}: its import takes longer than {limit:g} s"
         yield failed("import", words, "leave what takes long, or waits, to on_startup")
         return
-    except SystemExit as error:
-        words = f"{setup.target}: its import ends the program ({error})"
-        yield failed("import", words, 'put what isn\'t the app under: if __name__ == "__main__"')
-        return
     except SetupError as error:
-        yield failed("import", str(error))
+        words, _, remedy = str(error).partition("; ")
+        yield failed("import", words, remedy)
         return
     except ExprotoError as error:
         yield failed("import", *_mistake(setup.target, str(error)))

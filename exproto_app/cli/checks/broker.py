@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ...commands import Publish, Subscribe
-from ...errors import SetupError, UnavailableError
+from ...errors import ExprotoError, SetupError, UnavailableError
 from ...models import Message
 from .finding import Finding, failed, ok, skipped
 from .reach import reach
@@ -48,7 +48,7 @@ def broker(setup: Setup) -> Iterator[Finding]:
         return
     try:
         from ...drivers.mqtt import Url  # noqa: PLC0415 - an extra
-    except SetupError as error:
+    except ExprotoError as error:
         yield skipped("broker", f"the broker wasn't looked at: {error}")
         return
     try:

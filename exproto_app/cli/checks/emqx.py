@@ -42,7 +42,8 @@ def emqx(setup: Setup) -> Iterator[Finding]:
     try:
         from ...drivers.grpc import AdapterMap  # noqa: PLC0415 - an extra
     except ImportError as error:
-        yield skipped("emqx", f"EMQX wasn't looked at: {error}")
+        words = f"EMQX wasn't looked at: it needs: pip install 'exproto-app[grpc]' ({error})"
+        yield skipped("emqx", words)
         return
     try:
         adapters = AdapterMap(gateway.adapters)

@@ -41,7 +41,7 @@ def ports(setup: Setup) -> Iterator[Finding]:
 def _listener(setup: Setup, listen: Listen) -> Finding:
     try:
         if setup.app is not None:
-            setup.app.find_protocols(listen.protocol)
+            listen.routers(setup.app)
         listen.tls()
         for sock in bind(listen):
             sock.close()

@@ -218,7 +218,15 @@ def files(
 
 
 def write(out: Path, texts: Sequence[tuple[str, str]], *, force: bool) -> list[Written]:
-    """Write *texts* into *out*. Raises `SetupError` for a file that something else has written."""
+    """Write *texts* into *out*. Raises `SetupError` for what can't be, or something else has written."""
+    try:
+        return _write(out, texts, force=force)
+    except OSError as error:
+        words = (error.strerror or str(error)).lower()
+        raise SetupError(f"{error.filename or out} can't be written: {words}; choose another --out") from None
+
+
+def _write(out: Path, texts: Sequence[tuple[str, str]], *, force: bool) -> list[Written]:
     for name, _ in texts:
         path = out / name
         if path.exists() and MARK not in path.read_text(errors="replace") and not force:

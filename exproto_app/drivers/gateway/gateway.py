@@ -134,7 +134,7 @@ class Gateway:
         self.stopping = False
         self.runner: Runner
         parsed = [Listen.parse(listen) if isinstance(listen, str) else listen for listen in listeners]
-        self._doors = [Door(self, listen, app.find_protocols(listen.protocol)) for listen in parsed]
+        self._doors = [Door(self, listen, listen.routers(app)) for listen in parsed]
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
         self._ports: list[UdpPort] = []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, cast
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Final, Literal, TypeAlias, cast
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import attrs
 
+from ...app import App
 from ...errors import SetupError
+from ...router import Router
 
 __all__ = ["DEFAULT_LISTEN", "Listen", "Scheme"]
 
@@ -54,11 +56,7 @@ class Listen:
         *proxy_protocol* for a `tcp` or `tls` one. Raises `SetupError`.
         """
         name, separator, url = text.partition("=") if "=" in text.partition("://")[0] else ("", "", text)
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError:
-            raise SetupError(f"listener {text!r}: the port has to be a number from 0 to 65535") from None
+        parts, port = _split(text, url)
         example = f"write it like {DEFAULT_LISTEN} or gt06={DEFAULT_LISTEN}"
         if separator and not name:
             raise SetupError(f"listener {text!r} has no protocol before '='; {example}")
@@ -92,6 +90,10 @@ class Listen:
             and _flag(text, "proxy-protocol", options.get("proxy-protocol"), default=proxy_protocol),
         )
 
+    def routers(self, app: App[Any]) -> tuple[Router[Any, Any], ...]:
+        """Return the routers of *app* that are served here. Raises `SetupError`."""
+        return app.find_protocols(self.protocol, how=f": --listen NAME={self}")
+
     def tls(self) -> ssl.SSLContext | None:
         """Return the context of a `tls` listener. Raises `SetupError` for files that can't be used."""
         if self.scheme != "tls":
@@ -113,6 +115,18 @@ class Listen:
                 raise SetupError(f"{self}: {self.client_ca} is no CA file: {error}") from None
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+
+def _split(text: str, url: str) -> tuple[SplitResult, int | None]:
+    """Return the parts of *url*, and its port. Raises `SetupError` about *text*, its listener."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SetupError(f"listener {text!r} is no URL: {str(error).lower()}") from None
+    try:
+        return parts, parts.port
+    except ValueError:
+        raise SetupError(f"listener {text!r}: the port has to be a number from 0 to 65535") from None
 
 
 def _count(text: str, value: str | None) -> int | None:

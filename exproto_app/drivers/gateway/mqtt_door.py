@@ -2,7 +2,7 @@
 
 amqtt speaks the protocol; the hub routes. So devices, which are members of the same hub, pay nothing for the
 door, and what one side publishes reaches each subscriber of the other once. Sessions end with their
-connection, even those without "clean session".
+connection, even those without "clean session". An MQTT 5 client is told that this is MQTT 3.1.1.
 """
 
 from __future__ import annotations

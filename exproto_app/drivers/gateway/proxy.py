@@ -1,6 +1,8 @@
 """The PROXY protocol's header, versions 1 and 2, without I/O (haproxy.org, doc/proxy-protocol.txt).
 
-A load balancer sends it before the device's first byte, to tell whom it speaks for.
+A load balancer sends it before the device's first byte, before TLS too, to tell whom it speaks for. A
+connection without one, with a malformed one, one over 4,096 bytes or one that takes longer than
+`--handshake-timeout` is closed, logged in hex and counted as `proxy_headers_refused`.
 """
 
 from __future__ import annotations

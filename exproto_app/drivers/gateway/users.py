@@ -130,4 +130,6 @@ class Users:
                 what = "has no password hash" if separator else "has no ':'"
                 remedy = "make the line with exproto-app hash-password NAME"
                 raise SetupError(f"{self._path}, line {number} {what}; {remedy}") from None
+        if not hashes:
+            log.warning("users ! %s names nobody, so nobody may register", self._path)
         self._hashes = hashes

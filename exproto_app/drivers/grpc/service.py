@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -102,6 +103,9 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """Return what the listener needs. Raises `SetupError`."""
+        for option, file in (("cert", self.cert), ("key", self.key), ("client-ca", self.client_ca)):
+            if file is not None and not Path(file).is_file():
+                raise SetupError(f"--{option}: there is no file {file}")
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
             context.load_cert_chain(self.cert, self.key)
