@@ -116,7 +116,7 @@ async def leave_mark(conn: Connection[State], frame: bytes) -> bytes:
 
 
 @turns.on_received(b"tell ")
-async def tell(conn: Connection[State], frame: bytes) -> bytes:
+async def tell_itself(conn: Connection[State], frame: bytes) -> bytes:
     conn.publish(frame[5:].decode(), b"told")
     return b"telling"
 
