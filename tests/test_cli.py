@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.live
+
 ROOT = Path(__file__).parent.parent
 ECHO = ROOT / "examples" / "echo.py"
 FLEET = ROOT / "examples" / "fleet.py"

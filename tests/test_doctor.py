@@ -36,6 +36,8 @@ from .mqtt.broker import MISSING as NO_MOSQUITTO
 from .mqtt.broker import Broker, Tls, free_port
 from .test_cli import ECHO, FLEET, ROOT, run
 
+pytestmark = pytest.mark.live
+
 needs_mosquitto = pytest.mark.skipif(bool(NO_MOSQUITTO), reason=f"not installed: {NO_MOSQUITTO}")
 needs_mqtt5 = pytest.mark.skipif(sys.version_info < (3, 11), reason="mqtt5 needs Python 3.11")
 

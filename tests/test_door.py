@@ -28,7 +28,10 @@ from .test_cli import ECHO, gateway, port_of, run
 
 PATIENCE = 20.0
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:amqtt")
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:amqtt"),
+]
 
 mosquitto = pytest.mark.skipif(shutil.which("mosquitto_pub") is None, reason="needs mosquitto-clients")
 

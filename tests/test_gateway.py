@@ -22,6 +22,8 @@ from exproto_app.hub import MemoryHub
 
 from .certificates import Authority, trusting
 
+pytestmark = pytest.mark.live
+
 PATIENCE = 30
 
 

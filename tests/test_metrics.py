@@ -31,6 +31,8 @@ from exproto_app.timing import Timing
 
 from .test_cli import ECHO, gateway, run
 
+pytestmark = pytest.mark.live
+
 DASHBOARD = Path(__file__).parent.parent / "examples" / "grafana-dashboard.json"
 ANY_PORT = Address("127.0.0.1", 0)
 

@@ -28,6 +28,7 @@ class Told(logging.Handler):
         self.event.set()
 
 
+@pytest.mark.live
 def test_a_handler_that_blocks_the_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exproto_app.runner.SLOW", 0.05)
     app, told = App(framing=Line()), Told()

@@ -308,6 +308,7 @@ def test_a_rule_that_fails_is_logged_and_fails_the_test(
     assert "1/0,1 ! no protocol is found: sniff= of Router('0')" in caplog.text
 
 
+@pytest.mark.live
 def test_the_process_ends_while_some_are_undecided() -> None:
     came = asyncio.Event()
 
@@ -336,6 +337,7 @@ def test_the_process_ends_while_some_are_undecided() -> None:
     assert (app.stats["connections_closed.shutdown"], app.stats["connections_undecided"]) == (2, 1)
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("library", ["asyncio", "uvloop"])
 def test_half_closed_connections_get_their_answer(library: str) -> None:
     loop = pytest.importorskip(library).new_event_loop()

@@ -26,7 +26,10 @@ from exproto_app.drivers.gateway.sockets import bind, share
 from exproto_app.errors import SetupError
 from exproto_app.framing import Line
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="--workers needs Linux")
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(sys.platform != "linux", reason="--workers needs Linux"),
+]
 
 RUN = (sys.executable, "-m", "exproto_app", "run")
 PATIENCE = 30
