@@ -91,7 +91,7 @@ def shared(drawn: tuple[list[Sniff], bool, Any]) -> list[Sniff | None]:
     return chosen
 
 
-@settings(max_examples=150)
+@settings(max_examples=settings().max_examples * 3 // 2)
 @given(rules.map(shared), data, st.lists(st.integers(1, 8), max_size=4))
 def test_however_the_bytes_are_cut_the_decision_is_the_same(
     rules: list[Sniff | None], data: bytes, cuts: list[int]
@@ -111,7 +111,7 @@ def test_however_the_bytes_are_cut_the_decision_is_the_same(
         assert decision(pieces) == decision(whole)
 
 
-@settings(max_examples=300)
+@settings(max_examples=settings().max_examples * 3)
 @given(rules.map(shared), data, data)
 def test_more_bytes_never_change_a_decision(rules: list[Sniff | None], data: bytes, more: bytes) -> None:
     choice = Rules(tuple(app_of(rules).protocols.values()))
