@@ -460,7 +460,7 @@ def test_others_than_emqx_call(said: bytes, words: str) -> None:
         thread = threading.Thread(target=call, args=(port,))
         thread.start()
         adapter = ("--adapter", f"http://127.0.0.1:{emqx.adapter_port}")
-        found = doctor(ECHO, "--serve", "--bind", f"127.0.0.1:{port}", *adapter, wait=1)
+        found = doctor(ECHO, "--serve", "--bind", f"127.0.0.1:{port}", *adapter, wait=0.5)
         stop.set()
         thread.join()
     assert found.failed == ["emqx.callback"]

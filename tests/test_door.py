@@ -131,6 +131,8 @@ class Client:
     def __init__(self, clientid: str = "", **options: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Any] = asyncio.Queue()
+        # Who is refused would wait a second to try again, and its thread with it.
+        options = {"reconnect_on_failure": False, **options}
         self.paho = paho.Client(CallbackAPIVersion.VERSION2, clientid, **options)
         self.paho.on_connect = lambda *arguments: self._put(("connect", arguments[3].is_failure))
         self.paho.on_subscribe = lambda *arguments: self._put(
