@@ -106,6 +106,8 @@ async def talk(host: Gateway, *lines: bytes) -> None:
     for line in lines:
         writer.write(line + b"\n")
         await reader.readline()
+    writer.write_eof()
+    assert await reader.read() == b""  # closed, so the end of the connection is counted
     writer.close()
     await writer.wait_closed()
 
