@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTO := exproto_app/drivers/grpc
 
-.PHONY: run test check format lint types bench fuzz proto clean
+.PHONY: run test unit check format lint types bench fuzz proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+# All that runs in memory, with a few examples of each property: for every time that a file is saved.
+unit: .venv/dev
+	$(BIN)/python -m pytest -q -m 'not live and not system' --hypothesis-profile=unit
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

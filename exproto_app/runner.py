@@ -125,7 +125,12 @@ class Runner:
         if type(awaitable) is not CoroutineType:
             task = asyncio.ensure_future(awaitable)
         elif now and EAGER:
-            task = asyncio.Task(awaitable, loop=self.loop, **EAGER)
+            try:
+                task = asyncio.Task(awaitable, loop=self.loop, **EAGER)
+            except (KeyboardInterrupt, SystemExit) as error:
+                # It ends the loop, as from any other step: some loops go on after a callback of a transport.
+                done(None, error)
+                return self.loop.call_soon(_raise, error)
             if task.done():
                 self._done(done, task)
                 return task
@@ -174,6 +179,10 @@ class Runner:
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 async def _call(handler: Handler) -> None:

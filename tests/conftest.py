@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +20,33 @@ settings.register_profile(
     "fuzz", deadline=None, max_examples=1_500, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("long", deadline=None, max_examples=10_000)
+settings.register_profile("unit", deadline=None, max_examples=20)
 settings.load_profile("usual")
+
+NEEDS_LIVE = {"socket.bind", "socket.connect", "subprocess.Popen", "os.fork", "os.posix_spawn"}
+
+
+class Guard:
+    """An audit hook that has a test fail which opens sockets or starts processes without the mark for it."""
+
+    unmarked = False
+
+    def __call__(self, event: str, _: object) -> None:
+        if self.unmarked and event in NEEDS_LIVE:
+            pytest.fail(f"{event} in a test that isn't marked live")
+
+
+guard = Guard()
+sys.addaudithook(guard)  # for good: hooks can't be taken back
+
+
+@pytest.fixture(autouse=True)
+def guarded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep what isn't marked as live in memory."""
+    marks = ("live", "system")
+    guard.unmarked = not any(request.node.get_closest_marker(mark) for mark in marks)
+    yield
+    guard.unmarked = False
 
 
 @pytest.fixture(scope="session")

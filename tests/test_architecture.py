@@ -97,6 +97,7 @@ def test_a_protocol_of_a_driver_is_sans_io_too(name: str) -> None:
     assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & FORBIDDEN
 
 
+@pytest.mark.live
 def test_importing_the_package_imports_attrs_alone() -> None:
     code = (
         "import sys; before = set(sys.modules); import exproto_app;"

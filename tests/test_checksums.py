@@ -87,6 +87,7 @@ def test_all_ways_give_the_same(checksum: Checksum, data: bytes) -> None:
     assert OWN.get(checksum, checksum)(data) == expected
 
 
+@pytest.mark.live
 def test_without_fastcrc_our_own_are_used() -> None:
     """The library is an extra: nothing is missing without it."""
     code = (

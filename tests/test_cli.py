@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.live
+
 ROOT = Path(__file__).parent.parent
 ECHO = ROOT / "examples" / "echo.py"
 FLEET = ROOT / "examples" / "fleet.py"
@@ -83,6 +85,46 @@ def test_run_serves_and_stops_gracefully() -> None:
         assert process.wait(20) == 0
         assert re.search(r"bye 127\.0\.0\.1:\d+ shutdown", out)
         assert "any password is taken" in "".join(lines) + out
+
+
+LEAVING = """
+import asyncio, sys
+
+from exproto_app import App, Connection
+from exproto_app.framing import Line
+
+app = App(framing=Line())
+
+
+@app.on_received
+async def leave(conn: Connection, frame: bytes) -> None:
+    if frame == b"later":
+        await asyncio.sleep(0)
+    sys.exit(3)
+
+
+@app.on_terminated
+def gone(conn: Connection, reason: str) -> None:
+    print("bye", reason)
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("when", [b"now", b"later"])
+def test_a_handler_may_end_the_program(tmp_path: Path, loop: str, when: bytes) -> None:
+    """Whether it has waited before or not, and whether its task begins at once or not."""
+    pytest.importorskip(loop)
+    target = tmp_path / "leaving.py"
+    target.write_text(LEAVING)
+    with gateway(target, "--listen", "tcp://127.0.0.1:0", "--loop", loop) as (process, lines):
+        with socket.create_connection(("127.0.0.1", port_of(lines)), timeout=20) as device:
+            device.sendall(when + b"\n")
+            assert device.recv(100) == b""
+        assert process.stdout is not None
+        out = process.stdout.read()
+        assert process.wait(20) == 3
+        assert "leave failed: SystemExit(3)" in out
+        assert "bye error" in out
 
 
 def test_run_behind_a_load_balancer() -> None:

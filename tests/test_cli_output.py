@@ -11,6 +11,8 @@ import pytest
 
 from .test_cli import COMMAND, ECHO
 
+pytestmark = pytest.mark.live
+
 FULL = Path("/dev/full")
 
 

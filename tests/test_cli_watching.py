@@ -17,6 +17,8 @@ from dpkt.ethernet import Ethernet
 from .test_capture import TALK, datagram
 from .test_cli import ECHO, FLEET, gateway, port_of, run
 
+pytestmark = pytest.mark.live
+
 TRACKER = ("--protocol", "tracker")
 
 

@@ -36,6 +36,8 @@ from .mqtt.broker import MISSING as NO_MOSQUITTO
 from .mqtt.broker import Broker, Tls, free_port
 from .test_cli import ECHO, FLEET, ROOT, run
 
+pytestmark = pytest.mark.live
+
 needs_mosquitto = pytest.mark.skipif(bool(NO_MOSQUITTO), reason=f"not installed: {NO_MOSQUITTO}")
 needs_mqtt5 = pytest.mark.skipif(sys.version_info < (3, 11), reason="mqtt5 needs Python 3.11")
 
@@ -458,7 +460,7 @@ def test_others_than_emqx_call(said: bytes, words: str) -> None:
         thread = threading.Thread(target=call, args=(port,))
         thread.start()
         adapter = ("--adapter", f"http://127.0.0.1:{emqx.adapter_port}")
-        found = doctor(ECHO, "--serve", "--bind", f"127.0.0.1:{port}", *adapter, wait=1)
+        found = doctor(ECHO, "--serve", "--bind", f"127.0.0.1:{port}", *adapter, wait=0.5)
         stop.set()
         thread.join()
     assert found.failed == ["emqx.callback"]

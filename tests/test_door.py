@@ -28,7 +28,10 @@ from .test_cli import ECHO, gateway, port_of, run
 
 PATIENCE = 20.0
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:amqtt")
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:amqtt"),
+]
 
 mosquitto = pytest.mark.skipif(shutil.which("mosquitto_pub") is None, reason="needs mosquitto-clients")
 
@@ -128,6 +131,8 @@ class Client:
     def __init__(self, clientid: str = "", **options: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Any] = asyncio.Queue()
+        # Who is refused would wait a second to try again, and its thread with it.
+        options = {"reconnect_on_failure": False, **options}
         self.paho = paho.Client(CallbackAPIVersion.VERSION2, clientid, **options)
         self.paho.on_connect = lambda *arguments: self._put(("connect", arguments[3].is_failure))
         self.paho.on_subscribe = lambda *arguments: self._put(

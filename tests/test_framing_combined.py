@@ -368,7 +368,7 @@ def test_a_users_error_is_a_bad_frame() -> None:
         ),
         (Resync(Line(limit=1_000), b"$"), b"$" * 100_000),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:100],
 )
 def test_hostile_bytes_cost_no_more_than_their_number(
     framing: Resync, stream: bytes, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,8 @@ import pytest
 
 from .test_cli import ECHO, FLEET, run
 
+pytestmark = pytest.mark.live
+
 
 def texts(folder: Path) -> dict[str, str]:
     return {

@@ -31,6 +31,8 @@ from exproto_app.timing import Timing
 
 from .test_cli import ECHO, gateway, run
 
+pytestmark = pytest.mark.live
+
 DASHBOARD = Path(__file__).parent.parent / "examples" / "grafana-dashboard.json"
 ANY_PORT = Address("127.0.0.1", 0)
 
@@ -104,6 +106,8 @@ async def talk(host: Gateway, *lines: bytes) -> None:
     for line in lines:
         writer.write(line + b"\n")
         await reader.readline()
+    writer.write_eof()
+    assert await reader.read() == b""  # closed, so the end of the connection is counted
     writer.close()
     await writer.wait_closed()
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import pytest
+
 from exproto_app import App, Connection, Limits, Message
 from exproto_app.channel import Channel
 from exproto_app.commands import Command, Outcome, Publish
@@ -16,6 +18,8 @@ from exproto_app.framing import Line
 from exproto_app.hub import MemoryHub
 
 from .test_gateway import connected, run
+
+pytestmark = pytest.mark.live
 
 
 class Broker(MemoryHub):

@@ -158,7 +158,7 @@ def test_what_is_no_header(data: bytes, words: str) -> None:
 LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
 
 
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.live) for name in LOOPS])
 def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None]]], None]:
     """Run a test in each kind of loop."""
 

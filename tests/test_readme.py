@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from exproto_app.recorder import Recorder
 from exproto_app.target import load
 from exproto_app.testing import TestClient
@@ -39,6 +41,7 @@ def test_every_block_runs_on_what_stands_above_it() -> None:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.live
 def test_the_walk_from_a_hex_dump_to_a_device_is_true(tmp_path: Path) -> None:
     """Its files are written and its commands run in their order; they print what it says they print."""
     printed = ""

@@ -18,7 +18,10 @@ import pytest
 from exproto_app.cli.reload import Watched, find_roots
 from exproto_app.errors import SetupError
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="--reload needs inherited sockets")
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(sys.platform == "win32", reason="--reload needs inherited sockets"),
+]
 pytest.importorskip("watchfiles")
 
 RUN = (sys.executable, "-m", "exproto_app", "run")

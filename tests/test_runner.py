@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from exproto_app import App, Connection
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
+from exproto_app.testing import TestClient
 
 
 class Told(logging.Handler):
@@ -26,6 +28,7 @@ class Told(logging.Handler):
         self.event.set()
 
 
+@pytest.mark.live
 def test_a_handler_that_blocks_the_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exproto_app.runner.SLOW", 0.05)
     app, told = App(framing=Line()), Told()
@@ -52,3 +55,25 @@ def test_a_handler_that_blocks_the_loop_is_named(monkeypatch: pytest.MonkeyPatch
     assert "calculate has held everybody up" in told.text
     assert "blocking=True" in told.text
     assert "told.event.wait(30)" in told.text, "with its stack"
+
+
+@pytest.mark.parametrize("wait", [False, True], ids=["at once", "after a wait"])
+def test_a_handler_that_ends_the_program_ends_its_own_connection_too(*, wait: bool) -> None:
+    app = App(framing=Line())
+    reasons: list[str] = []
+
+    @app.on_received
+    async def leave(conn: Connection, frame: bytes) -> None:
+        if wait:
+            await asyncio.sleep(0)
+        sys.exit(3)
+
+    @app.on_terminated
+    def gone(conn: Connection, reason: str) -> None:
+        reasons.append(reason)
+
+    with TestClient(app, raise_errors=False) as device:
+        with pytest.raises(SystemExit, match="3"):
+            device.send(b"hi\n")
+        device.advance(0)
+        assert reasons == ["error"]

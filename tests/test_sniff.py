@@ -91,7 +91,7 @@ def shared(drawn: tuple[list[Sniff], bool, Any]) -> list[Sniff | None]:
     return chosen
 
 
-@settings(max_examples=150)
+@settings(max_examples=settings().max_examples * 3 // 2)
 @given(rules.map(shared), data, st.lists(st.integers(1, 8), max_size=4))
 def test_however_the_bytes_are_cut_the_decision_is_the_same(
     rules: list[Sniff | None], data: bytes, cuts: list[int]
@@ -111,7 +111,7 @@ def test_however_the_bytes_are_cut_the_decision_is_the_same(
         assert decision(pieces) == decision(whole)
 
 
-@settings(max_examples=300)
+@settings(max_examples=settings().max_examples * 3)
 @given(rules.map(shared), data, data)
 def test_more_bytes_never_change_a_decision(rules: list[Sniff | None], data: bytes, more: bytes) -> None:
     choice = Rules(tuple(app_of(rules).protocols.values()))
@@ -308,6 +308,7 @@ def test_a_rule_that_fails_is_logged_and_fails_the_test(
     assert "1/0,1 ! no protocol is found: sniff= of Router('0')" in caplog.text
 
 
+@pytest.mark.live
 def test_the_process_ends_while_some_are_undecided() -> None:
     came = asyncio.Event()
 
@@ -336,6 +337,7 @@ def test_the_process_ends_while_some_are_undecided() -> None:
     assert (app.stats["connections_closed.shutdown"], app.stats["connections_undecided"]) == (2, 1)
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("library", ["asyncio", "uvloop"])
 def test_half_closed_connections_get_their_answer(library: str) -> None:
     loop = pytest.importorskip(library).new_event_loop()

@@ -175,7 +175,7 @@ def test_terms_survive_the_way_there_and_back(term: Any) -> None:
 
 
 @pytest.mark.system
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings().max_examples * 2 // 5, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(terms, min_size=3, max_size=12))
 def test_the_vm_reads_ours_and_we_read_its(vm: Vm, batch: list[Any]) -> None:
     """What we encode, Erlang encodes in ways of its own: as it likes, compressed, and in the old form."""

@@ -9,6 +9,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.live
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,8 +29,9 @@ def test_the_wheel_works_from_an_empty_environment(tmp_path: Path) -> None:
     assert "exproto_app/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "examples"))]
 
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--quiet", "--disable-pip-version-check", wheel)
     assert "default" in run(python, "-m", "exproto_app", "routes", ROOT / "examples" / "echo.py")
     assert "exproto-app" in run(python.parent / "exproto-app", "--version")

@@ -26,7 +26,10 @@ from exproto_app.drivers.gateway.sockets import bind, share
 from exproto_app.errors import SetupError
 from exproto_app.framing import Line
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="--workers needs Linux")
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(sys.platform != "linux", reason="--workers needs Linux"),
+]
 
 RUN = (sys.executable, "-m", "exproto_app", "run")
 PATIENCE = 30
@@ -110,6 +113,8 @@ class Gang:
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
+    """An app to run in workers, which need the uplink."""
+    pytest.importorskip("mqtt5", reason="the uplink needs Python 3.11 and mqtt5")
     path = tmp_path / "devices.py"
     path.write_text(APP)
     return path
@@ -359,8 +364,8 @@ def test_a_port_that_other_workers_share_counts_as_taken(app: Path) -> None:
                 assert f"{url} can't be opened: another program has the port" in done.stderr
 
 
-def test_workers_need_a_broker(app: Path) -> None:
-    done = run(str(app), "--workers", "2")
+def test_workers_need_a_broker() -> None:
+    done = run("devices.py", "--workers", "2")
     assert done.returncode == 2
     assert "--workers needs --mqtt URL: the embedded hub can't reach devices of another" in done.stderr
 

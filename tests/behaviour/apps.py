@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import ContextVar
 from typing import cast
 
 import attrs
@@ -96,6 +97,43 @@ async def wait(conn: Connection[State], frame: bytes) -> bytes:
 def open_gate(conn: Connection[State], frame: bytes) -> bytes:
     gates[frame[5:].decode()].set()
     return b"opened"
+
+
+@turns.on_received(b"soon ")
+async def soon(conn: Connection[State], frame: bytes) -> bytes:
+    conn.send(b"very")
+    return frame
+
+
+mark: ContextVar[bytes] = ContextVar("mark", default=b"none")
+
+
+@turns.on_received(b"mark ")
+async def leave_mark(conn: Connection[State], frame: bytes) -> bytes:
+    found = mark.get()
+    mark.set(frame[5:])
+    return found + b" then " + mark.get()
+
+
+@turns.on_received(b"tell ")
+async def tell_itself(conn: Connection[State], frame: bytes) -> bytes:
+    conn.publish(frame[5:].decode(), b"told")
+    return b"telling"
+
+
+@turns.on_received(b"at most ")
+async def at_most(conn: Connection[State], frame: bytes) -> bytes:
+    try:
+        await asyncio.wait_for(asyncio.Event().wait(), float(frame[8:]))
+    except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
+        return b"too late"
+    return b"in time"
+
+
+@turns.on_received(b"leave")
+async def leave(conn: Connection[State], frame: bytes) -> bytes:
+    conn.terminate()
+    return b"left"
 
 
 @turns.on_received(b"thread ", blocking=True)
@@ -300,6 +338,30 @@ def fail(conn: Connection[State], frame: bytes) -> bytes:
     raise RefusedError(frame)
 
 
+@failing.on_received(b"soon raise")
+async def fail_soon(conn: Connection[State], frame: bytes) -> bytes:
+    conn.send(b"sent before")
+    raise RefusedError(frame)
+
+
+@failing.on_received(b"soon text")
+async def text_soon(conn: Connection[State], frame: bytes) -> bytes:
+    return "text"  # type: ignore[return-value] # the mistake that is tried
+
+
+@failing.on_received(b"cancel")
+async def cancel(conn: Connection[State], frame: bytes) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    conn.send(b"sent before")
+
+
+@failing.on_received(b"cancelled")
+async def cancelled(conn: Connection[State], frame: bytes) -> None:
+    raise asyncio.CancelledError
+
+
 @failing.on_received(b"text")
 def text(conn: Connection[State], frame: bytes) -> bytes:
     return "text"  # type: ignore[return-value] # the mistake that is tried
@@ -344,6 +406,11 @@ say_goodbye(keeping)
 
 @keeping.on_received(b"raise")
 def fail_again(conn: Connection[State], frame: bytes) -> None:
+    raise RefusedError
+
+
+@keeping.on_received(b"soon raise")
+async def fail_soon_again(conn: Connection[State], frame: bytes) -> None:
     raise RefusedError
 
 

@@ -11,8 +11,15 @@ import pytest
 
 from .hosts import HOSTS, Host
 
-SYSTEM = {"erlport", "mqtt", "mqtt-shared"}
-"""Hosts that need programs besides Python."""
+MARKS = {
+    "gateway": (pytest.mark.live,),
+    "grpc": (pytest.mark.live,),
+    "grpc-streams": (pytest.mark.live,),
+    "mqtt": (pytest.mark.live, pytest.mark.system),
+    "mqtt-shared": (pytest.mark.live, pytest.mark.system),
+    "erlport": (pytest.mark.live, pytest.mark.system),
+}
+"""What hosts other than the memory need."""
 
 _numbers = itertools.count(1)
 
@@ -43,9 +50,7 @@ class Serve:
         self._stack.close()
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.system] if name in SYSTEM else []) for name in HOSTS]
-)
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in HOSTS])
 def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
     """Return what serves an app of `apps.py` on this host."""
     with contextlib.ExitStack() as stack:

@@ -54,6 +54,52 @@ class TestTurns:
         device.expect(b"next\n")
 
 
+class TestFirstSteps:
+    """What an async handler does before its first wait is of its turn, whenever its task begins."""
+
+    def test_handlers_that_never_wait_keep_the_order(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"soon 1\necho 2\nsoon 3\nslow 4\nsoon 5\necho 6\n")
+        device.expect(b"very\nsoon 1\n2\nvery\nsoon 3\nslow 4\nvery\nsoon 5\n6\n")
+
+    def test_many_of_them_at_once(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"".join(b"soon %d\n" % number for number in range(1500)))
+        device.expect(b"".join(b"very\nsoon %d\n" % number for number in range(1500)))
+
+    def test_its_context_is_its_own(self, serve: Serve) -> None:
+        host = serve("turns")
+        device, other = host.connect(), host.connect()
+        device.send(b"mark 1\nmark 2\n")
+        device.expect(b"none then 1\nnone then 2\n")
+        other.send(b"mark 3\n")
+        other.expect(b"none then 3\n")
+
+    def test_it_may_limit_its_first_wait(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"at most 0.02\necho behind\n")
+        device.expect(b"too late\nbehind\n")
+
+    def test_a_request_is_there_for_an_answer_that_came_with_the_question(self, serve: Serve) -> None:
+        device = serve("turns").connect()
+        device.send(b"ask\nanswer 42\necho behind\n")
+        device.expect(b"question\ngot answer 42 after \nbehind\n")
+
+    def test_a_message_to_itself_is_a_turn_of_its_own(self, serve: Serve, unique: str) -> None:
+        device = serve("turns").connect()
+        topic = f"first/{unique}".encode()
+        device.send(b"login %s\nsubscribe %s\ntell %s\n" % (unique.encode(), topic, topic))
+        device.expect(b"done\n1\ntelling\n%s qos 0: told\n" % topic)
+
+    def test_it_may_end_the_connection(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        device.send(b"name %s\nleave\necho never handled\n" % unique.encode())
+        device.expect(b"ok\nleft\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"terminated"
+
+
 class TestRequests:
     """`await conn.request()` gives the turn up until the answer."""
 
@@ -338,8 +384,16 @@ class TestFailures:
 
     @pytest.mark.parametrize(
         ("frame", "before"),
-        [(b"raise", b"sent before\n"), (b"text", b""), (b"hang", b""), (b"x" * 101, b"")],
-        ids=["raises", "returns a str", "never returns", "frame over the limit"],
+        [
+            pytest.param(b"raise", b"sent before\n", id="raises"),
+            pytest.param(b"soon raise", b"sent before\n", id="raises before its first wait"),
+            pytest.param(b"text", b"", id="returns a str"),
+            pytest.param(b"soon text", b"", id="returns a str before its first wait"),
+            pytest.param(b"cancel", b"sent before\n", id="cancels itself"),
+            pytest.param(b"cancelled", b"", id="is cancelled from the start"),
+            pytest.param(b"hang", b"", id="never returns"),
+            pytest.param(b"x" * 101, b"", id="frame over the limit"),
+        ],
     )
     def test_the_device_is_closed(self, serve: Serve, unique: str, frame: bytes, before: bytes) -> None:
         host = serve("failing")
@@ -367,8 +421,8 @@ class TestFailures:
 
     def test_on_error_may_keep_the_connection(self, serve: Serve) -> None:
         device = serve("keeping").connect()
-        device.send(b"raise\necho behind\nhang\necho behind that\n")
-        device.expect(b"RefusedError\nbehind\nTimeoutError\nbehind that\n")
+        device.send(b"raise\nsoon raise\necho behind\nhang\necho behind that\n")
+        device.expect(b"RefusedError\nRefusedError\nbehind\nTimeoutError\nbehind that\n")
 
     def test_on_error_may_keep_it_after_a_framing_error(self, serve: Serve) -> None:
         device = serve("keeping").connect()

@@ -24,6 +24,8 @@ from exproto_app.drivers.grpc.http2 import PREFACE, framed
 
 from .test_wire import SETTINGS, Sink
 
+pytestmark = pytest.mark.live
+
 PROTOCOL, FLOW, CLOSED, SIZE, COMPRESSION, CALM = 1, 3, 5, 6, 9, 11
 DATA, HEADERS, PRIORITY, RST, SET, PUSH, PING, GOAWAY, WINDOW, MORE = range(10)
 

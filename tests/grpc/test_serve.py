@@ -27,6 +27,8 @@ from tests.test_cli import ECHO, FLEET, run
 from .host import LoopThread
 from .test_service import echo_app, wait
 
+pytestmark = pytest.mark.live
+
 
 def test_serve_prints_what_emqx_has_to_know() -> None:
     code, out, _ = run("serve", ECHO, "--print-config", "--bind", "0.0.0.0:9002")

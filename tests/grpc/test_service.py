@@ -35,6 +35,8 @@ from tests.behaviour.hosts import PASSWORD, PATIENCE
 from .host import Behind
 from .standin import PACKAGE
 
+pytestmark = pytest.mark.live
+
 
 @pytest.fixture
 def stack() -> Iterator[contextlib.ExitStack]:

@@ -30,6 +30,8 @@ from exproto_app.testing import replay
 from ..test_cli import COMMAND, ECHO, gateway, run
 from .site import HOSTILE, Site, fleet, on_site
 
+pytestmark = pytest.mark.live
+
 
 def test_the_state_tells_protocols_listeners_and_counters() -> None:
     async def test(site: Site) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from ..test_cli import ECHO, gateway, run
 
+pytestmark = pytest.mark.live
+
 
 @pytest.mark.parametrize(
     ("options", "words"),

@@ -481,7 +481,7 @@ class TestProtocolErrors:
     """A broker's bad input is told from ours, and costs the network connection at most."""
 
     @given(st.binary(max_size=60))
-    @settings(max_examples=300)
+    @settings(max_examples=settings().max_examples * 3)
     def test_bytes_at_random(self, data: bytes) -> None:
         peer = Peer()
         peer.up()
@@ -629,7 +629,7 @@ PLANS = st.lists(
 
 
 @given(st.integers(1, 4), PLANS, st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=settings().max_examples * 3)
 def test_whatever_the_network_does_messages_arrive(
     receive_max: int, plan: list[tuple[str, int]], forgetful: bool
 ) -> None:

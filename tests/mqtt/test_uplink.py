@@ -20,6 +20,8 @@ from exproto_app.framing import Line
 from ..test_gateway import run
 from .fake import FakeBroker, fake
 
+pytestmark = pytest.mark.live
+
 Ends = list[tuple[str, str]]
 
 
