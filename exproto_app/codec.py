@@ -9,7 +9,7 @@ import attrs
 
 from .errors import SetupError
 
-__all__ = ["AnyCodec", "Codec", "Functions", "functions_of"]
+__all__ = ["AnyCodec", "Codec", "Functions", "functions_of", "giving_bytes"]
 
 M = TypeVar("M")
 
@@ -49,14 +49,16 @@ def functions_of(codec: object, where: str) -> Functions:
             f"{where}: codec={codec!r} is none; give an object with parse and build, or two functions: "
             "(parse, build), or (parse, None) to send bytes"
         )
-    return Functions(parse, build if build is None else _checked(build, codec))
+    return Functions(parse, build if build is None else giving_bytes(build, codec, "built"))
 
 
-def _checked(build: Callable[[Any], object], codec: object) -> Callable[[Any], bytes]:
-    def checked(message: Any) -> bytes:
-        frame = build(message)
-        if type(frame) is not bytes:
-            raise TypeError(f"{codec!r} built a frame as {type(frame).__name__}, not bytes")
-        return frame
+def giving_bytes(call: Callable[[Any], object], owner: object, did: str) -> Callable[[Any], bytes]:
+    """Return *call*, checked for its result: the user's *owner* *did* a frame."""
+
+    def checked(item: Any) -> bytes:
+        data = call(item)
+        if type(data) is not bytes:
+            raise TypeError(f"{owner!r} {did} a frame as {type(data).__name__}, not bytes")
+        return data
 
     return checked

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from .app import App
 from .channel import Channel, Hub, Link, Served
+from .codec import giving_bytes
 from .commands import Outcome, Publish
 from .framing import RAW, Framing
 from .framing.combined import STOCK
@@ -317,11 +318,4 @@ def _checked(framing: Framing) -> Callable[[bytes], bytes]:
     encode = framing.encode
     if type(framing) in STOCK:
         return encode
-
-    def checked(frame: bytes) -> bytes:
-        data = encode(frame)
-        if type(data) is not bytes:
-            raise TypeError(f"{framing!r} encoded a frame as {type(data).__name__}, not bytes")
-        return data
-
-    return checked
+    return giving_bytes(encode, framing, "encoded")

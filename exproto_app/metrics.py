@@ -29,7 +29,8 @@ import attrs
 
 from .app import App
 from .channel import Channel
-from .errors import ExprotoError, SetupError, not_opened
+from .errors import ExprotoError
+from .listening import listen
 from .models import Address
 from .runner import Runner
 from .timing import BOUNDS, Times, Timing
@@ -140,10 +141,8 @@ class Metrics:
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._exposition: Any = prometheus_client.make_wsgi_app()
-        try:
-            self._server = _Server(address, self._answer, shared=shared)
-        except OSError as error:
-            raise _not_opened(address, error) from None
+        sock = listen("--metrics", address, shared=shared, backlog=REQUESTS)
+        self._server = _Server(sock, self._answer)
         self.address = Address(*self._server.socket.getsockname()[:2])
 
     def start(self, host: Host) -> None:
@@ -316,28 +315,17 @@ class _Server(ThreadingMixIn, WSGIServer):
     """The WSGI server of the standard library, with a bound."""
 
     daemon_threads = True
-    request_queue_size = REQUESTS
 
-    def __init__(self, address: Address, application: Any, *, shared: bool) -> None:
-        self._shared = shared
+    def __init__(self, sock: socket.socket, application: Any) -> None:
         self._free = threading.BoundedSemaphore(REQUESTS)
-        family, _, _, _, where = socket.getaddrinfo(
-            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        self.address_family = family
-        super().__init__(where, _Requests)  # type: ignore[arg-type] # of IPv6 too
-        self.set_app(application)
-
-    def server_bind(self) -> None:
+        self.address_family = sock.family
+        super().__init__(sock.getsockname(), _Requests, bind_and_activate=False)
+        self.socket.close()
+        self.socket = sock
         # As in the standard library, without asking the DNS for our name.
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if self._shared:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = "exproto-app", self.server_address[1]
+        self.server_name, self.server_port = "exproto-app", sock.getsockname()[1]
         self.setup_environ()
+        self.set_app(application)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
@@ -353,10 +341,3 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
         log.debug("metrics ! a request of %s failed: %r", client_address[0], sys.exc_info()[1])
-
-
-def _not_opened(address: Address, error: OSError) -> SetupError:
-    what = f"--metrics {address}"
-    if isinstance(error, socket.gaierror):
-        return SetupError(f"{what} can't be opened: there is no host {address.host!r} here")
-    return not_opened(what, error, "stop it or choose another")

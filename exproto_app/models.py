@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -17,6 +18,7 @@ __all__ = [
     "Message",
     "Reason",
     "SockType",
+    "is_loopback",
 ]
 
 SockType: TypeAlias = Literal["tcp", "ssl", "udp", "dtls"]
@@ -33,6 +35,14 @@ Reason: TypeAlias = Literal[
     "shutdown",
 ]
 """Why a connection ended; the host's own words are in `Connection.close_detail`."""
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether *host*, a name or an address, is this machine for itself alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 @attrs.frozen

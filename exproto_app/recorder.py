@@ -14,15 +14,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime, timezone
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from .app import App
 from .hexdump import shown
 from .models import ClientInfo
-from .recording import Entry, Gap, header, line
+from .recording import Entry, Gap, line, opening
 from .tap import (
     Closed,
     Delivered,
@@ -251,10 +250,8 @@ class Recorder:
         """Begin a file, in which the connections that are open begin late."""
         if self._written is None:
             self._offset = self._clock() - now
-        began = datetime.fromtimestamp(now + self._offset, timezone.utc)
-        started = began.isoformat(timespec="microseconds")
         self._part += 1
-        text = header(started, f"exproto-app {version('exproto-app')}", self._part) + "\n"
+        text = opening(now + self._offset, self._part) + "\n"
         self._background.put(None, must=True)
         self._background.put(text, must=True)
         self._began, self._written = now, len(text)

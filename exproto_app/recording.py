@@ -30,8 +30,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any, Final
 
 import attrs
@@ -131,6 +132,12 @@ class Recording:
 def header(started: str, by: str, part: int = 1) -> str:
     """Return the first line."""
     return _text({"recording": VERSION, "part": part, "started": started, "by": by})
+
+
+def opening(began: float, part: int = 1) -> str:
+    """Return the first line of what this program records from *began* on, in seconds since 1970."""
+    started = datetime.fromtimestamp(began, timezone.utc).isoformat(timespec="microseconds")
+    return header(started, f"exproto-app {version('exproto-app')}", part)
 
 
 def line(entry: Entry) -> str:

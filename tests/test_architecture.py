@@ -36,6 +36,7 @@ LAYERS = (
     "hexdump",
     "logs",
     "timing",
+    "listening",
     "runner",
     "recorder",
     "hub",

@@ -13,7 +13,7 @@ from ..app import App
 from ..errors import ExprotoError, SetupError
 from ..logs import FORMATS, LEVELS
 from ..metrics import Host, Metrics
-from ..models import Address
+from ..models import Address, is_loopback
 
 if TYPE_CHECKING:
     from ..inspector import Inspector
@@ -98,11 +98,16 @@ def open_metrics(app: App[Any], text: str | None, *, worker: int | None = None) 
     """
     if text is None:
         return None
-    address = parse_address(text, "--metrics", "127.0.0.1:9090")
+    address, shared = _own(parse_address(text, "--metrics", "127.0.0.1:9090"), worker)
+    return Metrics(app, address, shared=shared)
+
+
+def _own(address: Address, worker: int | None) -> tuple[Address, bool]:
+    """Return where *worker* serves, and whether two may at once."""
     if worker is None or not address.port:
-        return Metrics(app, address)
+        return address, False
     # A reload starts the new one before it ends the old one.
-    return Metrics(app, Address(address.host, address.port + worker - 1), shared=True)
+    return Address(address.host, address.port + worker - 1), True
 
 
 @contextmanager
@@ -123,7 +128,7 @@ def share_token(text: str | None, token: str | None) -> None:
     """Have the processes that are begun from here all ask for the same token."""
     if text is None or token:
         return
-    from ..inspector.access import is_loopback, new_token  # noqa: PLC0415 - no need of it without the option
+    from ..inspector.access import new_token  # noqa: PLC0415 - no need of it without the option
 
     if not is_loopback(parse_address(text, "--inspect", "127.0.0.1:8080").host):
         os.environ[TOKEN] = new_token()
@@ -140,9 +145,8 @@ def open_inspector(
         from ..inspector import Inspector  # noqa: PLC0415 - aiohttp is an extra
     except ImportError as error:
         raise ExprotoError(f"--inspect needs: pip install 'exproto-app[web]' ({error})") from None
-    if worker is None or not address.port:
-        return Inspector(app, address, token=token)
-    return Inspector(app, Address(address.host, address.port + worker - 1), token=token, shared=True)
+    address, shared = _own(address, worker)
+    return Inspector(app, address, token=token, shared=shared)
 
 
 @asynccontextmanager

@@ -50,10 +50,13 @@ reload_option: Callable[[Any], Any] = click.option(
 )
 
 
-def reload(target: str, listens: Sequence[Listen], files: Iterable[str | None]) -> int:
+def reload(
+    target: str, listens: Sequence[Listen], files: Iterable[str | None], *, option: str = "--listen"
+) -> int:
     """Serve *target* on *listens* until told to stop, anew whenever it or one of *files* changes.
 
-    Returns the exit code. Raises `SetupError`, and `ExprotoError` where watchfiles isn't installed.
+    *option* is what gave them. Returns the exit code. Raises `SetupError`, and `ExprotoError` where
+    watchfiles isn't installed.
     """
     if sys.platform == "win32":
         raise SetupError("--reload needs a system whose processes inherit sockets, which Windows' don't")
@@ -63,7 +66,7 @@ def reload(target: str, listens: Sequence[Listen], files: Iterable[str | None]) 
     named = {path for file in given for path in (file.absolute(), file.resolve())}  # it may be a link
     watched = Watched(find_roots(target), named)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # we tell of changes ourselves
-    sockets = [bind(listen) for listen in listens]
+    sockets = [bind(listen, option) for listen in listens]
     try:
         return asyncio.run(Reloader(AGAIN, sockets, watched).run())
     except OSError as error:  # the kernel watches only so many files

@@ -110,7 +110,7 @@ def command(
     if reloads and worker is None and not print_config:
         listen = Listen(scheme="tcp", host=address.host, port=address.port)
         share_token(inspect, inspect_token)
-        sys.exit(reload(target, [listen], (cert, key, client_ca)))
+        sys.exit(reload(target, [listen], (cert, key, client_ca), option="--bind"))
     app = load(target)
     limit(app, limits)
     ports = choose_ports(app, protocols)

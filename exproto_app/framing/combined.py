@@ -496,17 +496,9 @@ class Checked(Stock):
     def first(self, data: bytes, start: int) -> Found:
         """Return the frame that begins at *start*."""
         found: Found = self._inner.first(data, start)
-        if type(found) is not tuple:
-            return found
-        item, end = found
-        if type(item) is bytes:
-            body, begin = item[: -self._tail], self.start
-            try:
-                if self._pack(self._function(body[begin:] if begin > 0 else body)) == item[-self._tail :]:
-                    return body[-begin:] if begin < 0 else body, end
-            except Exception:  # noqa: BLE001 - a user's checksum may raise anything, and is asked again
-                return self._checked(item), end
-        return self._checked(item), end
+        if type(found) is tuple:
+            return self._checked(found[0]), found[1]
+        return found
 
     @property
     def runs(self) -> bool:
@@ -551,14 +543,15 @@ class Checked(Stock):
         """Return *item* without its checksum if that is right, `Bad` if it is wrong."""
         if type(item) is not bytes:
             return item
-        body, found = item[: -self._tail], item[-self._tail :]
+        start, tail = self.start, -self._tail
+        body, found = item[:tail], item[tail:]
         try:
-            expected = self._pack(self._function(body[max(self.start, 0) :]))
+            expected = self._pack(self._function(body[start:] if start > 0 else body))
         except Exception as error:  # noqa: BLE001 - a user's checksum may raise anything
             return self._refused(item, f"checksum failed: {error!r}")
         # Hex may come in small letters too.
         if found == expected or (self.text and found.upper() == expected.upper()):
-            return body[max(-self.start, 0) :]
+            return body[-start:] if start < 0 else body
         if len(found) < self._tail:
             return self._refused(item, f"frame has {len(item)} bytes, its checksum alone {self._tail}")
         shows = [repr(text)[1:] if self.text else text.hex() for text in (found, expected)]

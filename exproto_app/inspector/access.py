@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 from typing import Final
 from urllib.parse import urlsplit
 
 import attrs
 
-__all__ = ["Access", "Refusal", "is_loopback", "new_token"]
+from ..models import is_loopback
+
+__all__ = ["Access", "Refusal", "new_token"]
 
 GUESSES: Final = 5
 """Wrong tokens that one address may show in a window."""
@@ -26,16 +27,6 @@ WINDOW: Final = 60.0
 def new_token() -> str:
     """Return a token that nobody guesses."""
     return secrets.token_urlsafe(16)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether *host*, a name or an address, is this machine itself."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @attrs.frozen
@@ -64,11 +55,6 @@ class Access:
         self._host = host
         self._guesses: dict[str, _Guesses] = {}
         self._all = _Guesses(0.0)
-
-    @property
-    def asks(self) -> bool:
-        """Whether a token is asked for."""
-        return self._token is not None
 
     @property
     def cookie(self) -> str:

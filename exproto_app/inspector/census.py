@@ -37,9 +37,8 @@ def _name(row: Row) -> tuple[bool, Any]:
 
 
 def _number(row: Row) -> tuple[int, str]:
-    return len(row["id"]), row[
-        "id"
-    ]  # 10 stands behind 9; hosts whose ids are no numbers have them of a length
+    # 10 stands behind 9; hosts whose ids are no numbers have them of a length.
+    return len(row["id"]), row["id"]
 
 
 SORTS: Final[Mapping[str, Callable[[Row], Any]]] = {

@@ -17,13 +17,11 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 
-from ..recording import header
+from ..recording import opening
 from ..sniff import Sniffer
 from .census import Census, One, Query
 from .feed import Feed
@@ -141,14 +139,13 @@ class Live:
     def _show(self, one: One, *, late: bool) -> None:
         began = one.engine.runtime.time()
         started = time.time()
-        text = datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="microseconds")
         self._answer(
             {
                 "type": "watching",
                 "number": json.loads(self._number),
                 "row": self._census.row(one),
                 "started": started,
-                "header": json.loads(header(text, f"exproto-app {version('exproto-app')}")),
+                "header": json.loads(opening(started)),
             }
         )
         self._watched, self._feed = one, Feed(began, self._wake.set)

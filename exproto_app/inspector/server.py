@@ -16,7 +16,6 @@ import asyncio
 import json
 import logging
 import re
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -30,11 +29,12 @@ from aiohttp.web_protocol import RequestHandler
 from ..app import App
 from ..channel import Channel
 from ..commands import Outcome
-from ..errors import CommandError, ExprotoError, SetupError, not_opened
+from ..errors import CommandError, ExprotoError
 from ..hexdump import undump
-from ..models import Address
+from ..listening import listen
+from ..models import Address, is_loopback
 from ..runner import Runner
-from .access import Access, Refusal, is_loopback, new_token
+from .access import Access, Refusal, new_token
 from .census import Census, One, Query
 from .live import Live
 
@@ -50,6 +50,9 @@ CLIENTS: Final = 128
 
 BODY: Final = 4 * 1024 * 1024
 """Bytes of a request: a payload of a megabyte, in hex with blanks."""
+
+BACKLOG: Final = 16
+"""Connections that may wait until they are taken."""
 
 SILENCE: Final = 10.0
 """Seconds in which a connection has to ask for something."""
@@ -116,7 +119,8 @@ class Inspector:
     ) -> None:
         self.token = token if token or is_loopback(address.host) else new_token()
         self._app = app
-        self._socket = _bind(address, shared=shared)
+        self._socket = listen("--inspect", address, shared=shared, backlog=BACKLOG)
+        self._socket.setblocking(False)
         self.address = Address(*self._socket.getsockname()[:2])
         self._access = Access(self.token, address.host.lower())
         self._cookie = f"exproto_inspector_{self.address.port}"  # cookies don't know ports
@@ -361,29 +365,6 @@ class _Refuse(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
-
-
-def _bind(address: Address, *, shared: bool) -> socket.socket:
-    """Return a socket bound to *address*. Raises `SetupError`."""
-    what = f"--inspect {address}"
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(
-            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind)
-    except socket.gaierror:
-        raise SetupError(f"{what} can't be opened: there is no host {address.host!r} here") from None
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(where)
-        sock.listen(16)  # so that a port that is taken shows now
-    except OSError as error:
-        sock.close()
-        raise not_opened(what, error, "stop it or choose another") from None
-    sock.setblocking(False)
-    return sock
 
 
 def _error(status: int, text: str) -> web.Response:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exproto_app.inspector.access import ALL_GUESSES, GUESSES, WINDOW, Access, is_loopback
+from exproto_app.inspector.access import ALL_GUESSES, GUESSES, WINDOW, Access
+from exproto_app.models import is_loopback
 
 
 def status(

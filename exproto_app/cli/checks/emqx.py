@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ...errors import ExprotoError, SetupError, UnsupportedError
-from ...models import Address
+from ...models import Address, is_loopback
 from ..emqx_ports import choose_ports
 from .finding import Finding, failed, ok, skipped
 from .ports import is_free
 from .reach import reach
-from .setup import Gateway, Setup, is_loopback
+from .setup import Gateway, Setup
 
 if TYPE_CHECKING:
     from ...drivers.grpc import AdapterMap

@@ -10,9 +10,9 @@ from typing import Final
 from ...drivers.gateway import Listen
 from ...drivers.gateway.sockets import bind
 from ...errors import SetupError
-from ...models import Address, Limits
+from ...models import Address, Limits, is_loopback
 from .finding import Finding, failed, ok, skipped
-from .setup import Setup, is_loopback
+from .setup import Setup
 
 __all__ = ["is_free", "owner", "ports"]
 
@@ -67,10 +67,10 @@ def is_free(address: Address) -> str:
     """Return why *address* can't be opened for TCP, nothing if it can."""
     listen = Listen(scheme="tcp", host=address.host, port=address.port)
     try:
-        for sock in bind(listen):
+        for sock in bind(listen, "--bind"):
             sock.close()
     except SetupError as error:
-        return str(error).replace(str(listen), str(address)).replace("--listen", "--bind")
+        return str(error).replace(str(listen), str(address))
     return ""
 
 

@@ -9,9 +9,9 @@ import socket
 import threading
 from typing import Any
 
-from ...models import Address
+from ...models import Address, is_loopback
 from .finding import Finding, failed, ok
-from .setup import Setup, is_loopback
+from .setup import Setup
 
 __all__ = ["reach"]
 

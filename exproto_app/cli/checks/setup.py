@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from ...models import Address
 if TYPE_CHECKING:
     from ...drivers.grpc import Tls
 
-__all__ = ["Gateway", "Setup", "Uplink", "in_container", "is_loopback"]
+__all__ = ["Gateway", "Setup", "Uplink", "in_container"]
 
 
 @attrs.frozen
@@ -59,11 +58,3 @@ def in_container(root: Path = Path("/")) -> bool:
     """Tell whether this process runs in a container, by the marks of Docker, Podman and Kubernetes."""
     marks = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
     return any((root / mark).exists() for mark in marks)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether *host*, a name or an address, is this machine for itself alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -15,12 +15,12 @@ Bound: TypeAlias = tuple[int, Any]
 """A family of addresses, and an address as its sockets have it."""
 
 
-def bind(listen: Listen) -> list[socket.socket]:
-    """Return a socket, bound and not yet listening, for each address that *listen* means.
+def bind(listen: Listen, option: str = "--listen") -> list[socket.socket]:
+    """Return a socket, bound and not yet listening, for each address that *listen*, given by *option*, means.
 
     Raises `SetupError` for what can't be opened.
     """
-    return _bind(listen, _addresses(listen), shared=False)
+    return _bind(listen, _addresses(listen), shared=False, option=option)
 
 
 def share(listen: Listen, count: int) -> list[list[socket.socket]]:
@@ -48,7 +48,9 @@ def _addresses(listen: Listen) -> list[Bound]:
     return addresses[:1] if listen.scheme == "udp" else addresses
 
 
-def _bind(listen: Listen, addresses: list[Bound], *, shared: bool) -> list[socket.socket]:
+def _bind(
+    listen: Listen, addresses: list[Bound], *, shared: bool, option: str = "--listen"
+) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, address in addresses:
@@ -65,7 +67,7 @@ def _bind(listen: Listen, addresses: list[Bound], *, shared: bool) -> list[socke
     except OSError as error:
         for sock in sockets:
             sock.close()
-        raise why_not(listen, error) from None
+        raise why_not(listen, error, option) from None
     return sockets
 
 
@@ -79,6 +81,6 @@ def _set_up(sock: socket.socket, *, shared: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
-def why_not(listen: Listen, error: OSError) -> SetupError:
-    """Return the error that tells why *listen* can't be opened."""
-    return not_opened(listen, error, "stop it or choose another with --listen")
+def why_not(listen: Listen, error: OSError, option: str = "--listen") -> SetupError:
+    """Return the error that tells why *listen*, given by *option*, can't be opened."""
+    return not_opened(listen, error, f"stop it or choose another with {option}")
