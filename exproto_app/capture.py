@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib
 import ipaddress
 import struct
@@ -86,10 +87,14 @@ class _Packet:
 
 @attrs.define
 class _Flow:
-    """The packets between two ends, from one SYN to the next; *server* is None where none tells it."""
+    """The packets between two ends, from one SYN to the next; *server* is None where none tells it.
+
+    *syns* are the sequence numbers of its SYNs, which may come several times.
+    """
 
     server: Address | None
     packets: list[_Packet] = attrs.Factory(list)
+    syns: set[int] = attrs.Factory(set)
 
 
 def _read_packets(path: Path, port: int | None) -> Recording:
@@ -211,10 +216,12 @@ def _flows(packets: Iterable[_Packet]) -> list[_Flow]:
         key = packet.udp, frozenset((packet.source, packet.target))
         flow = latest.get(key)
         begins = packet.syn and not packet.ack
-        if flow is None or (begins and packet.seq not in [old.seq for old in flow.packets if old.syn]):
+        if flow is None or (begins and packet.seq not in flow.syns):
             server = packet.target if begins or packet.udp else packet.source if packet.syn else None
             flow = latest[key] = _Flow(server)
             flows.append(flow)
+        if packet.syn:
+            flow.syns.add(packet.seq)
         flow.packets.append(packet)
     return flows
 
@@ -257,30 +264,21 @@ class _Stream:
     """One direction of a TCP connection: segments in any order, several times, come out as the stream."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, bytes] = {}
-        self._next: int | None = None
+        self.waiting: list[tuple[int, bytes]] = []  # a heap, by the place in the stream
+        self._next: int | None = None  # a sequence number that doesn't come round
 
     def take(self, packet: _Packet) -> bytes:
         """Return the bytes that *packet* makes known."""
-        seq = packet.seq
-        if packet.syn:
-            seq = (seq + 1) % WHOLE
-            self._next = seq if self._next is None else self._next
         if self._next is None:
-            self._next = seq
-        following = self._next
-        if packet.data and len(packet.data) > len(self.waiting.get(seq, b"")):
-            self.waiting[seq] = packet.data
-        data = b""
-        ready = True
-        while ready:
-            ready = False
-            for begin in tuple(self.waiting):
-                known = (following - begin) % WHOLE
-                if known < WHOLE // 2:  # it begins at what is next, or before
-                    fresh = self.waiting.pop(begin)[known:]
-                    data += fresh
-                    following = (following + len(fresh)) % WHOLE
-                    ready = True
-        self._next = following
-        return data
+            self._next = packet.seq + packet.syn
+        ahead = (packet.seq + packet.syn - self._next) % WHOLE
+        if packet.data:
+            begin = self._next + (ahead if ahead < WHOLE // 2 else ahead - WHOLE)
+            heapq.heappush(self.waiting, (begin, packet.data))
+        known: list[bytes] = []
+        while self.waiting and self.waiting[0][0] <= self._next:
+            begin, data = heapq.heappop(self.waiting)
+            fresh = data[self._next - begin :]
+            known.append(fresh)
+            self._next += len(fresh)
+        return b"".join(known)

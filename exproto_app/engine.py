@@ -20,7 +20,7 @@ from .channel import Channel, Hub, Link, Served
 from .codec import giving_bytes
 from .commands import Outcome, Publish
 from .framing import RAW, Framing
-from .framing.combined import STOCK
+from .framing.modes import STOCK
 from .host import Runtime
 from .models import ConnectionInfo, Message, Reason
 from .router import Router

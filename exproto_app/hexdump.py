@@ -133,7 +133,8 @@ def payload(data: bytes, limit: int = LONG) -> str:
 # --- the way back
 
 _OFFSET: Final = re.compile(r"(?:0x)?([0-9a-fA-F]{4,16})(:?)(?:(\s+)(.*))?")
-_NOISE: Final = re.compile(r"/\*.*?\*/|//[^\n]*|#[^\n]*", re.DOTALL)
+# A comment that nothing closes is taken to the end: to look for its close from each /* is quadratic.
+_NOISE: Final = re.compile(r"/\*.*?(?:\*/|\Z)|//[^\n]*|#[^\n]*", re.DOTALL)
 _PIECE: Final = re.compile(r"(?:0[xX]|\\x|\\)?([0-9a-fA-F]+)[hHuUlL]*")
 _BETWEEN: Final = re.compile(r"[\s,;:.\-_\"'{}\[\]()|<>]+")
 
@@ -147,7 +148,7 @@ def undump(text: str) -> bytes:
     dumped = _undump_lines([line.strip() for line in text.splitlines() if line.strip()])
     if dumped is not None:
         return dumped
-    text = _NOISE.sub(" ", text)
+    text = _NOISE.sub(_blank, text)
     if "{" in text:  # a C array: what stands around the braces declares it
         text = " ".join(re.findall(r"\{([^{}]*)\}", text)) or text
     text = re.sub(r"\bb(?=['\"])", " ", text).replace("\\x", " 0x")  # of Python, b'\x78'
@@ -163,6 +164,12 @@ def undump(text: str) -> bytes:
             raise SetupError(f"{piece!r} has an odd number of hex digits; a byte needs two")
         data += bytes.fromhex(digits)
     return bytes(data)
+
+
+def _blank(noise: re.Match[str]) -> str:
+    if noise[0].startswith("/*") and not (len(noise[0]) > 3 and noise[0].endswith("*/")):
+        raise SetupError(f"the comment {noise[0][:16]!r} isn't closed; end it with */, or leave it out")
+    return " "
 
 
 def _undump_lines(lines: list[str]) -> bytes | None:

@@ -29,6 +29,7 @@ in order; between connections `at` tells.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -242,9 +243,9 @@ def parse(lines: Iterable[str], name: str) -> Recording:
         try:
             facts = json.loads(text)
             entry = Entry(
-                float(facts["at"]), _str(facts["conn"]), _str(facts["protocol"]), event_of(facts), number
+                _seconds(facts["at"]), _str(facts["conn"]), _str(facts["protocol"]), event_of(facts), number
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError) and not text.endswith("\n"):
                 recording.notes.append(f"{name}, line {number} was cut off, and is left out")
                 break
@@ -263,7 +264,7 @@ def _start(text: str, name: str) -> tuple[float, int]:
     try:
         facts = json.loads(text)
         version = facts["recording"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise SetupError(f"{name} is no recording; make one with run --record FILE") from None
     if version != VERSION:
         raise SetupError(
@@ -333,6 +334,12 @@ def _str(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is not a time in seconds")
+    return float(value)
 
 
 def _count(value: object) -> int:

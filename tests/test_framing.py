@@ -29,8 +29,8 @@ from exproto_app.framing import (
     SplitFraming,
     StartEnd,
     Varint,
+    custom,
 )
-from exproto_app.framing import decoder as decoder_module
 
 from .framings import (
     CASES,
@@ -192,14 +192,14 @@ def test_a_generator_is_woken_when_its_bytes_are_there(
 ) -> None:
     """Waiting for bytes, one at a time, doesn't copy those that wait."""
     woken = 0
-    run = decoder_module._Stream._run
+    run = custom.Stream._run
 
-    def counting(self: decoder_module._Stream) -> list[bytes]:
+    def counting(self: custom.Stream) -> list[bytes]:
         nonlocal woken
         woken += 1
         return run(self)
 
-    monkeypatch.setattr(decoder_module._Stream, "_run", counting)
+    monkeypatch.setattr(custom.Stream, "_run", counting)
     assert decoded(framing, bytewise(framing.encode(bytes(60_000)))) == [bytes(60_000)]
     assert woken <= 3
 
@@ -988,7 +988,7 @@ def test_a_users_finish_may_fail() -> None:
             "StartEnd: escapes don't keep the end marker b'~' out of frames",
         ),
         (lambda: Decoder(Words(0)), "Words(limit=0): limit is 0, it has to be a whole number above 0"),
-        (lambda: Decoder(cast("Framing", 3)), "3 is no framing, it has neither split nor decode"),
+        (lambda: Decoder(cast("Framing", 3)), "3 is not a framing: it has neither split nor decode"),
     ],
 )
 def test_wrong_options_are_refused(make: Callable[[], object], why: str) -> None:

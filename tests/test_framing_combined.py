@@ -324,7 +324,7 @@ def test_starts_may_be_given(framing: Framing) -> None:
 
 def test_what_ends_is_skipped_to_its_end() -> None:
     """Where the framing knows the end of what is wrong, the next frame is looked for there."""
-    wrong = Bad(b"\x7ea\x7d\x7e", "frame has an escape that stands for nothing: 617d", frame=False)
+    wrong = Bad(b"\x7ea\x7d", "frame has an escape that stands for nothing: 617d", frame=False)
     assert all_of(Resync(JT808), [b"\x7ea\x7d\x7e\x7eb\x7e"]) == [b"b", wrong]
 
 
@@ -488,7 +488,7 @@ class Nothing:
             lambda: FirstOf((b"x", Nothing())),
             "FirstOf: Nothing() has split alone, it needs decode to be one of several framings",
         ),
-        (lambda: FirstOf(cast("Framing", 3)), "3 is no framing, it has neither split nor decode"),
+        (lambda: FirstOf(cast("Framing", 3)), "3 is not a framing: it has neither split nor decode"),
         (
             lambda: FirstOf(Resync(BINARY)),
             "FirstOf: Resync goes around it, Resync(FirstOf(…)), not into it",
@@ -497,7 +497,7 @@ class Nothing:
             lambda: Checked(Resync(BINARY), XOR),
             "Checked: Resync goes around it, Resync(Checked(…)), not into it",
         ),
-        (lambda: Checked(cast("Framing", 3), XOR), "3 is no framing, it has neither split nor decode"),
+        (lambda: Checked(cast("Framing", 3), XOR), "3 is not a framing: it has neither split nor decode"),
         (
             lambda: Checked(Line(), cast("Any", "crc")),
             "Checked: checksum is 'crc', it has to be a function of bytes",
@@ -554,3 +554,33 @@ def test_combinations_are_values() -> None:
     assert Checked(LengthPrefix(1), CRC16_X25, start=-1) != Checked(LengthPrefix(1), CRC16_X25)
     assert repr(FirstOf((b"<", Line()))) == "FirstOf((b'<', Line(ending=b'\\n', limit=65536)))"
     assert repr(XORED).startswith("Checked(framing=LengthPrefix(size=1, ")
+
+
+@pytest.mark.parametrize("framing", [JT808, StartEnd(b"\x7e", b"\x7e"), Resync(JT808)])
+def test_one_flag_may_end_a_frame_and_begin_the_next(framing: Framing) -> None:
+    """As in HDLC; two or more flags mean the same, however the network cuts the stream."""
+    stream = b"\x7ea\x7eb\x7e\x7ec\x7e\x7e\x7ed\x7e"
+    for place in range(len(stream) + 1):
+        decoder = Decoder(framing)
+        frames = [*decoder.feed(stream[:place]), *decoder.feed(stream[place:])]
+        assert (frames, decoder.error, decoder.bad, decoder.buffered) == (
+            [b"a", b"b", b"c", b"d"],
+            None,
+            None,
+            0,
+        )
+
+
+def test_a_wrong_checksum_between_shared_flags_costs_its_frame_alone() -> None:
+    """The flag behind it begins the next frame."""
+    decoder = Decoder(Checked(JT808, XOR))
+    assert decoder.feed(b"\x7eaa\x7eab\x7ecc\x7e") == [b"a", b"c"]
+    assert [bad.data for bad in decoder.take_bad()] == [b"ab"]
+
+
+def test_beside_other_framings_a_flag_ends_its_frame_alone() -> None:
+    """What follows it may be a frame of theirs."""
+    both = FirstOf(Checked(JT808, XOR), (b"#", Line()))
+    decoder = Decoder(both)
+    assert decoder.feed(b"\x7eaa\x7e#x\n\x7ebb\x7e") == [b"a", b"#x", b"b"]
+    assert decoder.buffered == 0

@@ -37,10 +37,12 @@ They are stateless, may be shared, and are compared by their options.
 from __future__ import annotations
 
 from .base import Framing, SplitFraming, StreamFraming
-from .combined import Checked, Checksum, FirstOf, Resync
+from .checked import Checked, Checksum
 from .decoder import Decoder
+from .first_of import FirstOf
 from .marked import JT808, SLIP, Delimiter, Line, StartEnd
 from .reader import FRAME_LIMIT, Bad, Decoding, Need, Reader
+from .resync import Resync
 from .sized import RAW, FixedSize, LengthPrefix, OctetCounting, Raw, Varint
 
 __all__ = [

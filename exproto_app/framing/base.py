@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import attrs
 
 from ..errors import FramingError, SetupError
-from .reader import FRAME_LIMIT, Bad, Decoding, Reader
+from .reader import FRAME_LIMIT, Bad, Decoding, Reader, Searched
 
 __all__ = [
     "MIXED",
@@ -17,6 +17,7 @@ __all__ = [
     "Found",
     "Framing",
     "Items",
+    "Searched",
     "SplitFraming",
     "Stock",
     "StreamFraming",
@@ -107,6 +108,15 @@ class Stock:
         return ()
 
     @property
+    def flag(self) -> bytes | None:
+        """What stays in the buffer behind a frame that it ends, since it may begin the next one too."""
+        return None
+
+    def closed(self) -> Stock:
+        """Return the framing as it is for streams with frames of others between its own: without a `flag`."""
+        return self
+
+    @property
     def runs(self) -> bool:
         """Whether `run` may be used: frames that are others' are told apart by their start."""
         return False
@@ -138,11 +148,16 @@ class Stock:
 
     def cut_slowly(self, data: bytes) -> Cut:
         """Do what `cut` does, frame by frame up to the first thing that is wrong."""
+        items, end, wrong = self.scan(data, 0)
+        return items, data[end:], wrong
+
+    def scan(self, data: bytes, start: int) -> tuple[Items, int, Wrong | None]:
+        """Return the frames from *start* on, where they end, and what is wrong there."""
         items: Items = []
         append = items.append
         first = self.first
         wrong: Wrong | None = None
-        start, size = 0, len(data)
+        size = len(data)
         while start < size:
             found = first(data, start)
             if type(found) is not tuple:
@@ -155,7 +170,7 @@ class Stock:
             elif item is not None:
                 append(item)
                 wrong = MIXED
-        return items, data[start:], wrong
+        return items, start, wrong
 
     def waits(self, data: bytes) -> Wait:
         """Tell what *data*, which `cut` left, waits for."""

@@ -167,10 +167,10 @@ class StartEnd(Stock):
 
     *escapes* maps a byte to the two bytes that are sent for it inside a frame; `JT808` and `SLIP` are ready
     made. Without it a frame to be sent must not hold the end marker. Bytes before a start marker are a
-    `FramingError`, behind which decoding can go on. Where both markers are the same, markers with nothing
-    between them are fill and are skipped, so an empty frame can't be sent. With *shared*, one marker may end
-    a frame and begin the next, so that no bytes stand outside. *limit* is in bytes of a frame as the handler
-    gets it.
+    `FramingError`, behind which decoding can go on. Where both markers are the same, one may end a frame and
+    begin the next, and markers with nothing between them are fill and are skipped, so an empty frame can't be
+    sent. With *shared*, a frame need not begin with a marker at all, as in SLIP. *limit* is in bytes of a
+    frame as the handler gets it.
     """
 
     start: bytes = attrs.field(validator=check_some_bytes)
@@ -180,6 +180,7 @@ class StartEnd(Stock):
     limit: int = limit_option()
     _escapes: tuple[tuple[bytes, bytes], ...] = attrs.field(init=False, repr=False, eq=False)
     _lead: int = attrs.field(init=False, repr=False, eq=False)
+    _behind: int = attrs.field(init=False, repr=False)  # bytes of the end marker that are read with a frame
     _overlaps: bool = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
@@ -191,6 +192,21 @@ class StartEnd(Stock):
         object.__setattr__(self, "_escapes", escapes)
         object.__setattr__(self, "_lead", escapes[0][0][0] if escapes else -1)
         object.__setattr__(self, "_overlaps", _overlaps(self.end))
+        flags = self.start == self.end and not self.shared
+        object.__setattr__(self, "_behind", 0 if flags else len(self.end))
+
+    @property
+    def flag(self) -> bytes | None:
+        """The marker, where it may end one frame and begin the next."""
+        return None if self._behind else self.start
+
+    def closed(self) -> StartEnd:
+        """Return a framing whose end marker begins no other frame."""
+        if self._behind:
+            return self
+        framing = attrs.evolve(self)
+        object.__setattr__(framing, "_behind", len(self.end))
+        return framing
 
     @property
     def starts(self) -> tuple[bytes, ...]:
@@ -227,7 +243,7 @@ class StartEnd(Stock):
             return self._waiting(len(data) - begin, begin - start)
         if end == begin and self.start == self.end:
             return None, end  # the second marker of fill may start a frame
-        behind = end + len(self.end)
+        behind = end + self._behind
         frame = self._plain(data[begin:end])
         size = (end - begin + 1) // 2 if frame is None else len(frame)  # at least, as `_waiting` has it
         if size > self.limit:
@@ -242,8 +258,10 @@ class StartEnd(Stock):
         if self.shared:
             *parts, rest = data.split(self.start)
             clean: tuple[list[bytes], bytes] | None = ([part for part in parts if part], rest)
-        else:
+        elif self._behind:
             clean = self._alternating(data) if self.start == self.end else self._enclosed(data)
+        else:
+            clean = self._flagged(data)
         if clean is None:
             return self.cut_slowly(data)
         frames, rest = clean
@@ -258,6 +276,13 @@ class StartEnd(Stock):
         ):
             return self.cut_slowly(data)
         return frames, rest, None
+
+    def _flagged(self, data: bytes) -> tuple[list[bytes], bytes] | None:
+        """Cut at flags, of which each may end a frame and begin the next; None if there is anything wrong."""
+        if not data.startswith(self.start):
+            return None
+        *parts, rest = data.split(self.start)
+        return [part for part in parts if part], self.start + rest
 
     def _alternating(self, data: bytes) -> tuple[list[bytes], bytes] | None:
         """Cut at equal markers; None if there is fill, or anything wrong."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import attrs
 
 from ..errors import FramingError
 
-__all__ = ["FRAME_LIMIT", "HEADER", "NEED", "Bad", "Decoding", "Need", "Reader", "over", "shown"]
+__all__ = ["FRAME_LIMIT", "HEADER", "NEED", "Bad", "Decoding", "Need", "Reader", "Searched", "over", "shown"]
 
 FRAME_LIMIT: Final = 65_536
 """Bytes of one frame, where a framing says nothing else."""
@@ -45,6 +45,24 @@ class Bad:
 
 Decoding: TypeAlias = Generator["bytes | Bad | Need", None, None]
 """What `decode` returns: a generator that yields frames, and `Bad` for what it drops."""
+
+
+class Searched(bytes):
+    """Bytes that remember where something was found, for callers that search from one place after another.
+
+    Otherwise each place where a frame may begin would cost the distance to the next end marker.
+    """
+
+    def find(self, wanted: Any, start: Any = 0, end: Any = None) -> int:
+        """Return where *wanted* is found from *start* on, as `bytes.find` does."""
+        if end is not None:
+            return super().find(wanted, start, end)
+        known = self.__dict__.get(wanted)
+        if known is not None and known[0] <= start and not 0 <= known[1] < start:
+            return int(known[1])
+        place = super().find(wanted, start)
+        self.__dict__[wanted] = start, place
+        return place
 
 
 class Reader:
@@ -192,6 +210,11 @@ class Reader:
         """Be where `pass_over`, which has just raised, was called."""
         if self._back is not None:
             self._start, self._back = self._back, None
+
+    def remember(self) -> None:
+        """Have the window remember where something was found: it will be looked through again and again."""
+        if type(self._data) is not Searched:
+            self._data = Searched(self._data)
 
     def refuse(self, reason: str) -> None:
         """Raise a `FramingError` behind which nobody knows where a frame begins."""
