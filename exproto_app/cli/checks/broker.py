@@ -189,7 +189,10 @@ class Talk:
         remedy = REMEDIES.get(code, "see the broker's log")
         self.answer = failed("broker.login", f"the broker refuses the login{self._user}: {words}", remedy)
 
-    def disconnected(self, code: int, words: str) -> None:  # noqa: ARG002 - a session's owner
+    def denied(self, command: object, words: str) -> None:
+        """Do nothing: its outcome tells."""
+
+    def disconnected(self, code: int, words: str, blame: object) -> None:  # noqa: ARG002 - a session's owner
         """Take note of the broker's goodbye."""
         self.ended = f"the broker ended the session: {words}"
 

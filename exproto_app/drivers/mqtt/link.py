@@ -13,10 +13,11 @@ from typing import Final, Protocol, cast
 
 import attrs
 
+from ...commands import Publish, Subscribe, Unsubscribe
 from ...errors import CommandError, DeniedError, UnavailableError
 from ...models import Message
 from .reasons import DENIED, NO_MQTT5, TAKEN_OVER, UNSUPPORTED_VERSION
-from .session import Bounds, Login, ProtocolError, Session
+from .session import Blame, Bounds, Login, ProtocolError, Session
 from .url import Url
 
 __all__ = ["Broker", "Client", "Link", "why"]
@@ -47,8 +48,8 @@ class Client(Protocol):
         """Take note that the session is up."""
         ...
 
-    def refused(self, error: CommandError) -> None:
-        """Take note that the broker won't let the client in, now and later."""
+    def refused(self, error: CommandError, words: str) -> None:
+        """Take note that the broker won't let the client in, now and later; *words* are its reason."""
         ...
 
     def failed(self, words: str, *, worst: bool) -> None:
@@ -58,7 +59,11 @@ class Client(Protocol):
         """
         ...
 
-    def disconnected(self, code: int, words: str) -> bool:
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
+        """Take note that the broker refuses *command*."""
+        ...
+
+    def disconnected(self, code: int, words: str, blame: Blame) -> bool:
         """Take note of the broker's DISCONNECT; return whether to connect again."""
         ...
 
@@ -193,7 +198,8 @@ class Link(asyncio.Protocol):
             self._answered()
             return
         if was_online and self._usurped():
-            self.disconnected(TAKEN_OVER, "the broker closed it twice without a word, for another client")
+            words = "the broker closed it twice without a word, for another client"
+            self.disconnected(TAKEN_OVER, words, Blame.NOBODY)
             return
         if self.dialling and not was_online and exc is None:
             self.broker.mute += 1
@@ -218,14 +224,20 @@ class Link(asyncio.Protocol):
             self._closing = True
             self._abort()
             self.session.lost()
-            words = f"the broker refused {self.session.login.clientid!r}: {words}"
-            unable = code == UNSUPPORTED_VERSION
-            self.client.refused(UnavailableError(NO_MQTT5) if unable else DeniedError(words))
+            error: CommandError = UnavailableError(NO_MQTT5)
+            if code != UNSUPPORTED_VERSION:
+                error = DeniedError(f"the broker refused {self.session.login.clientid!r}: {words}")
+            self.client.refused(error, words)
         else:
             self._drop(f"the broker refused: {words}")
 
-    def disconnected(self, code: int, words: str) -> None:
-        again = self.client.disconnected(code, words)
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
+        self.client.denied(command, words)
+
+    def disconnected(self, code: int, words: str, blame: Blame) -> None:
+        if blame is Blame.SOUGHT:
+            self._attempts = 0  # one attempt for each packet in flight, then the culprit is known
+        again = self.client.disconnected(code, words, blame)
         if again and not self.stopped:
             self._drop(f"the broker ended the session: {words}")
         else:
