@@ -33,7 +33,7 @@ class FakeBroker:
         self.holding = self.silent = self.slams = False
         self.answer: bytes | None = None
         self.published: list[tuple[str, bytes]] = []
-        self.connects = 0
+        self.connects = self.packets = 0
         self.subscribed: list[tuple[str, str]] = []
         self.unsubscribed: list[tuple[str, str]] = []
         self.acknowledged: list[tuple[str, int]] = []
@@ -106,6 +106,7 @@ class FakeBroker:
                 except IndexError:
                     break
                 buffer = buffer[size:]
+                self.packets += 1
                 if isinstance(packet, mqtt5.ConnectPacket):
                     clientid = packet.client_id
                 if not self.silent:

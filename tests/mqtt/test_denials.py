@@ -170,8 +170,9 @@ def test_a_device_that_is_kicked_leaves_no_verb_waiting(code: int) -> None:
     async def test() -> None:
         async with denying(shared=False) as (broker, device, _):
             broker.silent = True
+            before = broker.packets
             device.send("sub yes, pub a 1, unsub yes")
-            await broker.until(lambda _: True)
+            await broker.until(lambda broker: broker.packets == before + 3)
             broker.kick("d", code)
             await asyncio.wait_for(device.read(), 4)
 

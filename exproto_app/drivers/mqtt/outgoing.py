@@ -73,6 +73,7 @@ class Outgoing:
     """
 
     __slots__ = (
+        "_accused",
         "_bounds",
         "_finishing",
         "_flights",
@@ -104,6 +105,7 @@ class Outgoing:
         self._last_id = first_id
         self._quota = 0
         self._suspects = 0
+        self._accused: tuple[Publish, str] | None = None  # of QoS 0, if none of the suspects is the culprit
         self._unproved: Publish | None = None  # of QoS 0, sent last: perhaps the broker hasn't taken it yet
         self._proof = 0  # the identifier of what was sent behind it
         self._writable = True
@@ -412,10 +414,12 @@ class Outgoing:
                 self.drain()
         elif self.waiting and self._session.online:
             self.drain()
+        elif self._finishing and not self.unsafe:
+            self._session.owner.finished()
 
-    def _refused(self, command: Sent, words: str) -> DeniedError:
+    def _refused(self, command: Sent, words: str, text: str = "") -> DeniedError:
         about = "the message to " if type(command) is Publish else ""
-        return self._refusal(command, words, f"the broker refused {about}{command.topic!r}: {words}")
+        return self._refusal(command, words, text or f"the broker refused {about}{command.topic!r}: {words}")
 
     def _refusal(self, command: Sent, words: str, text: str = "") -> DeniedError:
         self._session.owner.denied(command, words)
@@ -433,12 +437,14 @@ class Outgoing:
         unproved, self._unproved = self._unproved, None
         if len(suspects) == 1 and (self._suspects or (denied and unproved is None)):
             flight = flights.pop(suspects[0])
-            sought = self._suspects > 0
+            sought, self._accused = self._suspects > 0, None
             self._clear_suspect()
-            flight.outcome.fail(self._refused(flight.command, words))
+            text = "" if denied else f"the broker ended the connection because of this: {words}"
+            flight.outcome.fail(self._refused(flight.command, words, text))
             return Blame.SOUGHT if sought else Blame.FOUND
         if suspects:
             self._suspects = len(suspects)
+            self._accused = None if unproved is None else (unproved, words)
             return Blame.SOUGHT
         if unproved is None:
             return Blame.NOBODY
@@ -446,8 +452,12 @@ class Outgoing:
         return Blame.FOUND
 
     def _clear_suspect(self) -> None:
-        if self._suspects:
-            self._suspects -= 1
+        if not self._suspects:
+            return
+        self._suspects -= 1
+        if not self._suspects and self._accused is not None:
+            accused, self._accused = self._accused, None
+            self._refused(*accused)
 
 
 def _size(command: Sent) -> int:
