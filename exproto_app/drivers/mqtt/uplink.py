@@ -19,7 +19,7 @@ from ...hub import Login as LoginRule
 from ...hub import MemoryHub
 from ...models import ClientInfo
 from .device import Device
-from .link import Broker
+from .dialling import Broker
 from .own import Own
 from .session import Bounds, Flight, Login
 from .url import Url
