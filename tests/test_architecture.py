@@ -51,6 +51,7 @@ LAYERS = (
 SANS_IO = LAYERS[: LAYERS.index("logs")]
 SANS_IO_DRIVERS = (
     "drivers.mqtt.connecting",
+    "drivers.mqtt.flights",
     "drivers.mqtt.incoming",
     "drivers.mqtt.keepalive",
     "drivers.mqtt.outgoing",

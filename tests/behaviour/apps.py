@@ -175,6 +175,11 @@ def who(conn: Connection[State], frame: bytes) -> bytes:
     return conn.client.clientid.encode() if conn.client else b"nobody"
 
 
+@turns.on_received(b"user")
+def user(conn: Connection[State], frame: bytes) -> bytes:
+    return conn.client.username.encode() if conn.client else b"nobody"
+
+
 @turns.on_received(b"online ")
 def online(conn: Connection[State], frame: bytes) -> bytes:
     found = turns.connections.get(frame[7:].decode())

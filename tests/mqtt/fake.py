@@ -22,6 +22,8 @@ class FakeBroker:
     does with `deny_action = disconnect`. *remembers*: sessions outlive the network connection. *holding*:
     messages aren't acknowledged. *silent*: nothing is answered at all. *slams*: connections are closed at
     once. *answer*: the bytes that it answers to CONNECT, instead of a CONNACK.
+    *delay*: seconds that a CONNACK takes; *crowds* has then, for each CONNECT, how many were answered before
+    and how many wait.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,9 @@ class FakeBroker:
         self.disconnects = self.remembers = False
         self.holding = self.silent = self.slams = False
         self.answer: bytes | None = None
+        self.delay = 0.0
+        self.asking = self.answered = 0
+        self.crowds: list[tuple[int, int]] = []
         self.published: list[tuple[str, bytes]] = []
         self.connects = self.packets = 0
         self.subscribed: list[tuple[str, str]] = []
@@ -116,6 +121,21 @@ class FakeBroker:
                 if writer.is_closing():
                     return
 
+    def _ask(self, clientid: str, writer: asyncio.StreamWriter) -> None:
+        """Answer to CONNECT after *delay*."""
+        if not self.delay:
+            writer.write(self._connect(clientid, writer))
+            return
+        self.asking += 1
+        self.crowds.append((self.answered, self.asking))
+
+        def answer() -> None:
+            self.asking -= 1
+            self.answered += 1
+            writer.write(self._connect(clientid, writer))
+
+        asyncio.get_running_loop().call_later(self.delay, answer)
+
     def _connect(self, clientid: str, writer: asyncio.StreamWriter) -> bytes:
         if self.answer is not None:
             return self.answer
@@ -128,7 +148,9 @@ class FakeBroker:
         self.clients[clientid] = writer
         return mqtt5.ConnAckPacket(session_present=present).write()
 
-    def _deny(self, packet: mqtt5.PublishPacket | mqtt5.SubscribePacket, writer: asyncio.StreamWriter) -> None:
+    def _deny(
+        self, packet: mqtt5.PublishPacket | mqtt5.SubscribePacket, writer: asyncio.StreamWriter
+    ) -> None:
         """Answer what isn't allowed."""
         if self.disconnects:
             writer.write(bytes([0xE0, 1, self.denial]))
@@ -138,10 +160,10 @@ class FakeBroker:
             body = packet.packet_id.to_bytes(2, "big") + rest + bytes([self.denial])
             writer.write(bytes([kind, len(body)]) + body)
 
-    def _take(self, clientid: str, packet: Any, writer: asyncio.StreamWriter) -> None:
+    def _take(self, clientid: str, packet: Any, writer: asyncio.StreamWriter) -> None:  # noqa: C901 - one case for each packet
         match packet:
             case mqtt5.ConnectPacket():
-                writer.write(self._connect(clientid, writer))
+                self._ask(clientid, writer)
             case mqtt5.PublishPacket() if packet.topic in self.denied:
                 self._deny(packet, writer)
             case mqtt5.PublishPacket():

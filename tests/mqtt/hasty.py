@@ -14,7 +14,7 @@ MOMENT: Final = 0.01
 """Real seconds in which what was written on loopback has arrived at the other end."""
 
 
-class HastySelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type] # the system's best
+class HastySelector(selectors.DefaultSelector):
     """Waits a moment for the sockets; *skipped* is how many seconds it should have waited more."""
 
     skipped = 0.0
@@ -41,8 +41,12 @@ class HastyLoop(asyncio.SelectorEventLoop):
 
 def hasty(test: Callable[[], Awaitable[None]]) -> None:
     """Run *test*, both ends of whose connections are in its own loop; minutes cost nothing."""
-    with asyncio.Runner(loop_factory=HastyLoop) as runner:
-        runner.run(_bounded(test))
+    loop = HastyLoop()
+    try:
+        loop.run_until_complete(_bounded(test))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 async def _bounded(test: Callable[[], Awaitable[None]]) -> None:

@@ -45,7 +45,7 @@ def make_app() -> App[None]:
 
     @app.on_received
     async def verbs(conn: Connection, frame: bytes) -> bytes:
-        outcomes = []
+        outcomes: list[Any] = []
         for words in frame.decode().split(", "):
             match words.split():
                 case ["sub", topic]:
@@ -60,7 +60,9 @@ def make_app() -> App[None]:
 
 
 @contextlib.asynccontextmanager
-async def denying(shared: bool, remembers: bool = True, **options: Any) -> AsyncIterator[tuple[FakeBroker, Device, App]]:
+async def denying(
+    shared: bool, remembers: bool = True, **options: Any
+) -> AsyncIterator[tuple[FakeBroker, Device, App]]:
     """Run a broker that denies `no` by DISCONNECT, and a gateway with a device that has logged in."""
     app = make_app()
     async with fake() as broker:

@@ -95,6 +95,25 @@ def test_a_broker_that_is_away_is_asked_by_one_connection_at_a_time(kind: str) -
     hasty(test)
 
 
+def test_those_who_follow_come_no_faster_than_the_broker_lets_them_in() -> None:
+    """At first one, then twice as many with each round of answers."""
+
+    async def test() -> None:
+        async with fake() as broker, site(broker) as here:
+            devices = await fleet(here)
+            async with away(broker, "gone"):
+                for device in devices:
+                    device.send("ask hello")
+                await asyncio.sleep(OUTAGE)
+                broker.delay = 0.2
+            answers = asyncio.gather(*(device.read() for device in devices))
+            assert await asyncio.wait_for(answers, RECOVERY) == ["ok"] * DEVICES
+            assert all(asking <= answered + 1 for answered, asking in broker.crowds)
+            assert max(asking for _, asking in broker.crowds) > DEVICES / 4
+
+    hasty(test)
+
+
 def test_a_client_that_alone_is_turned_away_does_not_come_back_with_each_success_of_others() -> None:
     async def test() -> None:
         async with fake() as broker, site(broker) as here:

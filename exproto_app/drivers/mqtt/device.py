@@ -12,8 +12,8 @@ from ...commands import DONE, Outcome, Publish, Register, Subscribe, Unsubscribe
 from ...errors import CommandError, UnavailableError
 from ...models import Message
 from .link import Link
-from .reasons import KICKED, TAKEN_OVER
 from .packets import IDS
+from .reasons import KICKED, TAKEN_OVER
 from .session import Blame, Flight, Login
 
 if TYPE_CHECKING:

@@ -219,7 +219,6 @@ class Broker:
         for tick in self.ticks:
             tick(now)
 
-
     def _probe(self, now: float) -> None:
         """While no client is in, have the one that has waited longest try, often."""
         self._out = not any(link.session.online for link in self.links)

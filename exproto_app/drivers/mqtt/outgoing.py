@@ -5,60 +5,28 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import Enum
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any
 
-from mqtt5 import PublishPacket, PubRelPacket, PubRelReasonCode, SubAckPacket, UnsubAckPacket, UnsubscribePacket
+from mqtt5 import (
+    PublishPacket,
+    PubRelPacket,
+    PubRelReasonCode,
+    SubAckPacket,
+    UnsubAckPacket,
+    UnsubscribePacket,
+)
 
-from ...commands import DONE, Outcome, Publish, Subscribe, Unsubscribe, Waiter, refused
+from ...commands import DONE, Outcome, Publish, Subscribe, Waiter, refused
 from ...errors import DeniedError, UnavailableError
 from .connecting import Bounds, Terms, shared_terms
+from .flights import Blame, Flight, Sent, size_of
 from .packets import IDS, PUBCOMP, PUBREC, ProtocolError, publish_packet, reason_of, subscribe_packet
 from .reasons import NOT_AUTHORIZED, WRONG_PACKET, in_words
 
-__all__ = ["Blame", "Flight", "Outgoing"]
+__all__ = ["Outgoing"]
 
 log = logging.getLogger("exproto_app")
-
-OVERHEAD: Final = 64
-"""Bytes that a message in the queue counts beside its topic and payload."""
-
-Sent: TypeAlias = Publish | Subscribe | Unsubscribe
-
-
-class Blame(Enum):
-    """What a broker that ended the connection may mean by it."""
-
-    NOBODY = 0
-    FOUND = 1  # one packet of ours, which has failed or was of QoS 0
-    SOUGHT = 2  # one of those in flight: from now on each goes out alone
-
-
-class Flight:
-    """A packet of ours on its way: it waits for its turn, or for the broker's acknowledgement.
-
-    *identifier* is the subscription's, which may want no *retained* messages. *restores*: it builds a
-    subscription up again that nobody asks for now. *released*: the broker has this message of QoS 2 (PUBREC).
-    """
-
-    __slots__ = ("command", "identifier", "outcome", "released", "restores", "retained")
-
-    def __init__(
-        self,
-        command: Sent,
-        outcome: Outcome[Any],
-        identifier: int = 0,
-        *,
-        retained: bool = True,
-        restores: bool = False,
-    ) -> None:
-        self.command = command
-        self.outcome = outcome
-        self.identifier = identifier
-        self.retained = retained
-        self.restores = restores
-        self.released = False
 
 
 class Outgoing:
@@ -175,7 +143,7 @@ class Outgoing:
         if self.waiting is None:
             self.waiting = deque()
         self.waiting.extendleft(reversed(flights))
-        self.waiting_bytes += sum(_size(flight.command) for flight in flights)
+        self.waiting_bytes += sum(size_of(flight.command) for flight in flights)
 
     def _resend(self, packet_id: int, flight: Flight, command: Publish) -> None:
         self._fly(packet_id, flight)
@@ -224,7 +192,7 @@ class Outgoing:
             if self.waiting is None:
                 self.waiting = deque()
             self.waiting.append(flight)
-            self.waiting_bytes += _size(command)
+            self.waiting_bytes += size_of(command)
         return flight.outcome
 
     def drop_oldest(self) -> Flight | None:
@@ -232,7 +200,7 @@ class Outgoing:
         for flight in self.waiting or ():
             if isinstance(flight.command, Publish):
                 self.waiting.remove(flight)  # type: ignore[union-attr] # we iterate over it
-                self.waiting_bytes -= _size(flight.command)
+                self.waiting_bytes -= size_of(flight.command)
                 return flight
         return None
 
@@ -319,7 +287,7 @@ class Outgoing:
         waiting = self.waiting
         while waiting and self._writable and self._free(waiting[0].command):
             flight = waiting.popleft()
-            self.waiting_bytes -= _size(flight.command)
+            self.waiting_bytes -= size_of(flight.command)
             words = self.terms.misfit(flight.command)
             if words:
                 flight.outcome.fail(self._refusal(flight.command, words))
@@ -458,9 +426,3 @@ class Outgoing:
         if not self._suspects and self._accused is not None:
             accused, self._accused = self._accused, None
             self._refused(*accused)
-
-
-def _size(command: Sent) -> int:
-    """Return what *command* counts in the queue."""
-    payload = len(command.payload) if isinstance(command, Publish) else 0
-    return len(command.topic) + payload + OVERHEAD

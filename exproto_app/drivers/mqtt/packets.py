@@ -1,4 +1,4 @@
-"""MQTT 5 packets as sessions need them, around the codec: those of ours as bytes, the broker's cut and read."""
+"""MQTT 5 packets as sessions need them, around the codec."""
 
 from __future__ import annotations
 

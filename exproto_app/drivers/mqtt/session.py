@@ -23,9 +23,10 @@ from mqtt5 import (
 from ...commands import Outcome, Publish, Subscribe, Unsubscribe, Waiter
 from ...models import Message
 from .connecting import Bounds, Login, connect_packet, terms_of
+from .flights import Blame, Flight
 from .incoming import Incoming
 from .keepalive import Keepalive
-from .outgoing import Blame, Flight, Outgoing
+from .outgoing import Outgoing
 from .packets import (
     CONNACK,
     DISCONNECT,

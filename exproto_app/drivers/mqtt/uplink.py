@@ -238,9 +238,7 @@ class MqttHub:
         """Log that the broker refuses *command* of the client *login*."""
         verb = type(command).__name__.lower()
         text = "%s ! %s to %r refused for clientid %r, username %r: %s"
-        log.warning(
-            text, channel or "mqtt", verb, command.topic, login.clientid, login.username, words
-        )
+        log.warning(text, channel or "mqtt", verb, command.topic, login.clientid, login.username, words)
 
     def count(self, name: str, number: int = 1) -> None:
         """Count what happens to nobody's connection in particular."""
