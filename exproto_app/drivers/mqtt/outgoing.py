@@ -46,6 +46,8 @@ class Outgoing:
         "_finishing",
         "_flights",
         "_last_id",
+        "_out",
+        "_owner",
         "_proof",
         "_quota",
         "_session",
@@ -67,6 +69,8 @@ class Outgoing:
         self.waiting_bytes = 0
         self.subscriptions: dict[str, tuple[int, int]] | None = None  # QoS and identifier by filter
         self._session = session
+        self._owner = session.owner
+        self._out: list[bytes] = session.out
         self._waiter = waiter
         self._bounds = bounds
         self._flights: dict[int, Flight] | None = None  # by packet identifier
@@ -165,7 +169,8 @@ class Outgoing:
             packet = PublishPacket(command.topic, command.payload, retain=command.retain).write()
             if len(packet) > terms.packet_max:
                 return refused(self._refusal(command, terms.too_large(len(packet))))
-            self._unproved, self._proof = command, 0
+            self._unproved = command
+            self._proof = 0
             outcome = DONE
         else:
             if self._quota <= 0:
@@ -177,7 +182,10 @@ class Outgoing:
             outcome = Outcome(self._waiter)
             self._fly(packet_id, Flight(command, outcome))
             self._quota -= 1
-        self._session.write(packet)
+        out = self._out  # as the session's `write` has it: this is the hot path
+        if not out:
+            self._owner.wants_write()
+        out.append(packet)
         return outcome
 
     def issue(self, command: Sent, identifier: int = 0, *, retained: bool = True) -> Outcome[Any]:
@@ -300,11 +308,11 @@ class Outgoing:
         if waiting is not None:
             bounds = self._bounds
             if len(waiting) <= bounds.messages // 2 and self.waiting_bytes <= bounds.queue // 2:
-                self._session.owner.relieved()
+                self._owner.relieved()
             if not waiting and self.waiting is waiting:
                 self.waiting = None
         if self._finishing and not self.unsafe:
-            self._session.owner.finished()
+            self._owner.finished()
 
     def _next_id(self) -> int:
         number = self._last_id % IDS + 1
@@ -383,14 +391,14 @@ class Outgoing:
         elif self.waiting and self._session.online:
             self.drain()
         elif self._finishing and not self.unsafe:
-            self._session.owner.finished()
+            self._owner.finished()
 
     def _refused(self, command: Sent, words: str, text: str = "") -> DeniedError:
         about = "the message to " if type(command) is Publish else ""
         return self._refusal(command, words, text or f"the broker refused {about}{command.topic!r}: {words}")
 
     def _refusal(self, command: Sent, words: str, text: str = "") -> DeniedError:
-        self._session.owner.denied(command, words)
+        self._owner.denied(command, words)
         return DeniedError(text or words)
 
     # --- a packet that the broker ends the connection for

@@ -94,11 +94,11 @@ class Session:
         "_connecting",
         "_incoming",
         "_keepalive",
-        "_out",
         "bounds",
         "keepalive",
         "login",
         "online",
+        "out",
         "outgoing",
         "owner",
         "since",
@@ -113,12 +113,12 @@ class Session:
         self.online = False  # the broker has let us in
         self.since = 0.0
         self.keepalive = login.keepalive
+        self.out: list[bytes] = []  # what is to be sent
         self.outgoing = Outgoing(self, waiter, bounds, first_id)
         self._incoming: Incoming | None = None
         self._keepalive = Keepalive()
         self._began = False  # the broker may have our session, from an earlier network connection
         self._connecting = False
-        self._out: list[bytes] = []
         self._buffer = b""
 
     # --- the network connection
@@ -130,13 +130,13 @@ class Session:
         self.since = now
         self._keepalive.begin(now)
         self._buffer = b""
-        self._out[:] = (connect_packet(self.login, self.bounds, again=self._began),)
+        self.out[:] = (connect_packet(self.login, self.bounds, again=self._began),)
         self.owner.wants_write()
 
     def lost(self) -> None:
         """Take note that the network connection is gone; what is unacknowledged waits for the next one."""
         self._end()
-        self._out.clear()
+        self.out.clear()
         self._buffer = b""
 
     def disconnect(self, *, with_will: bool) -> None:
@@ -161,13 +161,13 @@ class Session:
 
     def write(self, packet: bytes) -> None:
         """Have *packet* sent."""
-        if not self._out:
+        if not self.out:
             self.owner.wants_write()
-        self._out.append(packet)
+        self.out.append(packet)
 
     def take(self) -> bytes:
         """Return what is to be sent."""
-        out = self._out
+        out = self.out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         self._keepalive.sent = True
