@@ -110,7 +110,8 @@ def _inline(data: bytes) -> str:
 
 
 def _client(client: ClientInfo) -> str:
-    user = f" ({plain(client.username)})" if client.username else ""
+    named = client.username not in ("", client.clientid)
+    user = f" ({plain(client.username)})" if named else ""
     return plain(client.clientid) + user
 
 

@@ -230,7 +230,7 @@ class TestVerbs:
         self, serve: Serve, unique: str
     ) -> None:
         device = serve("turns").connect()
-        device.send(b"login %s %s\nuser\n" % (unique.encode(), PASSWORD.encode()))
+        device.send(b"plain %s %s\nuser\n" % (unique.encode(), PASSWORD.encode()))
         device.expect(b"done\n%s\n" % unique.encode())
 
     def test_a_refused_register_that_nobody_awaits_ends_the_connection(
