@@ -168,6 +168,7 @@ class Connection(Generic[S, M]):
     ) -> Outcome[None]:
         """Make the device a client of the broker, under *clientid* or as a whole `ClientInfo` says.
 
+        *username* is *clientid* where a *password* is given without one: brokers look passwords up by it.
         *keepalive* is in seconds, 0 for none. The next frame is handled when the outcome is known. Refused,
         and nobody awaits it: the connection ends. Once registered, the same client again is a success that
         changes nothing; another is denied.
@@ -186,6 +187,8 @@ class Connection(Generic[S, M]):
         _check_client(client)
         if password is not None and not isinstance(password, str):
             raise TypeError(f"password is {type(password).__name__}, not str")
+        if password is not None and not client.username:
+            client = attrs.evolve(client, username=client.clientid)
         if not client.proto_name:
             client = attrs.evolve(client, proto_name=self.protocol)
         _check_will(will)

@@ -82,9 +82,9 @@ def shown(event: Event) -> Iterator[str]:  # noqa: C901, PLR0912 - one case for 
         case Registered(client):
             yield f"= registered {_client(client)}"
         case Subscribed(topic, qos):
-            yield f"= subscribed {plain(topic)} qos {qos}"
+            yield f"= subscribing to {plain(topic)} qos {qos}"
         case Unsubscribed(topic):
-            yield f"= unsubscribed {plain(topic)}"
+            yield f"= unsubscribing from {plain(topic)}"
         case Refused(what, topic, _, text):
             about = f" {plain(topic)}" if topic else ""
             yield f"! {what}{about} refused: {plain(text)}"
@@ -110,7 +110,8 @@ def _inline(data: bytes) -> str:
 
 
 def _client(client: ClientInfo) -> str:
-    user = f" ({plain(client.username)})" if client.username else ""
+    named = client.username not in ("", client.clientid)
+    user = f" ({plain(client.username)})" if named else ""
     return plain(client.clientid) + user
 
 

@@ -49,7 +49,16 @@ LAYERS = (
     "cli",
 )
 SANS_IO = LAYERS[: LAYERS.index("logs")]
-SANS_IO_DRIVERS = ("drivers.mqtt.reasons", "drivers.mqtt.session")
+SANS_IO_DRIVERS = (
+    "drivers.mqtt.connecting",
+    "drivers.mqtt.flights",
+    "drivers.mqtt.incoming",
+    "drivers.mqtt.keepalive",
+    "drivers.mqtt.outgoing",
+    "drivers.mqtt.packets",
+    "drivers.mqtt.reasons",
+    "drivers.mqtt.session",
+)
 """Parts of drivers that do no I/O either, and are driven by the others."""
 
 FORBIDDEN = {"asyncio", "socket", "threading", "selectors", "time", "grpc", "erlport", "concurrent", "uvloop"}

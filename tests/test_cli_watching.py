@@ -167,7 +167,7 @@ def test_wrong_masks_are_usage(command: str) -> None:
 DECODED = """\
 = opened: tcp 127.0.0.1:50001
 = registered hello-127.0.0.1:50001
-= subscribed hello/down qos 1
+= subscribing to hello/down qos 1
 > 6 bytes
     0000  68 65 6c 6c 6f 0a                                 |hello.|
 < 3 bytes

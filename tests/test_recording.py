@@ -340,7 +340,7 @@ hh:00:00.250 1 default < 1 byte
     0000  0a                                                |.|
 hh:00:00.250 1 default : frame of 12 bytes for LOGIN: 6c 6f 67 69 6e 20 2a 2a 2a 2a 2a 2a
 hh:00:00.250 1 default = registered 42 (bob)
-hh:00:00.250 1 default = subscribed down/42 qos 1
+hh:00:00.250 1 default = subscribing to down/42 qos 1
 hh:00:00.250 1 default > 30 bytes
     0000  77 65 6c 63 6f 6d 65 2c  20 2e 2e 2e 2e 2e 2e 2e  |welcome, .......|
     0010  2e 2e 2e 2e 2e 2e 2e 2e  2e 2e 2e 2e 2e 0a        |..............|

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from ..errors import SetupError
 from ..hub import Login, MemoryHub
 
 __all__ = ["make_hub", "uplink_options"]
+
+log = logging.getLogger("exproto_app")
 
 OPTIONS: Final = (
     click.option(
@@ -28,7 +31,7 @@ OPTIONS: Final = (
         help="device: each registered device is a client of the broker in its own right, as whom the broker "
         "authenticates and authorises it (default). shared: all use the gateway's own client; the broker "
         "sees no devices, one slow device holds up the messages of all, and a message counts as delivered "
-        "before its handler has run.",
+        "before its handler has run. --users FILE says who may register; without it any password is taken.",
     ),
     click.option(
         "--mqtt-client-id", metavar="ID", help="Clientid of the gateway's own client; else by chance."
@@ -88,6 +91,8 @@ def make_hub(url: str | None, login: Login | None, options: dict[str, Any]) -> H
             "--users and --mqtt: the broker itself decides who may register; leave --users out, or take "
             "--mqtt-mode shared."
         )
+    if login is None and mode == "shared":
+        log.warning("gateway ! --mqtt-mode shared without --users FILE: any password is taken")
     from ..drivers.mqtt import MqttHub, Options, Url  # noqa: PLC0415 - an extra, imported where it is used
 
     try:

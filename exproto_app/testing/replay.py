@@ -343,9 +343,9 @@ def _broker_line(event: object, masks: list[Mask]) -> str:
             fields = attrs.asdict(client, filter=lambda _, value: bool(value))
             line = f"= registered {', '.join(f'{name} {value!r}' for name, value in fields.items())}"
         case Subscribed(topic, qos):
-            line = f"= subscribed {plain(topic)} qos {qos}"
+            line = f"= subscribing to {plain(topic)} qos {qos}"
         case Unsubscribed(topic):
-            line = f"= unsubscribed {plain(topic)}"
+            line = f"= unsubscribing from {plain(topic)}"
         case Refused("register", clientid):
             line = f"! register {plain(clientid)} refused"
         case Closed(reason):

@@ -175,6 +175,18 @@ def who(conn: Connection[State], frame: bytes) -> bytes:
     return conn.client.clientid.encode() if conn.client else b"nobody"
 
 
+@turns.on_received(b"plain ")
+async def plain(conn: Connection[State], frame: bytes) -> bytes:
+    clientid, password = frame[6:].decode().split()
+    await conn.register(clientid, password=password)
+    return b"done"
+
+
+@turns.on_received(b"user")
+def user(conn: Connection[State], frame: bytes) -> bytes:
+    return conn.client.username.encode() if conn.client else b"nobody"
+
+
 @turns.on_received(b"online ")
 def online(conn: Connection[State], frame: bytes) -> bytes:
     found = turns.connections.get(frame[7:].decode())

@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
@@ -203,7 +205,12 @@ def running() -> Iterator[str]:
         # It goes on to tell of this and that, which nobody needs.
         reader = threading.Thread(target=process.stderr.read, daemon=True)
         reader.start()
-        yield line.split()[-1]
+        url = line.split()[-1]
+        with urllib.request.urlopen(
+            f"http://{urlsplit(url).netloc}/json/version", timeout=PATIENCE
+        ) as answer:
+            assert answer.status == 200, "Chromium doesn't answer"
+        yield url
         process.kill()
         reader.join()
 

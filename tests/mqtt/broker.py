@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +58,18 @@ def free_port() -> Iterator[int]:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         keeper.bind(("127.0.0.1", 0))
         yield keeper.getsockname()[1]
+
+
+def _shakes_hands(sock: socket.socket) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        context.wrap_socket(sock).close()
+    except ssl.SSLEOFError:
+        return False
+    except ssl.SSLError:  # it wants a certificate of us
+        return True
+    return True
 
 
 @attrs.frozen
@@ -110,10 +124,15 @@ class Broker:
         return f"mqtt{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start it, and wait until it answers a client."""
         self._configure()
         self._process = Process([_path_of("mosquitto"), "-c", str(self.folder / "mosquitto.conf")])
-        self._process.wait_for(" running")
+        # What it logs doesn't tell: 2.1 says that it runs before it listens.
+        until = time.monotonic() + PATIENCE
+        while not self._answers():
+            assert self._process.runs, "\n".join(("Mosquitto didn't start:", *self._process.lines))
+            assert time.monotonic() < until, "Mosquitto doesn't answer"
+            time.sleep(0.01)  # nothing tells of it
 
     def stop(self) -> None:
         """Have it end in good order, its sessions saved if it is persistent."""
@@ -144,9 +163,18 @@ class Broker:
         self.process.signal(signal.SIGUSR1)
         self.process.wait_for("Saving in-memory database")
         # It does one thing after another: when it answers somebody new, the file is written.
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as sock:
-            sock.sendall(b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00")
-            assert sock.recv(1) == b"\x20"
+        assert self._answers()
+
+    def _answers(self) -> bool:
+        """Tell whether it answers to somebody new, be it by a refusal."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as sock:
+                if self.tls is not None:
+                    return _shakes_hands(sock)
+                sock.sendall(b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00")
+                return sock.recv(1) == b"\x20"
+        except OSError:
+            return False
 
     def _configure(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -17,16 +17,30 @@ __all__ = ["FakeBroker", "fake"]
 class FakeBroker:
     """MQTT 5 on a port of loopback, in the test's own loop.
 
-    *refuse*: reason codes by clientid. *holding*: messages aren't acknowledged. *silent*: nothing is answered
-    at all. *answer*: the bytes that it answers to CONNECT, instead of a CONNACK.
+    *refuse*: reason codes by clientid. *denied*: topics and filters that nobody may publish or subscribe to;
+    it answers with *denial*: an acknowledgement with that code, or, if *disconnects*, a DISCONNECT, as EMQX
+    does with `deny_action = disconnect`. *remembers*: sessions outlive the network connection. *holding*:
+    messages aren't acknowledged. *silent*: nothing is answered at all. *slams*: connections are closed at
+    once. *answer*: the bytes that it answers to CONNECT, instead of a CONNACK.
+    *delay*: seconds that a CONNACK takes; *crowds* has then, for each CONNECT, how many were answered before
+    and how many wait.
     """
 
     def __init__(self) -> None:
         self.port = 0
         self.refuse: dict[str, int] = {}
-        self.holding = self.silent = False
+        self.denied: set[str] = set()
+        self.denial = 0x87
+        self.disconnects = self.remembers = False
+        self.holding = self.silent = self.slams = False
         self.answer: bytes | None = None
+        self.delay = 0.0
+        self.asking = self.answered = 0
+        self.crowds: list[tuple[int, int]] = []
         self.published: list[tuple[str, bytes]] = []
+        self.connects = self.packets = 0
+        self.subscribed: list[tuple[str, str]] = []
+        self.unsubscribed: list[tuple[str, str]] = []
         self.acknowledged: list[tuple[str, int]] = []
         self.goodbyes: list[tuple[str, int]] = []
         self.clients: dict[str, asyncio.StreamWriter] = {}
@@ -75,8 +89,10 @@ class FakeBroker:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connects += 1
         try:
-            await self._converse(reader, writer)
+            if not self.slams:
+                await self._converse(reader, writer)
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -95,12 +111,30 @@ class FakeBroker:
                 except IndexError:
                     break
                 buffer = buffer[size:]
+                self.packets += 1
                 if isinstance(packet, mqtt5.ConnectPacket):
                     clientid = packet.client_id
                 if not self.silent:
                     self._take(clientid, packet, writer)
                 async with self.news:
                     self.news.notify_all()
+                if writer.is_closing():
+                    return
+
+    def _ask(self, clientid: str, writer: asyncio.StreamWriter) -> None:
+        """Answer to CONNECT after *delay*."""
+        if not self.delay:
+            writer.write(self._connect(clientid, writer))
+            return
+        self.asking += 1
+        self.crowds.append((self.answered, self.asking))
+
+        def answer() -> None:
+            self.asking -= 1
+            self.answered += 1
+            writer.write(self._connect(clientid, writer))
+
+        asyncio.get_running_loop().call_later(self.delay, answer)
 
     def _connect(self, clientid: str, writer: asyncio.StreamWriter) -> bytes:
         if self.answer is not None:
@@ -110,20 +144,45 @@ class FakeBroker:
         older = self.clients.get(clientid)
         if older is not None and not older.is_closing():
             older.write(b"\xe0\x01\x8e")
+        present = self.remembers and clientid in self.clients
         self.clients[clientid] = writer
-        return mqtt5.ConnAckPacket().write()
+        return mqtt5.ConnAckPacket(session_present=present).write()
 
-    def _take(self, clientid: str, packet: Any, writer: asyncio.StreamWriter) -> None:
+    def _deny(
+        self, packet: mqtt5.PublishPacket | mqtt5.SubscribePacket, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer what isn't allowed."""
+        if self.disconnects:
+            writer.write(bytes([0xE0, 1, self.denial]))
+            writer.close()
+        elif packet.packet_id is not None:
+            kind, rest = (0x90, b"\0") if isinstance(packet, mqtt5.SubscribePacket) else (0x40, b"")
+            body = packet.packet_id.to_bytes(2, "big") + rest + bytes([self.denial])
+            writer.write(bytes([kind, len(body)]) + body)
+
+    def _take(self, clientid: str, packet: Any, writer: asyncio.StreamWriter) -> None:  # noqa: C901 - one case for each packet
         match packet:
             case mqtt5.ConnectPacket():
-                writer.write(self._connect(clientid, writer))
+                self._ask(clientid, writer)
+            case mqtt5.PublishPacket() if packet.topic in self.denied:
+                self._deny(packet, writer)
             case mqtt5.PublishPacket():
                 self.published.append((clientid, packet.payload))
                 if packet.packet_id and not self.holding:
-                    writer.write(mqtt5.PubAckPacket(packet.packet_id).write())
+                    kind = mqtt5.PubRecPacket if int(packet.qos) == 2 else mqtt5.PubAckPacket
+                    writer.write(kind(packet.packet_id).write())
+            case mqtt5.PubRelPacket():
+                writer.write(mqtt5.PubCompPacket(packet.packet_id).write())
+            case mqtt5.SubscribePacket() if packet.topic_filters[0].pattern in self.denied:
+                self._deny(packet, writer)
             case mqtt5.SubscribePacket():
+                self.subscribed.append((clientid, packet.topic_filters[0].pattern))
                 granted = mqtt5.SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE
                 writer.write(mqtt5.SubAckPacket(packet.packet_id, [granted]).write())
+            case mqtt5.UnsubscribePacket():
+                self.unsubscribed.append((clientid, packet.patterns[0]))
+                success = mqtt5.UnsubAckReasonCode.SUCCESS
+                writer.write(mqtt5.UnsubAckPacket(packet.packet_id, [success]).write())
             case mqtt5.PubAckPacket():
                 self.acknowledged.append((clientid, packet.packet_id))
             case mqtt5.PingReqPacket():

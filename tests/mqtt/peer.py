@@ -10,7 +10,7 @@ import mqtt5
 
 from exproto_app import Message
 from exproto_app.commands import Outcome, Publish, Waiter
-from exproto_app.drivers.mqtt.session import Bounds, Login, Session
+from exproto_app.drivers.mqtt.session import Blame, Bounds, Login, Session
 
 __all__ = ["Peer", "waiter"]
 
@@ -29,6 +29,8 @@ class Peer:
         self.bounds = bounds or Bounds()
         self.session = Session(login or Login("c1"), self, waiter, self.bounds, first_id=first_id)
         self.events: list[Any] = []
+        self.refusals: list[tuple[object, str]] = []
+        self.blames: list[Blame] = []
         self.messages: list[Message] = []
         self.takers: list[Callable[[], object] | None] = []
         self.now = 0.0
@@ -44,7 +46,11 @@ class Peer:
     def refused(self, code: int, words: str) -> None:
         self.events.append(("refused", code, words))
 
-    def disconnected(self, code: int, words: str) -> None:
+    def denied(self, command: object, words: str) -> None:
+        self.refusals.append((command, words))
+
+    def disconnected(self, code: int, words: str, blame: Blame) -> None:
+        self.blames.append(blame)
         self.events.append(("disconnected", code, words))
 
     def message(self, message: Message, ids: list[int], taken: Callable[[], object] | None) -> None:

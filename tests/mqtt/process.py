@@ -39,6 +39,11 @@ class Process:
         """The number that the system knows it by."""
         return self._process.pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether it hasn't ended."""
+        return self._process.poll() is None
+
     def signal(self, number: Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)

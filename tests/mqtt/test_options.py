@@ -70,3 +70,19 @@ def test_a_broker_that_is_not_there_is_waited_for() -> None:
                 line = process.stdout.readline()
                 assert line, seen
                 seen += line
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_in_shared_mode_without_users_any_password_is_taken_and_it_says_so(
+    users: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "users.txt"
+    file.write_text("")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"mqtt://127.0.0.1:{nobody.getsockname()[1]}"
+        options = ("--mqtt", url, "--mqtt-mode", "shared", *(("--users", file) if users else ()))
+        with gateway(ECHO, "--listen", "tcp://127.0.0.1:0", *options) as (process, lines):
+            process.terminate()
+            out, _ = process.communicate()
+    assert ("any password is taken" in "".join(lines) + out) is not users

@@ -171,7 +171,7 @@ class TestPublish:
             peer.publish(b"%d" % number)
         assert [packet.packet_id for packet in peer.sent()] == [65_534, 65_535, 1, 2]
         peer.say(PubAckPacket(1))
-        peer.session._last_id = 65_533
+        peer.session.outgoing._last_id = 65_533
         peer.publish(b"again")
         assert [packet.packet_id for packet in peer.sent()] == [1]
 
@@ -196,9 +196,9 @@ class TestPublish:
             b"\x50\x03\x00\x02\x97",
             b"\x40\x03\x00\x03\x95",  # packet too large: Mosquitto says it so, the standard has it elsewhere
         )
-        assert str(first.error) == "the broker refused the message: not authorized (0x87): no"
-        assert str(second.error) == "the broker refused the message: quota exceeded (0x97)"
-        assert str(third.error) == "the broker refused the message: packet too large (0x95)"
+        assert str(first.error) == "the broker refused the message to 't': not authorized (0x87): no"
+        assert str(second.error) == "the broker refused the message to 't': quota exceeded (0x97)"
+        assert str(third.error) == "the broker refused the message to 't': packet too large (0x95)"
 
     def test_nobody_listening_is_no_refusal(self) -> None:
         peer = Peer()
@@ -244,7 +244,7 @@ class TestPublish:
     def test_what_waits_can_be_dropped_oldest_first(self) -> None:
         peer = Peer()
         outcomes = [peer.publish(b"%d" % number, number % 2) for number in range(3)]
-        oldest = peer.session.drop_oldest()
+        oldest = peer.session.outgoing.drop_oldest()
         assert oldest is not None
         assert oldest.outcome is outcomes[0]
         assert payloads(peer.up()) == [b"1", b"2"]
@@ -342,7 +342,7 @@ class TestResumption:
         older.down()
         outcomes.append(older.publish(b"2"))
         waits = newer.publish(b"3")
-        newer.session.inherit(older.session.pending())
+        newer.session.outgoing.append(older.session.outgoing.pending(), first=True)
         assert payloads(newer.up()) == [b"0", b"1", b"2", b"3"]
         newer.say(*(PubAckPacket(number) for number in range(1, 5)))
         assert all(outcome.done for outcome in (*outcomes, waits))

@@ -84,7 +84,7 @@ async def _secure(
     setup: Setup, sock: socket.socket, url: Url, context: ssl.SSLContext | None
 ) -> tuple[Finding, tuple[asyncio.StreamReader, asyncio.StreamWriter] | None]:
     """Do the TLS handshake, where there is to be one."""
-    from ...drivers.mqtt.link import why  # noqa: PLC0415 - an extra
+    from ...drivers.mqtt.dialling import why  # noqa: PLC0415 - an extra
 
     if context is None:
         return skipped("broker.tls", "no TLS", "mqtts:// has it"), await asyncio.open_connection(sock=sock)
@@ -134,7 +134,7 @@ class Talk:
 
     async def until(self, reached: Callable[[], object]) -> None:
         """Go on until *reached*. Raises `UnavailableError` where the broker ends it, or keeps silent."""
-        from ...drivers.mqtt.link import why  # noqa: PLC0415 - an extra
+        from ...drivers.mqtt.dialling import why  # noqa: PLC0415 - an extra
 
         deadline = self.loop.time() + self._wait
         while not reached():
@@ -189,7 +189,10 @@ class Talk:
         remedy = REMEDIES.get(code, "see the broker's log")
         self.answer = failed("broker.login", f"the broker refuses the login{self._user}: {words}", remedy)
 
-    def disconnected(self, code: int, words: str) -> None:  # noqa: ARG002 - a session's owner
+    def denied(self, command: object, words: str) -> None:
+        """Do nothing: its outcome tells."""
+
+    def disconnected(self, code: int, words: str, blame: object) -> None:  # noqa: ARG002 - a session's owner
         """Take note of the broker's goodbye."""
         self.ended = f"the broker ended the session: {words}"
 

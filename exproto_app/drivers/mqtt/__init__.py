@@ -5,7 +5,8 @@ The gateway's own client publishes for `app.publish`, for connections that haven
 registered are its too. A device's `keepalive` is ours to watch; towards the broker the gateway pings.
 
 When the broker is away, what connections say waits in queues (`Options`); a turn that runs may add as much
-again three times, then its messages are refused. Attempts come after 0.1 to 30 seconds; the log tells an
+again three times, then its messages are refused. One connection asks for it every 1.5 seconds at most; when
+it is let in, the others follow, more and more at a time. The log tells an
 outage once, `app.stats` counts `publishes_dropped` and `sessions_interrupted`. Then sessions are gone on
 with or built up anew, and everything is sent in order. What a device said before it left is sent too
 (10,000 messages in all), by its own session where it has come back. A message of QoS 1 or 2 whose

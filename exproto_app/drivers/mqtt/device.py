@@ -12,8 +12,9 @@ from ...commands import DONE, Outcome, Publish, Register, Subscribe, Unsubscribe
 from ...errors import CommandError, UnavailableError
 from ...models import Message
 from .link import Link
+from .packets import IDS
 from .reasons import KICKED, TAKEN_OVER
-from .session import IDS, Flight, Login
+from .session import Blame, Flight, Login
 
 if TYPE_CHECKING:
     from .uplink import MqttHub
@@ -47,24 +48,25 @@ class Sender:
 
     def publish(self, channel: Channel | None, command: Publish) -> Outcome[None]:
         """Publish for *channel*, None for the app itself."""
-        session = self.link.session
-        if session.waiting is None:
-            outcome = session.publish(command)
-            if session.waiting is not None:
+        outgoing = self.link.session.outgoing
+        if outgoing.waiting is None:
+            outcome = outgoing.publish(command)
+            if outgoing.waiting is not None:
                 self.bound(channel)
             return outcome
         full = self.full()
         if full is not None:
             self.hub.count("publishes_dropped")
             return full
-        outcome = session.publish(command)
+        outcome = outgoing.publish(command)
         self.bound(channel)
         return outcome
 
     def full(self) -> Outcome[Any] | None:
         """Return the refusal of whatever more is to wait, None while there is room."""
         session = self.link.session
-        number, size, bounds = len(session.waiting or ()), session.waiting_bytes, session.bounds
+        outgoing, bounds = session.outgoing, session.bounds
+        number, size = len(outgoing.waiting or ()), outgoing.waiting_bytes
         if number < HARD * bounds.messages and size < HARD * bounds.queue:
             return None
         limits = f"limits are {HARD * bounds.messages} and {HARD * bounds.queue}"
@@ -81,19 +83,19 @@ class Sender:
     def bound(self, channel: Channel | None) -> None:
         """See to a queue that is full."""
         session, policy = self.link.session, self.hub.options.when_full
-        bounds = session.bounds
-        while session.waiting and (
-            len(session.waiting) > bounds.messages or session.waiting_bytes > bounds.queue
+        outgoing, bounds = session.outgoing, session.bounds
+        while outgoing.waiting and (
+            len(outgoing.waiting) > bounds.messages or outgoing.waiting_bytes > bounds.queue
         ):
             if not self._said:
                 self._said = True
                 text = "mqtt ! %s: %d messages (%d bytes) wait for the broker, the queue is full: %s"
-                number, size = len(session.waiting), session.waiting_bytes
+                number, size = len(outgoing.waiting), outgoing.waiting_bytes
                 # A broker that is only slow makes queues full again and again.
                 level = logging.WARNING if self.hub.broker.trouble or policy != "wait" else logging.DEBUG
                 log.log(level, text, session.login.clientid, number, size, policy)
-            if policy == "drop-oldest" and len(session.waiting) > 1:
-                oldest = session.drop_oldest()
+            if policy == "drop-oldest" and len(outgoing.waiting) > 1:
+                oldest = outgoing.drop_oldest()
                 if oldest is None:
                     return
                 self.hub.count("publishes_dropped")
@@ -163,7 +165,7 @@ class Device(Sender):
         if self.registered.done and self.link.session.unsafe:
             if not self.lost:
                 hub.left(self)
-                self.link.session.finish()
+                self.link.session.outgoing.finish()
                 return
             self._hand_over()
         self.close()
@@ -171,7 +173,7 @@ class Device(Sender):
     def give_up(self) -> list[Flight]:
         """Hand over what isn't safe yet, for another to send."""
         self.lost = True
-        return self.link.session.pending()
+        return self.link.session.outgoing.pending()
 
     def close(self) -> None:
         """Disconnect, if that hasn't happened yet, and be forgotten."""
@@ -201,11 +203,16 @@ class Device(Sender):
             registered, self.registered = self.registered, DONE
             registered.settle(None)
 
-    def refused(self, error: CommandError) -> None:
+    def refused(self, error: CommandError, words: str) -> None:
+        login = self.link.session.login
+        self.hub.login_refused(self.channel, login.clientid, login.username, words)
         if not self.registered.done:
             self._unregistered(error)
         else:
             self._over("kicked", str(error))
+
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
+        self.hub.denied(self.channel, self.link.session.login, command, words)
 
     def failed(self, words: str, *, worst: bool) -> None:
         self.hub.count("sessions_interrupted")
@@ -215,10 +222,10 @@ class Device(Sender):
     def finished(self) -> None:
         self.close()
 
-    def disconnected(self, code: int, words: str) -> bool:
+    def disconnected(self, code: int, words: str, blame: Blame) -> bool:
         if code == TAKEN_OVER:
             self._over("taken over", words)
-        elif code in KICKED:
+        elif code in KICKED and blame is Blame.NOBODY:
             self._over("kicked", words)
         return not self.lost
 
@@ -229,8 +236,9 @@ class Device(Sender):
     def _over(self, reason: Literal["kicked", "taken over"], words: str) -> None:
         """Take the end of the session, which the broker wants: the device goes too."""
         self.lost = True
+        self.link.session.outgoing.fail_subscriptions(words)
         if reason == "kicked":
-            self.hub.drop(self.link.session.pending(), f"{self.clientid} was kicked: {words}")
+            self.hub.drop(self.link.session.outgoing.pending(), f"{self.clientid} was kicked: {words}")
         if self.channel is not None:
             self.channel.relieved()
             self.channel.end(reason, words)
@@ -245,4 +253,4 @@ class Device(Sender):
 
     def _hand_over(self) -> None:
         """Have the gateway's own client send what is left: another has this one's clientid."""
-        self.hub.own.link.session.append(self.give_up())
+        self.hub.own.link.session.outgoing.append(self.give_up())

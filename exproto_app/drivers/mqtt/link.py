@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-import attrs
-
+from ...commands import Publish, Subscribe, Unsubscribe
 from ...errors import CommandError, DeniedError, UnavailableError
 from ...models import Message
+from .dialling import Broker, jittered, why
 from .reasons import DENIED, NO_MQTT5, TAKEN_OVER, UNSUPPORTED_VERSION
-from .session import Bounds, Login, ProtocolError, Session
-from .url import Url
+from .session import Blame, Bounds, Login, ProtocolError, Session
 
-__all__ = ["Broker", "Client", "Link", "why"]
+__all__ = ["Client", "Link"]
 
 log = logging.getLogger("exproto_app")
 
-DIALS: Final = 200
-"""Connections that are being made at a time, so that a storm of devices fits a broker's backlog."""
-
 FIRST_WAIT: Final = 0.25
 LONGEST_WAIT: Final = 30.0
-"""Seconds between attempts, the first and the longest; each is cut by up to a half, by chance."""
+"""Seconds between attempts, the first and the longest; each is cut by up to a half, by chance, and by the
+broker's end of an outage."""
 
 STEADY: Final = 10.0
 """Seconds after which a connection counts as one that works."""
@@ -47,8 +41,8 @@ class Client(Protocol):
         """Take note that the session is up."""
         ...
 
-    def refused(self, error: CommandError) -> None:
-        """Take note that the broker won't let the client in, now and later."""
+    def refused(self, error: CommandError, words: str) -> None:
+        """Take note that the broker won't let the client in, now and later; *words* are its reason."""
         ...
 
     def failed(self, words: str, *, worst: bool) -> None:
@@ -58,7 +52,11 @@ class Client(Protocol):
         """
         ...
 
-    def disconnected(self, code: int, words: str) -> bool:
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
+        """Take note that the broker refuses *command*."""
+        ...
+
+    def disconnected(self, code: int, words: str, blame: Blame) -> bool:
         """Take note of the broker's DISCONNECT; return whether to connect again."""
         ...
 
@@ -86,6 +84,7 @@ class Link(asyncio.Protocol):
         "_wait",
         "broker",
         "client",
+        "denied_entry",
         "dialling",
         "session",
         "stopped",
@@ -104,6 +103,7 @@ class Link(asyncio.Protocol):
         self._attempts = 0
         self._closed_at = 0.0
         self.dialling = False
+        self.denied_entry = False  # the broker is there, and won't have this client
         self._closing = False
         self._wait: asyncio.TimerHandle | None = None
 
@@ -119,9 +119,7 @@ class Link(asyncio.Protocol):
         self.stopped = True
         self.broker.links.discard(self)
         self.broker.undial(self)
-        if self._wait is not None:
-            self._wait.cancel()
-            self._wait = None
+        self._stop_waiting()
         self.session.disconnect(with_will=with_will)
         if self._transport is not None:
             self.flush()
@@ -137,11 +135,22 @@ class Link(asyncio.Protocol):
     def retry(self, words: str) -> None:
         """Try again after a refusal, with longer and longer waits."""
         self._again(words)
+        self.denied_entry = True
+
+    def hurry(self, *, afresh: bool = False) -> None:
+        """Dial now instead of waiting longer; *afresh*: and begin with short waits if that fails."""
+        if self._wait is not None:
+            self._stop_waiting()
+            self.broker.dial(self)
+        if afresh:
+            self._attempts = 0
 
     def tick(self, now: float) -> None:
         """See to the keepalive."""
         if self._transport is not None and not self._closing:
             dead = self.session.tick(now)
+            if self.dialling and not dead and now - self.session.since >= self.broker.patience:
+                dead = f"no CONNACK within {self.broker.patience:g} s"
             if dead:
                 self._drop(dead, away=True)
 
@@ -193,7 +202,8 @@ class Link(asyncio.Protocol):
             self._answered()
             return
         if was_online and self._usurped():
-            self.disconnected(TAKEN_OVER, "the broker closed it twice without a word, for another client")
+            words = "the broker closed it twice without a word, for another client"
+            self.disconnected(TAKEN_OVER, words, Blame.NOBODY)
             return
         if self.dialling and not was_online and exc is None:
             self.broker.mute += 1
@@ -209,6 +219,7 @@ class Link(asyncio.Protocol):
 
     def accepted(self) -> None:
         self.broker.mute = 0
+        self.broker.accepted(self)
         self._answered()
         self.client.accepted()
 
@@ -218,14 +229,20 @@ class Link(asyncio.Protocol):
             self._closing = True
             self._abort()
             self.session.lost()
-            words = f"the broker refused {self.session.login.clientid!r}: {words}"
-            unable = code == UNSUPPORTED_VERSION
-            self.client.refused(UnavailableError(NO_MQTT5) if unable else DeniedError(words))
+            error: CommandError = UnavailableError(NO_MQTT5)
+            if code != UNSUPPORTED_VERSION:
+                error = DeniedError(f"the broker refused {self.session.login.clientid!r}: {words}")
+            self.client.refused(error, words)
         else:
             self._drop(f"the broker refused: {words}")
 
-    def disconnected(self, code: int, words: str) -> None:
-        again = self.client.disconnected(code, words)
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
+        self.client.denied(command, words)
+
+    def disconnected(self, code: int, words: str, blame: Blame) -> None:
+        if blame is Blame.SOUGHT:
+            self._attempts = 0  # one attempt for each packet in flight, then the culprit is known
+        again = self.client.disconnected(code, words, blame)
         if again and not self.stopped:
             self._drop(f"the broker ended the session: {words}")
         else:
@@ -297,175 +314,12 @@ class Link(asyncio.Protocol):
         self.client.failed(words, worst=wait >= LONGEST_WAIT)
         self.trouble = words
         if not self.stopped:
-            self._wait = self.broker.loop.call_later(_jittered(wait), self._dial)
+            self.denied_entry = False
+            self.broker.waiting[self] = None
+            self._wait = self.broker.loop.call_later(jittered(wait), self.hurry)
 
-    def _dial(self) -> None:
-        self._wait = None
-        self.broker.dial(self)
-
-
-@attrs.define(eq=False)
-class Broker:
-    """The broker as all links see it: who dials, who has something to write, who is to be looked after.
-
-    *own* is the link of the gateway's own client.
-    """
-
-    url: Url
-    tls: ssl.SSLContext | None
-    timeout: float
-    loop: asyncio.AbstractEventLoop
-    links: set[Link] = attrs.field(factory=set)
-    mute: int = 0
-    trouble: str = ""
-    _away_since: float | None = None
-    _failures: int = 0
-    _hold: asyncio.TimerHandle | None = None
-    _sweeper: asyncio.TimerHandle | None = None
-    _queue: dict[Link, None] = attrs.field(factory=dict)
-    _dials: int = 0
-    _tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
-    _unwritten: list[Link] = attrs.field(factory=list)
-    ticks: list[Callable[[float], object]] = attrs.field(factory=list)
-    when_away: Callable[[str], object] | None = None
-    own: Link | None = None
-    waiter: Callable[[], asyncio.Future[None]] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.waiter = self.loop.create_future
-
-    def start(self) -> None:
-        """Begin to look after the links."""
-        self._sweep()
-
-    async def stop(self) -> None:
-        """Stop dialling."""
-        for timer in (self._sweeper, self._hold):
-            if timer is not None:
-                timer.cancel()
-        self._queue.clear()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # --- writing
-
-    def flush_later(self, link: Link) -> None:
-        """Write what *link* has after what runs now: what one turn publishes goes out in one write."""
-        if not self._unwritten:
-            self.loop.call_soon(self._flush)
-        self._unwritten.append(link)
-
-    def _flush(self) -> None:
-        links, self._unwritten = self._unwritten, []
-        for link in links:
-            link.flush()
-
-    # --- dialling
-
-    def dial(self, link: Link) -> None:
-        """Connect *link* when its turn comes."""
-        self._queue[link] = None
-        self._dial_next()
-
-    def undial(self, link: Link) -> None:
-        """Forget that *link* wanted to be connected."""
-        self._queue.pop(link, None)
-
-    def waits(self, link: Link) -> bool:
-        """Tell whether *link* only waits for its turn: the broker is there."""
-        return link in self._queue and not self.trouble
-
-    def answered(self, trouble: str | None) -> None:
-        """Take note that a CONNECT was answered, or what kept it from that: one more may be sent."""
-        self._dials -= 1
-        if trouble is None:
-            self._there()
-        else:
-            self._away(trouble)
-        self._dial_next()
-
-    def _there(self) -> None:
-        if self._away_since is not None:
-            log.info("mqtt = %s is back after %.1f s", self.url, self.loop.time() - self._away_since)
-        self.trouble, self._failures, self._away_since = "", 0, None
-        if self._hold is not None:
-            self._hold.cancel()
-            self._hold = None
-
-    def _away(self, trouble: str) -> None:
-        """Wait, longer each time; tell of an outage once, and again where somebody has to mend something."""
-        wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self._failures)
-        if self._away_since is None:
-            self._away_since = self.loop.time()
-        if self.trouble != trouble or wait >= LONGEST_WAIT:
-            log.warning("mqtt ! %s can't be reached: %s; trying again", self.url, trouble)
-        self.trouble = trouble
-        if self.when_away is not None:
-            self.when_away(trouble)
-        if self._hold is None:
-            self._failures = min(self._failures + 1, 16)
-            self._hold = self.loop.call_later(_jittered(wait), self._go_on)
-
-    def _go_on(self) -> None:
-        self._hold = None
-        self._dial_next()
-
-    def _dial_next(self) -> None:
-        # While the broker is away one attempt at a time tells as much as many.
-        while self._queue and self._hold is None and self._dials < (1 if self.trouble else DIALS):
-            link = next(iter(self._queue))
-            del self._queue[link]
-            self._dials += 1
-            task = self.loop.create_task(self._connect(link))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, link: Link) -> None:
-        url = self.url
-        try:
-            await asyncio.wait_for(
-                self.loop.create_connection(
-                    lambda: link,
-                    url.host,
-                    url.port,
-                    ssl=self.tls,
-                    server_hostname=url.host if self.tls else None,
-                ),
-                self.timeout,
-            )
-        except (OSError, asyncio.TimeoutError) as error:
-            words = why(error) if str(error) else f"no answer within {self.timeout:g} s"
-            if link.dialling:  # its connection is there after all, and tells of its end itself
-                return
-            if not link.stopped:
-                self._queue[link] = None
-            self.answered(words)
-        except asyncio.CancelledError:
-            self._dials -= 1
-            raise
-
-    def _sweep(self) -> None:
-        now = self.loop.time()
-        self._sweeper = self.loop.call_later(min(1.0, self.timeout / 4), self._sweep)
-        for link in tuple(self.links):
-            link.tick(now)
-        for tick in self.ticks:
-            tick(now)
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-
-
-def why(error: BaseException) -> str:
-    """Return what went wrong on the way to the broker, in words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate can't be trusted: {error.verify_message or error}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
-    if isinstance(error, socket.gaierror):
-        return "there is no such host"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return str(error) or type(error).__name__
+    def _stop_waiting(self) -> None:
+        self.broker.waiting.pop(self, None)
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None

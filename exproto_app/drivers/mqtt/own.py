@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from ...channel import Channel
-from ...commands import DONE, Outcome, Subscribe, Unsubscribe
+from ...commands import DONE, Outcome, Publish, Subscribe, Unsubscribe
 from ...errors import CommandError
 from ...models import Message
 from ...topics import Filters, split_share
 from .device import Sender
 from .link import Link
 from .reasons import TAKEN_OVER
-from .session import Login
+from .session import Blame, Login
 
 if TYPE_CHECKING:
     from .uplink import MqttHub
@@ -195,10 +195,15 @@ class Own(Sender):
         if self.up is not None and not self.up.done():
             self.up.set_result("")
 
-    def refused(self, error: CommandError) -> None:
+    def refused(self, error: CommandError, words: str) -> None:
+        login = self.link.session.login
+        self.hub.login_refused(None, login.clientid, login.username, words)
         if self.hub.broker.when_away is not None:
             self.hub.broker.when_away(str(error))
         self.link.retry(str(error))
+
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
+        self.hub.denied(None, self.link.session.login, command, words)
 
     def failed(self, words: str, *, worst: bool) -> None:
         if self.up is not None and not self.up.done():
@@ -209,7 +214,7 @@ class Own(Sender):
     def finished(self) -> None:
         """Do nothing: it is never asked to finish."""
 
-    def disconnected(self, code: int, words: str) -> bool:
+    def disconnected(self, code: int, words: str, blame: Blame) -> bool:  # noqa: ARG002 - a client's
         if code == TAKEN_OVER:
             clientid = self.link.session.login.clientid
             log.error("mqtt ! another client uses the clientid of the gateway, %s: %s", clientid, words)

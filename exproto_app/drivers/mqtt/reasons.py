@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["DENIED", "KICKED", "NO_MQTT5", "TAKEN_OVER", "UNSUPPORTED_VERSION", "WRONG_PACKET", "in_words"]
+__all__ = [
+    "DENIED",
+    "KICKED",
+    "NOT_AUTHORIZED",
+    "NO_MQTT5",
+    "TAKEN_OVER",
+    "UNSUPPORTED_VERSION",
+    "WRONG_PACKET",
+    "in_words",
+]
 
 WORDS: Final = {
     0x00: "normal disconnection",
@@ -47,6 +56,9 @@ WORDS: Final = {
     0xA1: "subscription identifiers not supported",
     0xA2: "wildcard subscriptions not supported",
 }
+
+NOT_AUTHORIZED: Final = 0x87
+"""In a DISCONNECT: of the client, or of one packet, as EMQX's `deny_action = disconnect` has it."""
 
 TAKEN_OVER: Final = 0x8E
 UNSUPPORTED_VERSION: Final = 0x84

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import attrs
@@ -16,10 +17,11 @@ from ...engine import Engine
 from ...errors import UnavailableError
 from ...hub import Login as LoginRule
 from ...hub import MemoryHub
+from ...models import ClientInfo
 from .device import Device
-from .link import Broker
+from .dialling import Broker
 from .own import Own
-from .session import Bounds, Flight
+from .session import Bounds, Flight, Login
 from .url import Url
 
 __all__ = ["MqttHub", "Options", "WhenFull"]
@@ -179,19 +181,25 @@ class MqttHub:
 
     def _register(self, channel: Channel, command: Register) -> Outcome[None]:
         if self.options.shared:
-            return self._rule.execute(channel, command)
+            outcome = self._rule.execute(channel, command)
+            outcome.when_done(partial(self._admitted, channel, command.client))
+            return outcome
         device = Device(self, channel, command)
         self._devices[channel] = device
         self.registering.add(device)
         device.link.open()
         return device.registered
 
+    def _admitted(self, channel: Channel, client: ClientInfo, outcome: Outcome[None]) -> None:
+        if outcome.error is not None:
+            self.login_refused(channel, client.clientid, client.username, str(outcome.error))
+
     def accepted(self, device: Device) -> None:
         """Let *device* have its clientid; what an older one of that name has left over is its to send."""
         older = self._by_id.get(device.clientid)
         self._by_id[device.clientid] = device
         if older is not None:
-            device.link.session.inherit(older.give_up())
+            device.link.session.outgoing.append(older.give_up(), first=True)
             older.close()
 
     def forget(self, device: Device) -> None:
@@ -218,6 +226,19 @@ class MqttHub:
         """Log and count messages that are given up."""
         self.count("publishes_dropped", number)
         log.warning("mqtt ! %d messages dropped: %s", number, why)
+
+    def login_refused(self, channel: Channel | None, clientid: str, username: str, words: str) -> None:
+        """Log that the broker, or `--users`, has not let a client in."""
+        text = "%s ! login refused for clientid %r, username %r: %s"
+        log.warning(text, channel or "mqtt", clientid, username, words)
+
+    def denied(
+        self, channel: Channel | None, login: Login, command: Publish | Subscribe | Unsubscribe, words: str
+    ) -> None:
+        """Log that the broker refuses *command* of the client *login*."""
+        verb = type(command).__name__.lower()
+        text = "%s ! %s to %r refused for clientid %r, username %r: %s"
+        log.warning(text, channel or "mqtt", verb, command.topic, login.clientid, login.username, words)
 
     def count(self, name: str, number: int = 1) -> None:
         """Count what happens to nobody's connection in particular."""

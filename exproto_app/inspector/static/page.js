@@ -530,8 +530,8 @@ function parts(event) {
     }
     case "opened": return [what(`${event.resumed ? "resumed" : event.late ? "open already" : "opened"}: ${event.socktype} ${event.peer}${event.client ? ` as ${plain(event.client.clientid)}` : ""}`)];
     case "registered": return [what(`registered ${plain(event.client.clientid)}${event.client.username ? ` (${plain(event.client.username)})` : ""}`)];
-    case "subscribed": return [what("subscribed "), make("span", "what topic", plain(event.topic)), what(` qos ${event.qos}`)];
-    case "unsubscribed": return [what("unsubscribed "), make("span", "what topic", plain(event.topic))];
+    case "subscribed": return [what("subscribing to "), make("span", "what topic", plain(event.topic)), what(` qos ${event.qos}`)];
+    case "unsubscribed": return [what("unsubscribing from "), make("span", "what topic", plain(event.topic))];
     case "refused": return [what(`${event.what} ${plain(event.topic)} refused: ${plain(event.text)}`)];
     case "failed": return [what(`${event.where} failed: ${plain(event.text)}`), trace(event.traceback)];
     case "dropped": return [what(`${count(event.count)} ${event.what} dropped`)];
