@@ -24,14 +24,15 @@ MIRROR: Final = "http://deb.debian.org/debian"
 
 SCRIPTS: Final = Path("/usr/share/debootstrap/scripts")
 
-# Mounts belong to this command alone, and its processes end with it: nothing is left to be cleaned up.
+# Mounts belong to this command alone, and its processes end with it: nothing is left to be cleaned up. The
+# shell stays, being process 1 to them all: a test that waits for somebody else's child needs one that reaps.
 _ENTER: Final = """
 root=$1; shift
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 while [ "$1" != -- ]; do mkdir -p "$root$1"; mount --bind -o ro "$1" "$root$1"; shift; done
 shift
-exec chroot "$root" "$@"
+chroot "$root" "$@" && exit || exit $?
 """
 
 
