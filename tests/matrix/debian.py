@@ -49,9 +49,9 @@ def missing() -> str:
     return f"can't have mounts of its own: {tried.stderr.strip()}" if tried.returncode else ""
 
 
-def mirror() -> str:
-    """Return the mirror of Debian that this machine itself installs from."""
-    sources = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+def mirror(folder: Path = Path("/etc/apt")) -> str:
+    """Return the mirror of Debian that this machine itself installs from, by the sources in *folder*."""
+    sources = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
     for path in sources:
         if path.suffix not in (".list", ".sources") or not path.is_file():
             continue
