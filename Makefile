@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTO := exproto_app/drivers/grpc
 
-.PHONY: run test unit check format lint types bench fuzz proto clean
+.PHONY: run test unit check coverage matrix format lint types bench fuzz proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
@@ -15,11 +15,20 @@ test: .venv/dev
 unit: .venv/dev
 	$(BIN)/python -m pytest -q -m 'not live and not system' --hypothesis-profile=unit
 
-check: .venv/dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest
+check: lint types test
+
+# The suite once, with what it runs counted by line and by branch. CORE_BAR is for the core alone.
+CORE_BAR ?= 95
+coverage: .venv/dev
+	rm -f .venv/coverage .venv/coverage.*
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m tests.covered --fail-under $(CORE_BAR)
+
+# ROWS picks some, e.g. ROWS="python3.12 debian14"; .venv/bin/python -m tests.matrix --help tells the rest.
+matrix: .venv/dev
+	$(BIN)/python -m tests.matrix $(ROWS)
 
 format: .venv/dev
 	$(BIN)/ruff format .

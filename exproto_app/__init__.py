@@ -4,6 +4,8 @@
 client is `exproto_app.testing.TestClient`.
 """
 
+from typing import TYPE_CHECKING
+
 from .app import App
 from .commands import Outcome
 from .connection import Connection
@@ -42,3 +44,15 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """Return the version of the installed package; reading its metadata takes longer than the import."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # noqa: PLC0415 - only who asks waits for it
+
+        return version("exproto-app")

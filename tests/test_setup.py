@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 
+import exproto_app
 from exproto_app import App, Limits, Router
 from exproto_app.errors import SetupError
 from exproto_app.framing import Delimiter, FixedSize, LengthPrefix, Line, StartEnd
@@ -130,3 +134,19 @@ def test_annotations_may_be_evaluated() -> None:
         "def message(conn: Connection[Device, str], text: str) -> None: ...\n"
     )
     exec(compile(code, "script.py", "exec", dont_inherit=True), {"__name__": "script"})
+
+
+def test_the_version_is_the_installed_packages() -> None:
+    assert exproto_app.__version__ == version("exproto-app")
+    with pytest.raises(AttributeError, match="'exproto_app' has no attribute 'no_such_name'"):
+        exproto_app.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.live
+def test_who_asks_for_no_version_does_not_wait_for_it() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import exproto_app;"
+        "print('importlib.metadata' in set(sys.modules) - before, exproto_app.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", version("exproto-app")]

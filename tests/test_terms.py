@@ -17,7 +17,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from exproto_app.drivers.erlport import facts
-from exproto_app.drivers.erlport.terms import Atom, ImproperList, Opaque, Pairs, TermError, decode, encode
+from exproto_app.drivers.erlport.terms import (
+    Atom,
+    ImproperList,
+    Opaque,
+    Pairs,
+    TermError,
+    decode,
+    encode,
+    parse,
+)
 
 from .erlang.broker import Vm
 
@@ -51,7 +60,19 @@ def same(one: Any, other: Any) -> bool:  # noqa: PLR0911 - a case for each type
     if isinstance(one, Pairs):
         left = list(other.items)
         return len(one.items) == len(left) and all(_taken(pair, left) for pair in one.items)
+    if isinstance(one, Opaque):
+        return _parts(one) == _parts(other)
     return bool(one == other)
+
+
+def _parts(term: Opaque) -> list[Any]:
+    """Return the atoms in *term*, which Erlang/OTP 26 and newer write as UTF-8, and the bytes around them."""
+    raw, at = term.raw, 3 if term.raw[:1] in b"Zr" else 1  # in front of a reference's node is its size
+    parts: list[Any] = [raw[:at]]
+    while raw[at : at + 1] in (b"d", b"s", b"v", b"w"):
+        atom, at = parse(raw, at)
+        parts.append(atom)
+    return [*parts, raw[at:]]
 
 
 def _taken(pair: tuple[Any, Any], left: list[tuple[Any, Any]]) -> bool:
@@ -336,6 +357,29 @@ def test_the_two_forms_of_atoms_and_pids() -> None:
     for data in (b"\x83gd\0\1n\0\0\0\1\0\0\0\0\1", b"\x83Xw\1n\0\0\0\1\0\0\0\0\0\0\0\1"):
         assert decode(data).is_pid
         assert encode(decode(data)) == data
+
+
+ONE_THING_IN_TWO_FORMS = [
+    (b"Xd\0\4n\xfc@h" + bytes(12), b"Xw\5n\xc3\xbc@h" + bytes(12)),
+    (b"Yd\0\1n" + bytes(8), b"Yw\1n" + bytes(8)),
+    (b"Z\0\1d\0\1n" + bytes(8), b"Z\0\1w\1n" + bytes(8)),
+    (b"qd\0\5listsd\0\3mapa\2", b"qw\5listsw\3mapa\2"),
+    (b"qs\5listss\3mapa\2", b"qv\0\5listsv\0\3mapa\2"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), ONE_THING_IN_TWO_FORMS, ids=repr)
+def test_opaque_terms_are_compared_by_what_they_mean(old: bytes, new: bytes) -> None:
+    """OTP 26 and newer write each atom as UTF-8, also the node's name in a pid, older ones in Latin-1."""
+    assert same(decode(b"\x83" + old), decode(b"\x83" + new))
+    other = new[:-1] + bytes([new[-1] ^ 1])
+    assert not same(decode(b"\x83" + old), decode(b"\x83" + other))
+
+
+@pytest.mark.system
+def test_erlang_takes_both_forms_for_one(vm: Vm) -> None:
+    pairs = [(b"\x83" + old, b"\x83" + new) for old, new in ONE_THING_IN_TWO_FORMS]
+    assert vm.request(Atom("equal"), pairs) == ["true"] * len(pairs)
 
 
 def test_old_floats() -> None:

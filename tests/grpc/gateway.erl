@@ -60,9 +60,11 @@ method(Name, #{1 := Conn} = Request) ->
 %% --- a channel: grpc_client of grpc-erl
 
 channel(Port) ->
-    {ok, Gun} = gun:open("127.0.0.1", Port, #{
-        protocols => [http2], http2_opts => #{keepalive => 50}, transport_opts => [{nodelay, true}]
-    }),
+    Options = #{protocols => [http2], http2_opts => #{keepalive => 50}},
+    {ok, Gun} = case gun:open("127.0.0.1", Port, Options#{transport_opts => [{nodelay, true}]}) of
+        {error, {options, _}} -> gun:open("127.0.0.1", Port, Options#{tcp_opts => [{nodelay, true}]});  % gun 2
+        Opened -> Opened
+    end,
     {ok, http2} = gun:await_up(Gun),
     channel(Gun, #{}).
 
@@ -92,7 +94,8 @@ channel(Gun, Calls) ->
             channel(Gun, Calls);
         {gun_error, Gun, Ref, _} when not is_map_key(Ref, Calls) ->  % a stream that was answered, but never ended
             channel(Gun, Calls);
-        {gun_down, Gun, http2, Reason, _, _} ->
+        Down when element(1, Down) =:= gun_down ->  % gun 2 has one field less
+            Reason = element(4, Down),
             [Who ! {answer, Reason} || {Who, _} <- maps:values(Calls)],
             gone(Reason);
         Other ->

@@ -89,10 +89,6 @@ class Client:
         self._paho.loop_start()
         return _next(self._connected, "CONNACK")
 
-    def wait_connected(self) -> None:
-        """Wait until it has come back."""
-        assert _next(self._connected, "CONNACK").value == 0
-
     def close(self) -> None:
         """Disconnect; without a session's expiry, the broker forgets it."""
         self._reconnects = False
