@@ -474,7 +474,7 @@ def nonsense(number: int) -> bytes:
 
 def answer(process: subprocess.Popen[bytes]) -> tuple[Any, Any]:
     """Return the kind and the number of the next answer; what goes to the log is left aside."""
-    while (term := read(process))[0] == "P":
+    while (term := read(process))[0] in ("P", "C"):
         pass
     return term[0], term[1]
 

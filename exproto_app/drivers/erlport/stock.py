@@ -31,7 +31,7 @@ from ...recorder import KEEP, SIZE
 from ...recorder import record as start_recording
 from ...target import load
 from . import facts
-from .broker import CAST
+from .link import CAST
 from .terms import VERSION, Atom, TermError, body, decode
 
 __all__ = ["Driver"]
