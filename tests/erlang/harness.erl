@@ -91,7 +91,9 @@ command({listen, Id, Options}, _, Known) ->
     {ok, Known#{Id => {Pid, Subs}}};
 command({unlisten, Id}, Ref, Known) ->
     case Known of
-        #{Id := {Pid, _}} -> Pid ! {stop, self(), Ref};
+        #{Id := {Pid, Subs}} ->
+            [exit(Conn, kill) || {conn, Conn} <- ets:lookup(Subs, conn)],
+            Pid ! {stop, self(), Ref};
         _ -> self() ! {out, {reply, Ref, ok}}
     end,
     {later, maps:remove(Id, Known)};

@@ -47,8 +47,8 @@ def framed(term: object) -> bytes:
 class BrokerHub:
     """The functions of the broker.
 
-    *write* takes a frame for the broker. *acl*: the broker is asked before each publish and subscribe, for its
-    connection processes ask nobody. *lost*: it has closed the port.
+    *write* takes a frame for the broker. *acl*: the broker is asked before each publish and subscribe,
+    for its connection processes ask nobody. *lost*: it has closed the port.
     """
 
     keeps_wills = False

@@ -56,6 +56,14 @@ class Caller(Protocol):
         ...
 
 
+class Hurried(Protocol):
+    """A register that is under way when the device leaves."""
+
+    def hurry(self, done: Callable[[], None], /) -> None:
+        """Come to an end, then call *done*."""
+        ...
+
+
 def cast_frame(pid: bytes, request: object) -> bytes:
     """Return the frame that sends `{'$gen_cast', Request}` to *pid*."""
     data = _CAST_HEAD + pid + _CAST_WORD + body(request)
@@ -84,6 +92,7 @@ class ErlangLink:
         "last",
         "pid",
         "published",
+        "registration",
         "rescued",
         "subscriptions",
         "superuser",
@@ -104,6 +113,7 @@ class ErlangLink:
         self.rescued = False
         self.ending = False
         self.superuser = False
+        self.registration: Hurried | None = None  # the register under way
         self.subscriptions: dict[str, int] = {}
         self.last: Outcome[None] | None = None  # of what was published past the process
         self.udp: bool | None = None  # None: not known

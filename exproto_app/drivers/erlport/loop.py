@@ -361,10 +361,27 @@ class Process:
             end()
             return
         link.ending = True
-        if link.published:
-            self.hub.rescue(link, end)
+        self._hurry(link, end)
+
+    def _hurry(self, link: ErlangLink, end: Callable[[], None]) -> None:
+        """See to what the device's process will never look at, then *end*."""
+
+        def rescue() -> None:
+            if link.published:
+                self.hub.rescue(link, settle)
+            else:
+                settle()
+
+        def settle() -> None:
+            if link.last is None:
+                end()
+            else:
+                link.last.when_done(lambda _: end())
+
+        if link.registration is None:
+            rescue()
         else:
-            end()
+            link.registration.hurry(rescue)
 
     def _killed(self, link: ErlangLink) -> None:
         """Forget *link*, whose process we ended; calls that it made before may still come."""

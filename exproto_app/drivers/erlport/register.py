@@ -1,19 +1,20 @@
 """A device becomes a client of the broker: its password, its subscriptions, and who was the client before.
 
-The connection process does what it is told and asks nobody, and EMQX's takeover ends MQTT clients only: one of
-ours that is told to "discard" stays (`emqx_exproto_channel`, "Unexpected call"). So we see to each step, by
-functions of the broker; the lane waits until the last of them is done.
+The connection process does what it is told and asks nobody, and EMQX's takeover ends MQTT clients only: one
+of ours that is told to "discard" stays (`emqx_exproto_channel`, "Unexpected call"). So we see to each step,
+by functions of the broker; the lane waits until the last of them is done.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ...channel import Channel
 from ...commands import Outcome, Register
-from ...errors import ClosedError, CommandError, DeniedError, UnavailableError
+from ...errors import CommandError, DeniedError, UnavailableError
 from . import facts
 from .link import ErlangLink
 from .terms import Atom, Opaque
@@ -49,6 +50,8 @@ class Registration:
         self._before: dict[str, int] = {}
         self._old_id: object = None
         self._looks = 0
+        self._asking = False
+        self._hurried: Callable[[], None] | None = None
         self._outcome: Outcome[None] = Outcome(hub.waiter)
 
     def begin(self) -> Outcome[None]:
@@ -57,14 +60,24 @@ class Registration:
         if self._password is None:
             self._register()
         elif info is None:
-            self._outcome.fail(DeniedError("nobody knows whose connection this is"))
+            self._end(DeniedError("nobody knows whose connection this is"))
         else:
             who = facts.authentication(self._client, self._password, info)
+            self._asking = True
             self._hub.call("emqx_access_control", "authenticate", [who], self._authenticated)
+        if not self._outcome.done:
+            self._link.registration = self
         return self._outcome
+
+    def hurry(self, done: Callable[[], None]) -> None:
+        """Leave out all but the password: the device has gone. Then *done* is called."""
+        self._hurried = done
+        if not self._asking:
+            self._end(None)
 
     def _authenticated(self, answer: object, error: CommandError | None) -> None:
         """Take only what says in so many words that the password is right."""
+        self._asking = False
         who = repr(self._client.clientid)
         match answer:
             case ("ok", dict() as result) if error is None:
@@ -77,15 +90,13 @@ class Registration:
             case _:
                 why = str(error or facts.problem(answer) or f"its answer is {answer!r}")
         if isinstance(error, UnavailableError):
-            self._outcome.fail(
-                UnavailableError(f"{who} is refused, the broker's authentication failed: {why}")
-            )
+            self._end(UnavailableError(f"{who} is refused, the broker's authentication failed: {why}"))
         else:
-            self._outcome.fail(DeniedError(f"the broker refuses {who}: {why}"))
+            self._end(DeniedError(f"the broker refuses {who}: {why}"))
 
     def _register(self) -> None:
         if self._link.ending or self._channel.gone:
-            self._outcome.fail(ClosedError("the connection has ended"))
+            self._end(None)
             return
         self._before = dict(self._link.subscriptions)
         if self._before:
@@ -99,8 +110,12 @@ class Registration:
 
     def _registered(self, answer: object, error: CommandError | None) -> None:
         """Go on behind the register, which the process has handled now."""
-        if error is not None or not isinstance(answer, dict):
+        if self._outcome.done:
+            return
+        if isinstance(error, UnavailableError) or (error is None and not isinstance(answer, dict)):
             self._end(error or UnavailableError(f"the broker's process doesn't answer: {answer!r}"))
+        elif error is not None:
+            self._end(None)  # the device has gone: what it sent is still handled
         elif self._before:
             self._look()
         else:
@@ -188,10 +203,14 @@ class Registration:
         self._hub.call(CONN, "info", [Opaque(pid)], ended)
 
     def _end(self, error: CommandError | None) -> None:
+        self._link.registration = None
+        hurried, self._hurried = self._hurried, None
         if error is None:
             self._outcome.settle(None)
         else:
             self._outcome.fail(error)
+        if hurried is not None:
+            hurried()
 
 
 def _nothing(_: object, __: CommandError | None) -> None:
