@@ -87,7 +87,7 @@ def fits(
 
 
 def configured(out: Path, modules: Iterable[str], path: Path | None) -> Iterator[Finding]:
-    """See whether EMQX serves *modules* from *out*, by its configuration at *path* or where packages have it."""
+    """See whether EMQX serves *modules* from *out*, by its configuration (*path*, or a package's)."""
     path = path or next((known for known in conf.KNOWN if known.is_file()), None)
     if path is None:
         yield skipped("driver.conf", "emqx_exproto.conf: not found here", "give it as --conf FILE")

@@ -130,7 +130,8 @@ class Process:
         for name in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(name, self._stop)
         self.port.start()
-        Leftovers(self.hub, self._found).look()
+        # Behind the first look at the port, which may be closed already.
+        self._loop.call_later(0, Leftovers(self.hub, self._found).look)
         await self.stopped
         if self._runner is not None:
             await self._runner.stop()

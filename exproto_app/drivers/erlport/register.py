@@ -16,6 +16,7 @@ from ...channel import Channel
 from ...commands import Outcome, Register
 from ...errors import CommandError, DeniedError, UnavailableError
 from . import facts
+from .hooks import look_for_crash
 from .link import ErlangLink
 from .terms import Atom, Opaque
 
@@ -50,6 +51,7 @@ class Registration:
         self._before: dict[str, int] = {}
         self._old_id: object = None
         self._looks = 0
+        self._who: dict[Atom, Any] = {}
         self._asking = False
         self._hurried: Callable[[], None] | None = None
         self._outcome: Outcome[None] = Outcome(hub.waiter)
@@ -62,9 +64,9 @@ class Registration:
         elif info is None:
             self._end(DeniedError("nobody knows whose connection this is"))
         else:
-            who = facts.authentication(self._client, self._password, info)
+            self._who = facts.authentication(self._client, self._password, info)
             self._asking = True
-            self._hub.call("emqx_access_control", "authenticate", [who], self._authenticated)
+            self._hub.call("emqx_access_control", "authenticate", [self._who], self._authenticated)
         if not self._outcome.done:
             self._link.registration = self
         return self._outcome
@@ -84,7 +86,11 @@ class Registration:
                 verdict = result.get(Atom("auth_result"), Atom("success"))
                 if verdict == "success":
                     self._link.superuser = result.get(Atom("is_superuser")) == "true"
-                    self._register()
+                    if result.get(Atom("anonymous")) == "true":
+                        self._asking = True
+                        look_for_crash(self._hub, self._who, result, self._looked_for_crash)
+                    else:
+                        self._register()
                     return
                 why = facts.text(verdict)
             case _:
@@ -93,6 +99,13 @@ class Registration:
             self._end(UnavailableError(f"{who} is refused, the broker's authentication failed: {why}"))
         else:
             self._end(DeniedError(f"the broker refuses {who}: {why}"))
+
+    def _looked_for_crash(self, why: str) -> None:
+        self._asking = False
+        if why:
+            self._end(DeniedError(f"the broker refuses {self._client.clientid!r}: {why}"))
+        else:
+            self._register()
 
     def _register(self) -> None:
         if self._link.ending or self._channel.gone:
