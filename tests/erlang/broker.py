@@ -294,6 +294,7 @@ class Device:
         self.got: list[bytes] = []
         self.registered: dict[str, Any] | None = None
         self.subscriptions: dict[str, int] = {}
+        self.udp = socktype == "udp"
         self.closed: str | None = None
         self.unexpected: list[str] = []
         self._seen = 0
@@ -342,6 +343,8 @@ class Device:
 
     def send(self, data: bytes) -> None:
         """Send *data*; on UDP, as one datagram."""
+        if self.udp:  # a peer whose process has ended gets a new one
+            self.closed = None
         if self.vm.request(Atom("data"), self.id, data) == "refused":
             raise ConnectionRefusedError("the listener's socket is closed")
 

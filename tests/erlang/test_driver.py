@@ -488,6 +488,13 @@ def test_the_end_of_the_stream_in_a_frame(process: subprocess.Popen[bytes], rest
     assert process.wait(PATIENCE) == 0
 
 
+def test_a_call_for_another_module_is_refused(process: subprocess.Popen[bytes]) -> None:
+    write(process, nonsense(1))
+    assert answer(process) == ("e", 1)
+    write(process, frame_of((Atom("C"), 2, Atom("exproto_other"), Atom("init"), [])))
+    assert answer(process) == ("e", 2)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process(process: subprocess.Popen[bytes], number: int) -> None:
     write(process, nonsense(1))

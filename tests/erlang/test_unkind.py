@@ -485,23 +485,5 @@ def test_a_broker_whose_functions_all_fail(start: Start) -> None:
     ]
     broker.expect_log("x\n")
     device.hang_up()
-    device.expect_end()
+    device.wait(lambda device: device.closed)
     assert broker.messages == []
-
-
-def test_a_call_for_another_module_is_refused(start: Start, vm: Vm) -> None:
-    broker = start(APP)
-    device = broker.connect()
-    echoes(device)
-    call = (
-        Atom("C"),
-        9_999,
-        Atom("exproto_other"),
-        Atom("received"),
-        [device.pid, b"x\n", Atom("undefined")],
-    )
-    from exproto_app.drivers.erlport.terms import encode  # noqa: PLC0415
-
-    broker.raw(encode(call))
-    broker.expect_log("this process serves exproto_default, not exproto_other")
-    broker.faults.clear()  # an answer to no call of the stand-in's

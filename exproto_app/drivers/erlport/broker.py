@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from struct import Struct
-from typing import Any, Final
+from typing import Any
 
 from ...channel import Channel
 from ...commands import (
@@ -24,47 +22,32 @@ from ...commands import (
 )
 from ...errors import ClosedError, CommandError, DeniedError, UnavailableError
 from . import facts
-from .link import Done, ErlangLink
+from .calls import Calls, framed
+from .link import ErlangLink
 from .register import Registration
-from .terms import Atom, Opaque, encode
+from .terms import Atom, Opaque
 
-__all__ = ["BrokerHub", "framed"]
+__all__ = ["BrokerHub"]
 
 log = logging.getLogger("exproto_app")
 
-DEADLINE: Final = 10.0
-"""Seconds that a function of the broker may take to answer."""
 
-_length: Final = Struct(">I").pack
-
-
-def framed(term: object) -> bytes:
-    """Return *term* as a frame with its length before it."""
-    data = encode(term)
-    return _length(len(data)) + data
-
-
-class BrokerHub:
+class BrokerHub(Calls):
     """The functions of the broker.
 
     *write* takes a frame for the broker. *acl*: the broker is asked before each publish and subscribe,
-    for its connection processes ask nobody. *lost*: it has closed the port.
+    for its connection processes ask nobody.
     """
 
     keeps_wills = False
     keeps_sessions = False
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
-        self.write = write
+        super().__init__(write)
         self.acl, self.ordered = False, True
-        self._loop = asyncio.get_running_loop()
         self.waiter: Callable[[], Waiter] = self._loop.create_future
         self.call_later = self._loop.call_later
         self.serves: Callable[[bytes], bool] = lambda _: False  # the process says which pids are its own
-        self._calls: dict[int, tuple[Done, asyncio.TimerHandle]] = {}
-        self._last_call = 0
-        self.lost = False
-        self._settled: asyncio.Future[None] | None = None
         self._said_retain = False
 
     def ask_acl(self) -> None:
@@ -135,62 +118,9 @@ class BrokerHub:
     def gone(self, channel: Channel) -> None:
         """Do nothing: the broker's process is gone too."""
 
-    def call(
-        self, module: str, function: str, arguments: list[Any], done: Done, *, context: str = "N"
-    ) -> None:
-        """Call a function of the broker; *done* gets its result or an error, within 10 s.
-
-        With the *context* `L` the process that owns the port calls it itself.
-        """
-        if self.lost:
-            done(
-                None, UnavailableError(f"the broker has closed the port, {module}:{function} can't be asked")
-            )
-            return
-        self._last_call += 1
-        number = self._last_call
-        timer = self._loop.call_later(DEADLINE, self._late, number, f"{module}:{function}")
-        self._calls[number] = done, timer
-        self.write(framed((Atom("C"), number, Atom(module), Atom(function), arguments, Atom(context))))
-
     def mail(self, pid: bytes, message: object) -> None:
         """Send *message* to the process *pid*."""
         self.write(framed((Atom("M"), Opaque(pid), message)))
-
-    def answered(self, number: object, result: object, error: object | None) -> None:
-        """Take the broker's answer to a call."""
-        call = self._calls.pop(number, None) if isinstance(number, int) else None
-        if call is None:
-            log.debug("port ! an answer to no call: %r", number)
-            return
-        done, timer = call
-        timer.cancel()
-        done(result, None if error is None else CommandError(facts.text(error)))
-        self._settle()
-
-    async def finish(self) -> None:
-        """Wait for the answers that are still to come, each within its deadline, and what they lead to."""
-        while self._calls:
-            self._settled = self._loop.create_future()
-            await self._settled
-
-    def lose(self) -> None:
-        """Fail what waits and what comes: the broker has closed the port."""
-        self.lost = True
-        while self._calls:
-            _, (done, timer) = self._calls.popitem()
-            timer.cancel()
-            done(None, UnavailableError("the broker has closed the port"))
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._settled is not None and not self._calls and not self._settled.done():
-            self._settled.set_result(None)
-
-    def _late(self, number: int, name: str) -> None:
-        done, _ = self._calls.pop(number)
-        done(None, UnavailableError(f"the broker's {name} gave no answer within {DEADLINE:g} s"))
-        self._settle()
 
     def _allowed(
         self, channel: Channel, link: ErlangLink, request: tuple[Any, ...], *, topic: str, value: object

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from ...errors import CommandError
 from . import facts
-from .broker import BrokerHub, framed
+from .broker import BrokerHub
+from .calls import framed
 from .terms import Atom, Opaque, body
 
 __all__ = ["LogText"]

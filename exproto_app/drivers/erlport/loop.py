@@ -28,7 +28,8 @@ from ...recorder import record as start_recording
 from ...runner import Runner
 from ...target import load
 from . import facts
-from .broker import BrokerHub, framed
+from .broker import BrokerHub
+from .calls import framed
 from .leftovers import Leftovers
 from .link import ErlangLink, cast_frame
 from .logtext import LogText
