@@ -49,6 +49,7 @@ class BrokerHub(Calls):
         self.call_later = self._loop.call_later
         self.serves: Callable[[bytes], bool] = lambda _: False  # the process says which pids are its own
         self._said_retain = False
+        self._said_takeover = False
 
     def ask_acl(self) -> None:
         """Ask the broker before each publish and subscribe; then commands don't keep their order any more."""
@@ -117,6 +118,15 @@ class BrokerHub(Calls):
 
     def gone(self, channel: Channel) -> None:
         """Do nothing: the broker's process is gone too."""
+
+    def tell_where_takeover_ends(self) -> None:
+        """Say once what nobody here can see to."""
+        if not self._said_takeover:
+            self._said_takeover = True
+            words = "an MQTT client that connects with the name of a connected device doesn't end the device"
+            log.info(
+                "broker = a device that registers ends older connections of its name, MQTT's too; %s", words
+            )
 
     def mail(self, pid: bytes, message: object) -> None:
         """Send *message* to the process *pid*."""

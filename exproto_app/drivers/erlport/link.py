@@ -33,6 +33,9 @@ PROBE: Final = 262_144
 FULL: Final = 1_048_576
 """Bytes that it hasn't taken, beyond which nothing more is sent: the device doesn't read."""
 
+DATAGRAM: Final = 65_507
+"""Bytes of a datagram; with one that can't leave a peer's own process would close the socket of all."""
+
 EARLY_SENDS: Final = 64
 """Datagrams that wait until the process of a UDP listener is known."""
 
@@ -164,8 +167,10 @@ class ErlangLink:
         if self._datagram is not None:
             frame = self._datagram + _length(len(data)) + data
             self._hub.write(_length(len(frame)) + frame)
-        elif self._early is None:
+        elif self._early is None and len(data) <= DATAGRAM:
             self.cast((Atom("send"), data))
+        elif self._early is None:
+            log.warning("port ! %d bytes are dropped: a datagram has %d at most", len(data), DATAGRAM)
         elif len(self._early) < EARLY_SENDS:
             self._early.append(data)
         else:

@@ -8,6 +8,9 @@ waits for the answer, and with it the device.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import gc
 import importlib
 import logging
 import os
@@ -44,6 +47,14 @@ LOG_LINE: Final = "%(levelname)s %(name)s: %(message)s"
 """The broker's log has the time already."""
 
 OK: Final = Atom("ok")
+PIPE: Final = 1_048_576
+"""Bytes that the pipe to the broker holds, where it may: fewer and larger reads and writes."""
+
+F_SETPIPE_SZ: Final = 1031
+"""`fcntl` has its name on Linux only."""
+
+COLLECT: Final = (20_000, 20, 50)
+
 STATE: Final = Atom("undefined")
 """What travels to Erlang and back with every call; our state stays here."""
 
@@ -108,6 +119,7 @@ class Process:
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._loop = asyncio.get_running_loop()
         self.port = Port(read_fd, write_fd, received=self._received, ended=self._ended)
+        self._write_in_batch = self.port.write_in_batch
         self.stopped: asyncio.Future[None] = self._loop.create_future()
         self._links: dict[bytes, ErlangLink] = {}
         self._ended_links: dict[bytes, None] = {}
@@ -175,7 +187,7 @@ class Process:
                         number = frame[at:end]
                         answer = _length(len(number) + 12) + _ANSWER + number + _OK
                         if not channel.held:
-                            self.port.write(answer)
+                            self._write_in_batch(answer)
                         else:
                             self._answer_behind(link, channel, answer)
                         return
@@ -496,6 +508,12 @@ def main() -> None:
     # A stray byte on fd 1, of a child process or a C library, would wedge the broker's side for good.
     os.dup2(2 if _is_open(2) else null, 1)
     os.close(null)
+    for fd in (read_fd, write_fd):
+        with contextlib.suppress(OSError):  # it is no pipe, or may not be larger
+            fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE)
+    # What stands now stays: the collector needn't look at it time and again, nor at each few hundred frames.
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
     # Not on uvloop: pipes of few and large reads gain nothing by it.
     asyncio.run(serve(read_fd, write_fd))
 

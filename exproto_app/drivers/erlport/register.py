@@ -178,6 +178,7 @@ class Registration:
 
     def _take_over(self) -> None:
         """End connections of this client at other listeners, and of other nodes; MQTT's the broker ended."""
+        self._hub.tell_where_takeover_ends()
         self._hub.call("emqx_cm", "lookup_channels", [self._client.clientid.encode()], self._found)
 
     def _found(self, answer: object, error: CommandError | None) -> None:
