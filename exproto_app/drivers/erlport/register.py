@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...channel import Channel
 from ...commands import Outcome, Register
 from ...errors import CommandError, DeniedError, UnavailableError
+from ...host import Timer
 from . import facts
 from .hooks import look_for_crash
 from .link import ErlangLink
@@ -31,6 +32,9 @@ CONN: Final = "emqx_exproto_conn"
 
 TAKEN_OVER: Final = (Atom("shutdown"), Atom("takeovered"))
 """What a connection process ends of, and says so to its driver, when it gets it as a message."""
+
+PATIENCE: Final = 2.0
+"""Seconds that a login waits for the older connections to end; then they end meanwhile."""
 
 LOOKS: Final = 20
 """How often the broker is asked whether it has noted a subscription, which it does a moment later."""
@@ -52,6 +56,8 @@ class Registration:
         self._old_id: object = None
         self._looks = 0
         self._who: dict[Atom, Any] = {}
+        self._over = False
+        self._bound: Timer | None = None
         self._asking = False
         self._hurried: Callable[[], None] | None = None
         self._outcome: Outcome[None] = Outcome(hub.waiter)
@@ -116,6 +122,9 @@ class Registration:
             self._link.ask(self._known_before)
         self._link.cast((Atom("register"), facts.client_map(self._client)))
         self._link.ask(self._registered)
+        if not self._before:
+            # A broker that thousands log in to at once needs longer for each question than a device may.
+            self._bound = self._hub.call_later(PATIENCE, self._outcome.settle, None)
 
     def _known_before(self, answer: object, _: CommandError | None) -> None:
         if isinstance(answer, dict) and isinstance(client := answer.get(Atom("clientinfo")), dict):
@@ -123,11 +132,11 @@ class Registration:
 
     def _registered(self, answer: object, error: CommandError | None) -> None:
         """Go on behind the register, which the process has handled now."""
-        if self._outcome.done:
+        if self._over:
             return
-        if isinstance(error, UnavailableError) or (error is None and not isinstance(answer, dict)):
-            self._end(error or UnavailableError(f"the broker's process doesn't answer: {answer!r}"))
-        elif error is not None:
+        if error is None and not isinstance(answer, dict):
+            self._end(UnavailableError(f"the broker's process doesn't answer: {answer!r}"))
+        elif error is not None and not isinstance(error, UnavailableError):
             self._end(None)  # the device has gone: what it sent is still handled
         elif self._before:
             self._look()
@@ -217,6 +226,9 @@ class Registration:
         self._hub.call(CONN, "info", [Opaque(pid)], ended)
 
     def _end(self, error: CommandError | None) -> None:
+        self._over = True
+        if self._bound is not None:
+            self._bound.cancel()
         self._link.registration = None
         hurried, self._hurried = self._hurried, None
         if error is None:
