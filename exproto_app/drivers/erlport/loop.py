@@ -1,7 +1,7 @@
 """Our message loop in the broker's Python process, in the place of erlport's own.
 
-The broker's calls are answered at once with "go on", behind what their handlers sent; closing is always a
-`close` of ours, so that what was sent still arrives. Only while a connection's queue is full its process
+The broker's calls are answered at once with "go on", behind what their handlers sent; closing is always
+ours, so that what was sent still arrives. Only while a connection's queue is full its process
 waits for the answer, and with it the device.
 """
 
@@ -11,28 +11,23 @@ import asyncio
 import contextlib
 import fcntl
 import gc
-import importlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
-from ...app import App
 from ...channel import Intake
-from ...errors import ExprotoError, SetupError
+from ...errors import ExprotoError
 from ...logs import configure_from
-from ...recorder import KEEP, SIZE
-from ...recorder import record as start_recording
 from ...runner import Runner
-from ...target import load
 from . import facts
 from .broker import BrokerHub
 from .calls import framed
+from .driver import Driver, driver_of
 from .leftovers import Leftovers
 from .link import ErlangLink, cast_frame
 from .logtext import LogText
@@ -73,44 +68,6 @@ _u32: Final = Struct(">I").unpack_from
 _ANSWER: Final = b"\x83h\x03d\x00\x01r"
 _OK: Final = body(OK)
 _CALL_HEADS: Final = (b"\x83h\x05d\x00\x01C", b"\x83h\x05w\x01C", b"\x83h\x05s\x01C")
-
-
-class Driver:
-    """What a callback module is made of: an app, and which of its protocols the listener serves.
-
-    *target* is the file of the app, with `:name` where it isn't called `app`. *protocol* may be several,
-    `gt06,jt808`, told apart by their `sniff=`. With *acl* the broker is asked
-    before each publish and subscribe. *record* is the file of a recording, see `exproto_app.recorder`.
-    """
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        protocol: str | None = None,
-        acl: bool = False,
-        record: str | None = None,
-        record_size: int = SIZE,
-        record_keep: int = KEEP,
-        masks: Sequence[str] = (),
-        **others: object,
-    ) -> None:
-        if others:
-            names = ", ".join(others)
-            raise SetupError(f"the driver's files are of another exproto-app ({names}); run gen-driver again")
-        self.app: App[Any] = load(target)
-        self.routers = self.app.find_protocols(protocol)
-        self.acl = acl
-        if record is not None:
-            start_recording(self.app, record, size=record_size, keep=record_keep, masks=masks)
-
-    def init(self, *_: object) -> None:
-        """Refuse: the broker's own loop has called, which can't run the app."""
-        words = "this callback module is for exproto-app's own message loop, which the broker didn't start"
-        remedy = "name the folder of gen-driver, alone, as driver_search_path, or write it with --stock"
-        raise SetupError(f"{words}; {remedy}")
-
-    received = deliver = terminated = init
 
 
 class Process:
@@ -240,7 +197,7 @@ class Process:
 
     async def _import(self, module: str) -> None:
         try:
-            self._driver = _driver_of(module)
+            self._driver = driver_of(module)
             if self._driver.acl:
                 self.hub.ask_acl()
             runner = Runner(self._driver.app, self.hub)
@@ -465,22 +422,6 @@ class Process:
         if link is not None:
             self._early[pid] = []
             self._informed(link, about, None)
-
-
-def _driver_of(module: str) -> Driver:
-    imported = importlib.import_module(module)
-    driver = getattr(imported, "driver", None)
-    if not isinstance(driver, Driver):
-        raise ExprotoError(f"{module} is no callback module of exproto-app gen-driver: it has no driver")
-    # The loop stands in a folder of its own in the folder that gen-driver wrote.
-    loop = Path(getattr(sys.modules.get("erlport.cli"), "__file__", None) or __file__).resolve().parents[2]
-    beside = Path(imported.__file__ or "").resolve().parent
-    if loop != beside and "erlport.cli" in sys.modules:
-        words = (
-            "port ! %s is in %s, but the message loop in %s: give driver_search_path one folder of gen-driver"
-        )
-        log.warning(words, module, beside, loop)
-    return driver
 
 
 def _socktype(about: object) -> str:
