@@ -557,6 +557,21 @@ def test_a_driver_that_fits_whatever_it_was_written_with(tmp_path: Path, options
     assert {finding["remedy"] for finding in found.of("driver.files")} == {"", "run gen-driver again"}
 
 
+def test_the_configuration_of_emqx_that_goes_with_a_driver(tmp_path: Path) -> None:
+    out, conf = tmp_path / "out", tmp_path / "emqx_exproto.conf"
+    _, printed, _ = run("gen-driver", ECHO, "--out", out)
+    conf.write_text(printed.replace("max_connections = 1024000", "max_connections = 512"))
+    given = ("--driver", out, "--python", sys.executable, "--conf", conf)
+    found = doctor(ECHO, *given)
+    assert found.code == 0
+    assert "is low in connections: 512" in found.one("driver.limits")["text"]
+    assert found.one("driver.limits")["remedy"] == "max_connections = 1024000"
+    own = "exproto.listener.protoname = tcp://0.0.0.0:7993\n"
+    conf.write_text(own + printed)
+    found = doctor(ECHO, *given)
+    assert found.failed == ["driver.conf"]
+
+
 def test_a_folder_without_a_driver_and_a_python_of_another_version(tmp_path: Path) -> None:
     found = doctor(ECHO, "--driver", tmp_path)
     assert found.failed == ["driver.files"]

@@ -30,16 +30,28 @@ def test_it_writes_a_module_a_protocol_and_the_brokers_configuration(tmp_path: P
         "exproto_app_loop/erlport/__init__.py",
         "exproto_app_loop/erlport/cli.py",
     }
-    assert out.splitlines() == [
-        "exproto.listener.tracker = tcp://0.0.0.0:7993",
-        "exproto.listener.tracker.driver = python3",
-        f"exproto.listener.tracker.driver_search_path = {tmp_path}",
-        "exproto.listener.tracker.driver_callback_module = exproto_tracker",
-        "exproto.listener.meter = tcp://0.0.0.0:7994",
-        "exproto.listener.meter.driver = python3",
-        f"exproto.listener.meter.driver_search_path = {tmp_path}",
-        "exproto.listener.meter.driver_callback_module = exproto_meter",
+    assert [line for line in out.splitlines() if not line.startswith("##")] == [
+        line
+        for name, port in (("tracker", 7993), ("meter", 7994))
+        for line in (
+            f"exproto.listener.{name} = tcp://0.0.0.0:{port}",
+            f"exproto.listener.{name}.driver = python3",
+            f"exproto.listener.{name}.driver_search_path = {tmp_path}",
+            f"exproto.listener.{name}.driver_callback_module = exproto_{name}",
+            f"exproto.listener.{name}.acceptors = 16",
+            f"exproto.listener.{name}.max_connections = 1024000",
+            f"exproto.listener.{name}.max_conn_rate = 10000",
+            f"exproto.listener.{name}.backlog = 10240",
+            f"exproto.listener.{name}.active_n = 100",
+            f"exproto.listener.{name}.idle_timeout = 1h",
+        )
     ]
+
+
+def test_it_tells_of_the_listener_that_emqx_comes_with(tmp_path: Path) -> None:
+    _, out, err = run("gen-driver", ECHO, "--out", tmp_path)
+    assert "protoname" in out
+    assert "the whole emqx_exproto.conf; EMQX's own has a listener on port 7993 too" in err
 
 
 def test_protocols_that_share_a_listener_are_one_module(tmp_path: Path) -> None:
@@ -148,6 +160,103 @@ def test_check(tmp_path: Path) -> None:
     assert code == 1
     assert "differs from what would be written now" in out
     assert "2 of the checks failed" in err
+
+
+OWN = """
+## The listener that EMQX comes with
+exproto.listener.protoname = tcp://0.0.0.0:7993
+exproto.listener.protoname.driver = python3
+exproto.listener.protoname.driver_search_path = data/extension
+exproto.listener.protoname.max_connections = 1024000
+"""
+
+
+def checked(tmp_path: Path, text: str | bytes) -> tuple[int, str]:
+    """Check a driver against a configuration with *text*."""
+    path = tmp_path / "emqx_exproto.conf"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    python = ("--python", sys.executable)
+    code, out, _ = run("gen-driver", ECHO, "--out", tmp_path / "out", "--check", "--conf", path, *python)
+    return code, out
+
+
+def test_check_of_the_configuration(tmp_path: Path) -> None:
+    _, printed, _ = run("gen-driver", ECHO, "--out", tmp_path / "out")
+    code, out = checked(tmp_path, printed)
+    assert code == 0
+    assert "default = tcp://0.0.0.0:7993" in out
+    assert "is low in" not in out
+    code, out = checked(tmp_path, OWN + printed)
+    assert code == 1
+    assert "protoname and default both have port 7993, so the plugin doesn't start; remove one" in out
+    code, out = checked(tmp_path, OWN)
+    assert code == 1
+    assert "no listener has exproto_default; add what gen-driver prints" in out
+
+
+def test_check_says_what_is_low(tmp_path: Path) -> None:
+    _, printed, _ = run("gen-driver", ECHO, "--out", tmp_path / "out")
+    few = "\n".join(printed.splitlines()[:6])
+    code, out = checked(tmp_path, few)
+    assert code == 0
+    assert "default is low in connections: 1024; max_connections = 1024000" in out
+    assert "default is low in seconds until the first byte: 30s; idle_timeout = 1h" in out
+    _, out = checked(
+        tmp_path, printed.replace("backlog = 10240", "backlog = 100").replace("n = 100\n", "n = 5\n")
+    )
+    assert "low in connections that wait to be accepted: 100; backlog = 10240" in out
+    assert "active_n = 100" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("tcp://0.0.0.0:7993", "ssl://0.0.0.0:7993"), "has no ciphers, without which EMQX refuses the file"),
+        (("tcp://0.0.0.0:7993", "here"), "has no address that EMQX knows: here"),
+        (("driver = python3", "driver = java"), "has the driver java; driver = python3"),
+        (("/out\n", "/other\n"), "/other, not in"),
+    ],
+)
+def test_check_of_a_listener(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    _, printed, _ = run("gen-driver", ECHO, "--out", tmp_path / "out")
+    code, out = checked(tmp_path, printed.replace(*change))
+    assert code == 1
+    assert words in out
+
+
+@pytest.mark.parametrize(
+    "text", [b"", bytes(range(256)) * 10, b"listener.tcp.external = 0.0.0.0:1883\n", b"{}"]
+)
+def test_check_of_a_file_that_is_not_emqxs(tmp_path: Path, text: bytes) -> None:
+    run("gen-driver", ECHO, "--out", tmp_path / "out")
+    code, out = checked(tmp_path, text)
+    assert code == 1
+    assert "isn't EMQX's emqx_exproto.conf" in out
+    assert "Traceback" not in out
+
+
+def test_check_of_a_file_that_cant_be_read(tmp_path: Path) -> None:
+    run("gen-driver", ECHO, "--out", tmp_path / "out")
+    code, out, _ = run("gen-driver", ECHO, "--out", tmp_path / "out", "--check", "--conf", tmp_path)
+    assert code == 1
+    assert "can't be read: is a directory" in out
+    code, _, err = run("gen-driver", ECHO, "--out", tmp_path / "out", "--conf", tmp_path)
+    assert code == 2
+    assert "--conf FILE is only read, by --check" in err
+
+
+def test_a_module_of_another_version_says_so(tmp_path: Path) -> None:
+    run("gen-driver", ECHO, "--out", tmp_path)
+    module = tmp_path / "exproto_default.py"
+    module.write_text(module.read_text().replace("protocol='default'", "protocol='default', shiny=1"))
+    done = start(tmp_path, "-c", "import exproto_default")
+    assert "the driver's files are of another exproto-app (shiny); run gen-driver again" in done.stderr
+
+
+def test_the_brokers_own_loop_is_told_what_is_wrong(tmp_path: Path) -> None:
+    run("gen-driver", ECHO, "--out", tmp_path)
+    done = start(tmp_path, "-c", "import exproto_default; exproto_default.received(1, b'', None)")
+    assert "name the folder of gen-driver, alone, as driver_search_path" in done.stderr
 
 
 def test_check_of_the_brokers_own_loop(tmp_path: Path) -> None:

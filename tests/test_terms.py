@@ -549,3 +549,30 @@ def test_terms_with_changed_bytes(term: Any, choose: st.DataObject) -> None:
     assume(len(data) > 1)
     data[choose.draw(st.integers(1, len(data) - 1))] = choose.draw(st.integers(0, 255))
     harmless(bytes(data))
+
+
+def test_what_erlport_has_wrapped_is_read_as_what_it_stands_for() -> None:
+    def wrapped(term: Any) -> Any:
+        return (Atom("$erlport.opaque"), Atom("erlang"), encode(term)[1:])
+
+    inner = {Atom("a"): 1, Atom("nested"): wrapped({Atom("b"): [wrapped({})]})}
+    term = (Atom("ok"), [wrapped(inner)])
+    plain = (Atom("ok"), [{Atom("a"): 1, Atom("nested"): {Atom("b"): [{}]}}])
+    assert decode(encode(term)) == plain
+    assert decode(encode(decode(encode(term)))) == plain  # nothing goes back wrapped
+    other = (Atom("$erlport.opaque"), Atom("python"), b"pickled")
+    assert decode(encode(other)) == other
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"a\x01a\x01", b"m\xff\xff\xff\xff"], ids=str)
+def test_a_wrapped_term_that_is_none_is_refused(data: bytes) -> None:
+    with pytest.raises(TermError):
+        decode(encode((Atom("$erlport.opaque"), Atom("erlang"), data)))
+
+
+def test_wrapping_is_bounded_in_depth() -> None:
+    term: Any = {}
+    for _ in range(300):
+        term = (Atom("$erlport.opaque"), Atom("erlang"), encode(term)[1:])
+    with pytest.raises(TermError, match="256 deep"):
+        decode(encode(term))

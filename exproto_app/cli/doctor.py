@@ -69,6 +69,9 @@ __all__ = ["command"]
 )
 @click.option("--python", metavar="PATH", help="With --driver: the python3 that the broker will find.")
 @click.option(
+    "--conf", metavar="FILE", type=click.Path(path_type=Path), help="With --driver: EMQX's emqx_exproto.conf."
+)
+@click.option(
     "--wait",
     type=click.FloatRange(0, min_open=True),
     default=5.0,
@@ -92,6 +95,7 @@ def command(target: str, *, wait: float, as_json: bool, **given: Any) -> None:
         gateway=_gateway(given),
         driver=given["driver"],
         python=given["python"],
+        conf=given["conf"],
         container=in_container(),
     )
     findings = []

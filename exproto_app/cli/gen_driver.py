@@ -11,11 +11,11 @@ from typing import Any, Final
 import click
 
 from ..app import App
-from ..drivers.erlport import generate
+from ..drivers.erlport import conf, generate
 from ..errors import ExprotoError, SetupError
 from ..tap import masking
 from ..target import absolute, load
-from .checks.driver import check_python, fits
+from .checks.driver import check_python, configured, fits
 from .watching import MEGABYTE, chosen, mask_option, record_options
 
 __all__ = ["command"]
@@ -42,6 +42,13 @@ TAKEN: Final = {*sys.stdlib_module_names, "attrs", "erlport", "exproto_app"}
 @mask_option
 @click.option("--force", is_flag=True, help="Overwrite files that something else wrote.")
 @click.option("--check", is_flag=True, help="Write nothing; tell whether DIR still fits.")
+@click.option(
+    "--conf",
+    "conf_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="With --check: EMQX's emqx_exproto.conf. Default: where its packages have it.",
+)
 def command(
     target: str,
     *,
@@ -53,8 +60,11 @@ def command(
     acl: bool,
     force: bool,
     check: bool,
+    conf_file: Path | None,
 ) -> None:
     """Write the callback modules of TARGET for EMQX 4.2 into DIR, and print the broker's configuration."""
+    if conf_file is not None and not check:
+        raise click.UsageError("--conf FILE is only read, by --check; redirect the output into it instead.")
     app = load(target)
     out = out.resolve()
     modules = _modules(app, protocols, module)
@@ -65,7 +75,8 @@ def command(
         generate.files(full, modules, generate.search_paths(folder), stock=stock, acl=acl, record=_record())
     )
     if check:
-        findings = list(fits(out, texts, dict.fromkeys((module for module, _ in modules), stock), python))
+        names = dict.fromkeys((module for module, _ in modules), stock)
+        findings = [*fits(out, texts, names, python), *configured(out, names, conf_file)]
         for finding in findings:
             click.echo(finding)
         count = sum(finding.outcome == "failed" for finding in findings)
@@ -76,7 +87,8 @@ def command(
         check_python(python)
     for written in generate.write(out, texts, force=force):
         click.echo(f"{written.what}: {written.path}", err=True)
-    click.echo(generate.broker_config(out, modules))
+    click.echo("below: the whole emqx_exproto.conf; EMQX's own has a listener on port 7993 too", err=True)
+    click.echo(conf.broker_config(out, modules))
 
 
 def _record() -> generate.Record | None:

@@ -140,6 +140,7 @@ class Broker:
         env: dict[str, str] | None = None,
         loop: str = "erlport.cli",
         executable: Sequence[str] | None = None,
+        behaves: dict[str, Any] | None = None,
     ) -> None:
         self.vm = vm
         self.id = next(_numbers)
@@ -148,6 +149,10 @@ class Broker:
         self.ups: list[int] = []
         self.downs: list[str] = []
         self.faults: list[str] = []
+        self.levels: list[str] = []
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.socket_closed = False
+        self.datagrams_dropped: list[int] = []
         self._taken: dict[str, int] = {}
         arguments = ["-u", "-m", loop, "--packet=4", "--use_stdio", "--compressed=0", "--buffer_size=65536"]
         command = list(executable or [python, *arguments])
@@ -160,6 +165,7 @@ class Broker:
             Atom("env"): [(name.encode(), value.encode()) for name, value in pairs.items()],
             Atom("folder"): b"/",  # the broker's own, which has nothing to do with the driver
             Atom("password"): PASSWORD.encode(),
+            **{Atom(name): value for name, value in (behaves or {}).items()},
         }
         vm.owners[self.id] = self._happened
         vm.request(Atom("listen"), self.id, options)
@@ -168,6 +174,15 @@ class Broker:
         match what:
             case ("log", text):
                 self.lines.append(text.decode())
+            case ("log", level, line):
+                self.lines.append(line.decode() + "\n")
+                self.levels.append(level)
+            case (("authenticate" | "check_acl") as function, client):
+                self.asked.append((str(function), {str(key): value for key, value in client.items()}))
+            case ("socket_closed", _):
+                self.socket_closed = True
+            case ("dropped", size):
+                self.datagrams_dropped.append(size)
             case ("published", topic, payload, qos, sender):
                 self.messages.append((topic.decode(errors="surrogateescape"), payload, qos, sender))
             case ("up", os_pid):
@@ -279,7 +294,9 @@ class Device:
         self.got: list[bytes] = []
         self.registered: dict[str, Any] | None = None
         self.subscriptions: dict[str, int] = {}
+        self.udp = socktype == "udp"
         self.closed: str | None = None
+        self.unexpected: list[str] = []
         self._seen = 0
         certificate: Any = Atom("nossl")
         if peercert is not None:
@@ -306,6 +323,8 @@ class Device:
                 self.registered = client
             case ("subscribed", topic, qos):
                 self.subscriptions[topic.decode()] = qos
+            case ("unexpected", call):
+                self.unexpected.append(call)
             case ("unsubscribed", topic):
                 self.subscriptions.pop(topic.decode(), None)
             case ("closed", reason):
@@ -324,7 +343,10 @@ class Device:
 
     def send(self, data: bytes) -> None:
         """Send *data*; on UDP, as one datagram."""
-        self.vm.request(Atom("data"), self.id, data)
+        if self.udp:  # a peer whose process has ended gets a new one
+            self.closed = None
+        if self.vm.request(Atom("data"), self.id, data) == "refused":
+            raise ConnectionRefusedError("the listener's socket is closed")
 
     def mail(self, term: Any) -> None:
         """Send *term* to the connection process."""

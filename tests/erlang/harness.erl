@@ -4,6 +4,10 @@
 %% happens comes as {event, Owner, What}. A listener is a process that owns the port to a driver and starts it
 %% again when it dies; a connection is a process of its own, with the rules measured on the real broker:
 %% one callback at a time, casts handled after it has returned, and nobody validates: a wrong type is a crash.
+%%
+%% It is as unkind as the broker: terms that Python has no type for come wrapped; closing a UDP peer closes the
+%% socket of all; a hook that misses a key is skipped, and the default is to allow; a subscription under
+%% another id than the first kills the connection; "discard" is an unexpected call.
 -module(harness).
 
 -export([main/1]).
@@ -17,18 +21,22 @@
 }).
 
 -record(conn, {
+    server,               % of a UDP listener
     dev, listener, subs, control, info, socktype, state = undefined,
-    client = #{clientid => undefined, username => undefined, mountpoint => undefined},
+    client = #{username => undefined, mountpoint => undefined},
     registered = false
 }).
 
 -define(RESTART, 100).        % milliseconds between two starts of a driver
 -define(ANSWER, 60000).       % milliseconds until a callback that never answers is given up
 -define(SEGMENT, 1460).       % bytes of a call of `received`
+-define(DATAGRAM, 65507).     % bytes that a datagram can have
 -define(DRAIN, 100).          % messages that join the first of a `deliver`
 
 main([Port]) ->
     process_flag(trap_exit, true),
+    [ets:new(Table, [Type, public, named_table])
+     || {Table, Type} <- [{emqx_submon, set}, {emqx_subid, bag}, {emqx_channel, bag}, {emqx_channel_conn, bag}]],
     {ok, Socket} = gen_tcp:connect("127.0.0.1", list_to_integer(Port), [binary, {packet, 4}, {nodelay, true}]),
     control(Socket, #{}).
 
@@ -54,6 +62,12 @@ control(Socket, Known) ->
         {out, Term} ->
             tell(Socket, Term),
             control(Socket, Known);
+        {'EXIT', Pid, Reason} when is_map_key({pid, Pid}, Known) ->
+            #{{pid, Pid} := {Dev, Subs}} = Known,
+            gone(Pid, Subs),
+            [tell(Socket, {event, {dev, Dev}, {closed, <<"killed">>}}) || Reason =:= killed],
+            [tell(Socket, {event, vm, {crash, text(Reason)}}) || Reason =/= killed, Reason =/= normal],
+            control(Socket, maps:remove({pid, Pid}, Known));
         {'EXIT', _, normal} ->
             control(Socket, Known);
         {'EXIT', _, Reason} ->
@@ -71,23 +85,55 @@ command({listen, Id, Options}, _, Known) ->
     Control = self(),
     Subs = ets:new(subs, [bag, public]),
     Turns = ets:new(turns, [set, public]),
-    ets:insert(Subs, {owner, Id, Control, Turns}),
+    Server = spawn_link(fun() -> udp_server(Id, Control, #{}) end),
+    ets:insert(Subs, [{owner, Id, Control, Turns}, {server, Server}]),
     Pid = spawn_link(fun() -> listener(Id, Options, Control, Subs) end),
     {ok, Known#{Id => {Pid, Subs}}};
 command({unlisten, Id}, Ref, Known) ->
     case Known of
-        #{Id := {Pid, _}} -> Pid ! {stop, self(), Ref};
+        #{Id := {Pid, Subs}} ->
+            [exit(Conn, kill) || {conn, Conn} <- ets:lookup(Subs, conn)],
+            Pid ! {stop, self(), Ref};
         _ -> self() ! {out, {reply, Ref, ok}}
     end,
     {later, maps:remove(Id, Known)};
 command({connect, Id, Dev, Info}, _, Known) ->
-    #{Id := {Listener, Subs}} = Known,
-    Control = self(),
-    Pid = spawn_link(fun() -> connection(Dev, Listener, Subs, Control, Info) end),
-    {ok, Known#{{dev, Dev} => Pid}};
+    {ok, connected(Id, Dev, Info, Known)};
 command({data, Dev, Data}, _, Known) ->
+    #{{dev, Dev} := Pid, {info, Dev} := {Id, Info}} = Known,
+    #{Id := {_, Subs}} = Known,
+    case proplists:get_value(socktype, Info) of
+        udp ->
+            %% A datagram: refused once the socket of all is closed, and the peer's next process after its first.
+            case ets:member(Subs, socket_closed) of
+                true ->
+                    {refused, Known};
+                false ->
+                    Now = case is_process_alive(Pid) of
+                              true -> Known;
+                              false -> connected(Id, Dev, Info, Known)
+                          end,
+                    maps:get({dev, Dev}, Now) ! {data, Data},
+                    {ok, Now}
+            end;
+        _ ->
+            Pid ! {data, Data},
+            {ok, Known}
+    end;
+command({kick, Dev}, _, Known) ->
     #{{dev, Dev} := Pid} = Known,
-    Pid ! {data, Data},
+    Pid ! {'$gen_call', {self(), make_ref()}, kick},
+    {ok, Known};
+command({mqtt, ClientId}, _, Known) ->
+    %% A plain MQTT client: it leaves when it is told to.
+    Control = self(),
+    Pid = spawn(fun() ->
+        receive {'$gen_call', {From, Ref}, discard} -> From ! {Ref, ok} end,
+        ets:delete_object(emqx_channel, {ClientId, self()}),
+        Control ! {out, {event, mqtt, {discarded, ClientId}}}
+    end),
+    ets:insert(emqx_channel, {ClientId, Pid}),
+    ets:insert(emqx_channel_conn, {{ClientId, Pid}, emqx_connection}),
     {ok, Known};
 command({mail, Dev, Mail}, _, Known) ->
     #{{dev, Dev} := Pid} = Known,
@@ -137,6 +183,34 @@ command({evaluate, Texts}, _, Known) ->
 command({print, Datas}, _, Known) ->
     {[text(binary_to_term(Data)) || Data <- Datas], Known}.
 
+connected(Id, Dev, Info, Known) ->
+    #{Id := {Listener, Subs}} = Known,
+    Control = self(),
+    Pid = spawn_link(fun() -> connection(Dev, Listener, Subs, Control, Info) end),
+    ets:insert(Subs, {conn, Pid}),
+    Known#{{dev, Dev} => Pid, {info, Dev} => {Id, Info}, {pid, Pid} => {Dev, Subs}}.
+
+%% What the broker's monitors see to when a process has gone.
+gone(Pid, Subs) ->
+    ets:match_delete(Subs, {Pid, '_', '_', '_', '_'}),
+    ets:delete_object(Subs, {conn, Pid}),
+    ets:delete(emqx_submon, Pid),
+    ets:match_delete(emqx_channel, {'_', Pid}),
+    ets:match_delete(emqx_channel_conn, {{'_', Pid}, '_'}).
+
+%% The process of a UDP listener: a datagram that can't leave is dropped, and nothing else happens.
+udp_server(Id, Control, Peers) ->
+    receive
+        {peer, Peer, Dev} ->
+            udp_server(Id, Control, Peers#{Peer => Dev});
+        {datagram, Peer, Data} ->
+            case Peers of
+                #{Peer := Dev} when byte_size(Data) =< ?DATAGRAM -> Control ! {out, {event, {dev, Dev}, {sent, Data}}};
+                _ -> Control ! {out, {event, Id, {dropped, byte_size(Data)}}}
+            end,
+            udp_server(Id, Control, Peers)
+    end.
+
 equal(One, Other) ->
     try binary_to_term(One) =:= binary_to_term(Other) catch error:badarg -> badarg end.
 
@@ -153,6 +227,7 @@ text(Term) -> unicode:characters_to_binary(io_lib:format("~0tp", [Term])).
 listener(Id, Options, Control, Subs) ->
     process_flag(trap_exit, true),
     #{module := Module} = Options,
+    ets:insert(Subs, {listener, self()}),
     started(#listener{id = Id, options = Options, control = Control, subs = Subs,
                       module = binary_to_atom(Module, utf8)}).
 
@@ -181,7 +256,7 @@ serve(L = #listener{port = Port, sent = Sent}) ->
             end;
         {call, From, Ref, Function, Arguments} ->
             Number = case map_size(Sent) of 0 -> 1; _ -> L#listener.next end,
-            Frame = term_to_binary({'C', Number, L#listener.module, Function, Arguments}),
+            Frame = term_to_binary({'C', Number, L#listener.module, Function, prepared(Arguments)}),
             port_command(Port, Frame),
             serve(L#listener{next = Number + 1, sent = Sent#{Number => {From, Ref}}});
         {raw, Data} ->
@@ -220,6 +295,10 @@ ended(Reason, L = #listener{id = Id, port = Port, sent = Sent, control = Control
 heard({r, Number, Result}, L) -> answered(Number, {ok, Result}, L);
 heard({e, Number, Error}, L) -> answered(Number, {error, Error}, L);
 heard({'M', To, Term}, L) when is_pid(To) -> To ! Term, L;
+heard({'M', rex, {'$gen_cast', {cast, erlang, exit, [Pid, kill], _}}}, L) -> exit(Pid, kill), L;
+heard({'C', Number, Module, Function, Arguments, 'L'}, L = #listener{port = Port, subs = Subs, options = Options}) ->
+    port_command(Port, function(Number, Module, Function, Arguments, Subs, Options)),
+    L;
 heard({'C', Number, Module, Function, Arguments, Context}, L = #listener{calls = Calls})
         when is_atom(Module), is_atom(Function), is_list(Arguments), is_atom(Context),
              not is_map_key(Number, Calls) ->
@@ -263,23 +342,93 @@ call(Listener, Function, Arguments) ->
 
 function(Number, Module, Function, Arguments, Subs, Options) ->
     Answer =
-        try {r, Number, apply_in(Module, Function, Arguments, Subs, Options)}
-        catch Class:Reason:Trace -> {e, Number, {erlang, Class, Reason, Trace}}
+        try
+            case Options of
+                #{fails := true} -> {r, Number, {error, nothing_works}};
+                _ -> {r, Number, prepared(apply_in(Module, Function, Arguments, Subs, Options))}
+            end
+        catch Class:Reason:Trace -> {e, Number, prepared({erlang, Class, Reason, Trace})}
         end,
     term_to_binary(Answer).
 
-apply_in(emqx_access_control, authenticate, [Client], _, Options) ->
+%% As erlport does with what Python has no type for.
+prepared(Term) when is_pid(Term); is_atom(Term); is_binary(Term); is_number(Term) -> Term;
+prepared([Item | Tail]) -> [prepared(Item) | prepared(Tail)];
+prepared([]) -> [];
+prepared(Term) when is_tuple(Term) -> list_to_tuple(prepared(tuple_to_list(Term)));
+prepared(Term) ->
+    <<131, Data/binary>> = term_to_binary(Term, [{minor_version, 1}]),
+    {'$erlport.opaque', erlang, Data}.
+
+-define(KEYS, [zone, protocol, peerhost, sockport, clientid, username, mountpoint, is_bridge, is_superuser]).
+
+%% A plugin's hook, and what the broker makes of one that crashes: it is skipped.
+hook(Fun, Client, Keys, Default) ->
+    try
+        [_ = maps:get(Key, Client) || Key <- Keys],
+        Fun(Client)
+    catch _:_ -> Default
+    end.
+
+password(#{crashing := true}, _) -> error(function_clause);
+password(#{password := Password}, Client = #{password := Password}) ->
+    {ok, #{auth_result => success, anonymous => false, is_superuser => maps:get(clientid, Client) =:= <<"root">>}};
+password(#{password := _}, _) -> {error, not_authorized}.
+
+apply_in(emqx_access_control, authenticate, [Client], Subs, Options) ->
+    [{owner, Owner, Control, _}] = ets:lookup(Subs, owner),
+    Control ! {out, {event, Owner, {authenticate, Client}}},
     #{zone := external, peerhost := Host, clientid := Id, username := Name, password := Password} = Client,
     true = is_tuple(Host) andalso is_binary(Id) andalso is_binary(Name) andalso is_binary(Password),
+    Default = {ok, #{auth_result => success, anonymous => true}},
     case Options of
-        #{password := Password} -> {ok, #{auth_result => success, anonymous => false, is_superuser => false}};
-        _ -> {error, not_authorized}
+        #{authenticate := Answer} -> Answer;
+        _ -> hook(fun(C) -> password(Options, C) end, Client, [password | ?KEYS], Default)
     end;
-apply_in(emqx_access_control, check_acl, [Client, What, Topic], _, _)
+apply_in(emqx_access_control, check_acl, [Client, What, Topic], Subs, Options)
         when is_map(Client), is_binary(Topic), What =:= publish orelse What =:= subscribe ->
-    case Topic of
-        <<"denied/", _/binary>> -> deny;
-        _ -> allow
+    [{owner, Owner, Control, _}] = ets:lookup(Subs, owner),
+    Control ! {out, {event, Owner, {check_acl, Client}}},
+    Rule = fun(_) -> case Topic of <<"denied/", _/binary>> -> deny; _ -> allow end end,
+    case Options of
+        #{check_acl := Answer} -> Answer;
+        _ -> hook(Rule, Client, ?KEYS, allow)
+    end;
+apply_in(emqx_hooks, lookup, ['client.authenticate'], _, #{crashing := true}) ->
+    [{callback, {fun erlang:hd/1, []}, undefined, 0}];
+apply_in(emqx_hooks, lookup, [_], _, _) -> [];
+apply_in(erlang, apply, [Fun, Arguments], _, _) when is_function(Fun) -> apply(Fun, Arguments);
+apply_in(erlang, self, [], _, _) -> self();
+apply_in(erlang, exit, [Pid, kill], _, _) -> exit(Pid, kill);
+apply_in(erlang, process_info, [Pid, dictionary], _, _) -> process_info(Pid, dictionary);
+apply_in(ets, lookup, [emqx_submon, Key], _, _) -> ets:lookup(emqx_submon, Key);
+apply_in(ets, insert, [Table, Row], _, _) when Table =:= emqx_submon; Table =:= emqx_subid -> ets:insert(Table, Row);
+apply_in(ets, delete_object, [emqx_subid, Row], _, _) -> ets:delete_object(emqx_subid, Row);
+apply_in(lists, foreach, [Log, Lines], Subs, _) when is_function(Log, 1) ->
+    {module, logger} = erlang:fun_info(Log, module),
+    {name, Level} = erlang:fun_info(Log, name),
+    [{owner, Id, Control, _}] = ets:lookup(Subs, owner),
+    [Control ! {out, {event, Id, {log, Level, Line}}} || Line <- Lines, is_list(unicode:characters_to_list(Line))],
+    ok;
+apply_in(application, get_env, [emqx_exproto, listeners], _, _) ->
+    {ok, [{"other", udp, {"0.0.0.0", 7994}, []}, {"devices", tcp, {"0.0.0.0", 7993}, [{acceptors, 8}]}]};
+apply_in(emqx_exproto_driver_mngr, lookup, ['devices:tcp'], Subs, Options) ->
+    [{listener, Pid}] = ets:lookup(Subs, listener),
+    #{module := Module} = Options,
+    {ok, #{name => 'devices:tcp', type => python3, pid => Pid, cbm => binary_to_atom(Module, utf8), opts => []}};
+apply_in(emqx_exproto_driver_mngr, lookup, [_], _, _) -> {error, not_found};
+apply_in(esockd, listener, [{'devices:tcp', {"0.0.0.0", 7993}}], Subs, _) ->
+    [{listener, Pid}] = ets:lookup(Subs, listener),
+    Pid;
+apply_in(esockd_listener_sup, connection_sup, [Pid], _, _) when is_pid(Pid) -> Pid;
+apply_in(supervisor, which_children, [_], Subs, _) ->
+    [{undefined, Pid, worker, [emqx_exproto_conn]} || {conn, Pid} <- ets:lookup(Subs, conn)];
+apply_in(emqx_cm, lookup_channels, [Id], _, _) when is_binary(Id) ->
+    [Pid || {_, Pid} <- ets:lookup(emqx_channel, Id)];
+apply_in(emqx_cm, get_chann_conn_mod, [Id, Pid], _, _) ->
+    case ets:lookup(emqx_channel_conn, {Id, Pid}) of
+        [{_, Module}] -> Module;
+        [] -> undefined
     end;
 apply_in(emqx_exproto_conn, info, [Pid], _, _) when is_pid(Pid) ->
     Monitor = monitor(process, Pid),
@@ -315,8 +464,13 @@ cast(Pid, Request) ->
 %% --- the connection process
 
 connection(Dev, Listener, Subs, Control, Facts) ->
-    C = #conn{dev = Dev, listener = Listener, subs = Subs, control = Control,
-              info = Facts, socktype = proplists:get_value(socktype, Facts)},
+    [{server, Server}] = ets:lookup(Subs, server),
+    put('$ancestors', [Server, esockd_sup]),
+    Server ! {peer, proplists:get_value(peername, Facts), Dev},
+    Own = <<"exproto_client_", (list_to_binary(pid_to_list(self())))/binary>>,
+    New = #conn{dev = Dev, listener = Listener, subs = Subs, control = Control,
+                info = Facts, socktype = proplists:get_value(socktype, Facts)},
+    C = New#conn{client = (New#conn.client)#{clientid => Own}},
     case callback(C, init, [self(), Facts]) of
         {ok, State} -> running(C#conn{state = State});
         Wrong -> told(C, {closed, text({init_channel_failed, Wrong})})
@@ -365,6 +519,16 @@ mail({data, <<Segment:?SEGMENT/binary, Rest/binary>>}, C) ->
 mail(hang_up, _) -> {stop, {shutdown, {sock_closed, tcp_closed}}};
 mail({sock_error, Reason}, _) -> {stop, {shutdown, {sock_closed, Reason}}};
 mail({shutdown, Reason}, _) -> {stop, {shutdown, Reason}};
+mail({'$gen_call', {From, Ref}, kick}, _) ->
+    From ! {Ref, ok},
+    {stop, {shutdown, kicked}};
+mail({'$gen_call', {From, Ref}, discard}, C) ->
+    From ! {Ref, ok},
+    told(C, {unexpected, discard}),
+    C;
+mail(stop_reading, C) ->
+    put(reads, false),
+    C;
 mail({deliver, Message}, C) ->
     Batch = [facts(Each) || Each <- [Message | drained(?DRAIN)]],
     returned(callback(C, deliver, [self(), Batch, C#conn.state]), C);
@@ -375,8 +539,14 @@ mail({'$gen_call', {From, Ref}, info}, C = #conn{client = Client, info = Facts, 
                    sockinfo => #{active_n => 100}}},
     C;
 mail({'$gen_cast', Request}, C) -> request(Request, C);
+mail({outgoing, Data}, #conn{socktype = udp}) when byte_size(Data) > ?DATAGRAM -> {stop, {shutdown, {sock_closed, emsgsize}}};
 mail({outgoing, Data}, C) ->
     _ = iolist_size(Data),
+    %% A full socket holds the process that writes to it.
+    case get(reads) of
+        false -> receive reads_again -> put(reads, true) end;
+        _ -> ok
+    end,
     told(C, {sent, Data}),
     C;
 mail(_, C) -> C.
@@ -409,14 +579,30 @@ request({register, Map}, C = #conn{client = Client}) ->
     #{proto_name := Name} = Map,
     _ = case Name of undefined -> ok; _ -> string:lowercase(Name) end,
     true = lists:all(fun valid/1, maps:to_list(Map)),
+    #{clientid := Id} = Map,
+    Others = [{Pid, Module} || {_, Pid} <- ets:lookup(emqx_channel, Id),
+                               {_, Module} <- ets:lookup(emqx_channel_conn, {Id, Pid})],
+    [catch gen:call(Pid, '$gen_call', discard, 5000) || {Pid, _} <- Others],
+    ets:insert(emqx_channel, {Id, self()}),
+    ets:insert(emqx_channel_conn, {{Id, self()}, emqx_exproto_conn}),
     told(C, {registered, Map}),
     C#conn{registered = true, client = maps:merge(Client, maps:with([clientid, username, mountpoint], Map))};
-request({publish, Message}, C = #conn{client = #{clientid := Id}, subs = Subs}) ->
-    From = case Id of undefined -> element(4, Message); _ -> Id end,
+request({publish, Message}, C = #conn{client = #{clientid := Id}, registered = Registered, subs = Subs}) ->
+    From = case Registered of false -> element(4, Message); _ -> Id end,
     route(Subs, setelement(4, Message, From)),
     C;
-request({subscribe, Topic, Qos}, C = #conn{subs = Subs}) when is_integer(Qos), Qos >= 0, Qos =< 2 ->
+request({subscribe, Topic, Qos}, C = #conn{subs = Subs, client = #{clientid := Id}})
+        when is_integer(Qos), Qos >= 0, Qos =< 2 ->
     {Group, Words} = parsed(Topic),
+    case ets:match_object(Subs, {self(), Topic, '_', '_', '_'}) of
+        [] ->
+            case ets:lookup(emqx_submon, self()) of
+                [] -> ets:insert(emqx_submon, {self(), Id});
+                [{_, Id}] -> ok;
+                _ -> error(subid_conflict)
+            end;
+        _ -> ok
+    end,
     ets:match_delete(Subs, {self(), Topic, '_', '_', '_'}),
     ets:insert(Subs, {self(), Topic, Group, Words, Qos}),
     told(C, {subscribed, Topic, Qos}),
@@ -435,9 +621,17 @@ valid({Key, Value}) when Key =:= proto_name; Key =:= clientid; Key =:= username;
     is_binary(Value).
 
 terminate(Reason, C = #conn{subs = Subs}) ->
-    ets:match_delete(Subs, {self(), '_', '_', '_', '_'}),
     _ = callback(C, terminated, [self(), text(Reason), C#conn.state]),
+    gone(self(), Subs),
+    closed_socket(C),
     told(C, {closed, text(Reason)}).
+
+%% All peers of a UDP listener share its socket.
+closed_socket(#conn{socktype = udp, subs = Subs}) ->
+    [{owner, Id, Control, _}] = ets:lookup(Subs, owner),
+    ets:insert(Subs, {socket_closed, true}),
+    Control ! {out, {event, Id, {socket_closed, true}}};
+closed_socket(_) -> ok.
 
 told(#conn{dev = Dev, control = Control}, What) -> Control ! {out, {event, {dev, Dev}, What}}.
 

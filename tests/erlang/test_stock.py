@@ -159,6 +159,21 @@ def test_failures_cost_one_device(serve: Callable[..., Broker]) -> None:
     broker.expect_log("runs no coroutines")
 
 
+def test_the_end_of_a_udp_peer_costs_the_others_nothing(serve: Callable[..., Broker]) -> None:
+    broker = serve()
+    device, failing, other = (broker.connect("udp") for _ in range(3))
+    for each in (device, failing, other):
+        each.expect(b"hello udp\n")
+    device.send(b"bye\n")
+    failing.send(b"raise\n")
+    for each in (device, failing):
+        each.wait(lambda device: device.closed)
+    broker.expect_log("gone terminated", "gone error")
+    other.send(b"still here\n")
+    other.expect(b"still here\n")
+    assert not broker.socket_closed
+
+
 def test_what_it_lacks_is_told(serve: Callable[..., Broker]) -> None:
     device = serve().connect()
     device.send(b"timer\nthread\n")

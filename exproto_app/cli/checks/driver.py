@@ -6,17 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ...drivers.erlport import generate
+from ...drivers.erlport import conf, generate
 from ...errors import SetupError
 from ...target import absolute
 from .finding import Finding, failed, ok, skipped
 from .setup import Setup
 
-__all__ = ["check_python", "driver", "fits"]
+__all__ = ["check_python", "configured", "driver", "fits"]
+
+_OWN: Final = "protoname is EMQX's own, nobody needs it"
 
 _PROBE: Final = "import sys, json; print(json.dumps([*sys.version_info[:2], sys.executable]))"
 
@@ -40,7 +42,9 @@ def driver(setup: Setup) -> Iterator[Finding]:
             yield failed("driver.files", f"{each.module}.py: {error}", "remove it, or correct the app")
     full, folder = absolute(setup.target)
     texts = generate.again(full, written, generate.search_paths(folder))
-    yield from fits(out, texts, {each.module: each.stock for each in written}, setup.python)
+    modules = {each.module: each.stock for each in written}
+    yield from fits(out, texts, modules, setup.python)
+    yield from configured(out, modules, setup.conf)
 
 
 def fits(
@@ -80,6 +84,51 @@ def fits(
             yield failed("driver.import", f"import {module}: {problem}")
         else:
             yield ok("driver.import", f"import {module}")
+
+
+def configured(out: Path, modules: Iterable[str], path: Path | None) -> Iterator[Finding]:
+    """See whether EMQX serves *modules* from *out*, by its configuration (*path*, or a package's)."""
+    path = path or next((known for known in conf.KNOWN if known.is_file()), None)
+    if path is None:
+        yield skipped("driver.conf", "emqx_exproto.conf: not found here", "give it as --conf FILE")
+        return
+    try:
+        listeners = conf.listeners(path)
+    except SetupError as error:
+        yield failed("driver.conf", str(error), "give EMQX's etc/plugins/emqx_exproto.conf as --conf FILE")
+        return
+    for first, second in conf.clashes(listeners):
+        text = f"{path}: {first.name} and {second.name} both have port {first.url.rpartition(':')[2]}"
+        yield failed("driver.conf", f"{text}, so the plugin doesn't start", f"remove one; {_OWN}")
+    for module in modules:
+        ours = [each for each in listeners if each.options.get("driver_callback_module", "main") == module]
+        if not ours:
+            remedy = "add what gen-driver prints"
+            yield failed("driver.conf", f"{path}: no listener has {module}", remedy)
+        for listener in ours:
+            yield from _listener(path, listener, out)
+
+
+def _listener(path: Path, listener: conf.Listener, out: Path) -> Iterator[Finding]:
+    """See whether *listener* is complete, and serves enough devices."""
+    name = f"{path}: {listener.name}"
+    wrong = []
+    if listener.port is None:
+        wrong.append((f"has no address that EMQX knows: {listener.url}", "tcp, ssl, udp or dtls://IP:PORT"))
+    if listener.options.get("driver") != "python3":
+        wrong.append((f"has the driver {listener.options.get('driver')}", "driver = python3"))
+    folder = listener.options.get("driver_search_path", "")
+    if Path(folder).resolve() != out:
+        what = f"looks in {folder or 'no folder'}, not in {out} alone"
+        wrong.append((what, f"driver_search_path = {out}"))
+    if listener.secure and not {"ciphers", "psk_ciphers"} & {*listener.options}:
+        wrong.append(("has no ciphers, without which EMQX refuses the file", "ciphers = …"))
+    for text, remedy in wrong:
+        yield failed("driver.conf", f"{name} {text}", remedy)
+    if not wrong:
+        yield ok("driver.conf", f"{name} = {listener.url}")
+    for option, value, what in listener.low():
+        yield ok("driver.limits", f"{name} is low in {what}: {value}", f"{option} = {conf.LIMITS[option]}")
 
 
 def check_python(python: str) -> tuple[int, int]:

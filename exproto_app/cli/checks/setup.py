@@ -50,6 +50,7 @@ class Setup:
     gateway: Gateway | None = None
     driver: Path | None = None
     python: str | None = None
+    conf: Path | None = None
     container: bool = False
     app: App[Any] | None = None
 

@@ -47,9 +47,11 @@ def connection_info(term: Any) -> ConnectionInfo:
         if isinstance(peercert, list) and peercert:
             names = dict(peercert)
             dn, cn = (names.get(key, UNDEFINED) for key in ("dn", "cn"))
-            certificate = Certificate(
-                dn="" if dn == UNDEFINED else text(dn), cn="" if cn == UNDEFINED else text(cn)
-            )
+            # Both undefined: the device was asked for a certificate, and has none.
+            if not dn == cn == UNDEFINED:
+                certificate = Certificate(
+                    dn="" if dn == UNDEFINED else text(dn), cn="" if cn == UNDEFINED else text(cn)
+                )
         return ConnectionInfo(
             cast("SockType", socktype),
             _address(facts["peername"]),
@@ -103,22 +105,34 @@ def client_map(client: ClientInfo) -> dict[Atom, Any]:
 
 def authentication(client: ClientInfo, password: str, info: ConnectionInfo) -> dict[Atom, Any]:
     """Return what `emqx_access_control:authenticate/1` wants."""
-    return {
-        Atom("zone"): Atom("external"),
-        Atom("peerhost"): peerhost(info),
-        Atom("clientid"): client.clientid.encode(),
-        Atom("username"): client.username.encode(),
-        Atom("password"): password.encode(),
-    }
+    return {**_who(client, info), Atom("password"): password.encode()}
 
 
 def access(client: ClientInfo | None, info: ConnectionInfo) -> dict[Atom, Any]:
     """Return who asks, for `emqx_access_control:check_acl/3`."""
+    checked = {Atom("auth_result"): Atom("success"), Atom("anonymous"): client is None}
+    return {**_who(client, info), Atom("password"): UNDEFINED, **checked}
+
+
+def _who(client: ClientInfo | None, info: ConnectionInfo) -> dict[Atom, Any]:
+    """Return every key that the map of a connection of the broker's own has.
+
+    A plugin that misses one crashes, and the broker goes on without it: its default is to allow.
+    """
+    names = {}
+    if info.peercert is not None:
+        names = {Atom("dn"): info.peercert.dn.encode(), Atom("cn"): info.peercert.cn.encode()}
     return {
         Atom("zone"): Atom("external"),
+        Atom("protocol"): Atom((client.proto_name.lower() if client else "")[:255] or "exproto"),
         Atom("peerhost"): peerhost(info),
+        Atom("sockport"): info.sockname.port,
         Atom("clientid"): (client.clientid if client else "").encode(),
         Atom("username"): (client.username if client else "").encode(),
+        Atom("mountpoint"): UNDEFINED,
+        Atom("is_bridge"): False,
+        Atom("is_superuser"): False,
+        **names,
     }
 
 
@@ -135,6 +149,18 @@ def message_record(topic: str, payload: bytes, qos: int, sender: bytes | Atom) -
     now = time.time_ns()
     guid = (now // 1_000).to_bytes(8, "big") + secrets.token_bytes(8)
     return (Atom("message"), guid, qos, sender, {}, {}, topic.encode(), payload, now // 1_000_000)
+
+
+def peer(info: ConnectionInfo) -> tuple[tuple[int, ...], int]:
+    """Return the device's address and port as Erlang has them."""
+    return peerhost(info), info.peername.port
+
+
+def problem(answer: object) -> str:
+    """Return why a function of the broker says that it failed, "" if it says nothing of the kind."""
+    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] in ("error", "badrpc"):
+        return text(answer[1])
+    return ""
 
 
 def is_pid(term: object) -> bool:

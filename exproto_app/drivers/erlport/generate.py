@@ -17,7 +17,6 @@ __all__ = [
     "Module",
     "Written",
     "again",
-    "broker_config",
     "files",
     "module_name",
     "search_paths",
@@ -241,17 +240,3 @@ def _write(out: Path, texts: Sequence[tuple[str, str]], *, force: bool) -> list[
         path.write_text(text)
         done.append(Written(path, "written"))
     return done
-
-
-def broker_config(out: Path, modules: Sequence[tuple[str, str]]) -> str:
-    """Return the lines for `emqx_exproto.conf`."""
-    lines = []
-    for number, (module, protocol) in enumerate(modules):
-        name = re.sub(r"\W", "_", protocol)
-        lines += [
-            f"exproto.listener.{name} = tcp://0.0.0.0:{7993 + number}",
-            f"exproto.listener.{name}.driver = python3",
-            f"exproto.listener.{name}.driver_search_path = {out}",
-            f"exproto.listener.{name}.driver_callback_module = {module}",
-        ]
-    return "\n".join(lines)

@@ -1,35 +1,36 @@
 """Our message loop in the broker's Python process, in the place of erlport's own.
 
-The broker's calls are answered at once with "go on", behind what their handlers sent; closing is always a
-`close` of ours, so that what was sent still arrives. Only while a connection's queue is full its process
+The broker's calls are answered at once with "go on", behind what their handlers sent; closing is always
+ours, so that what was sent still arrives. Only while a connection's queue is full its process
 waits for the answer, and with it the device.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import io
+import contextlib
+import fcntl
+import gc
 import logging
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
-from ...app import App
 from ...channel import Intake
 from ...errors import ExprotoError
 from ...logs import configure_from
-from ...recorder import KEEP, SIZE
-from ...recorder import record as start_recording
 from ...runner import Runner
-from ...target import load
 from . import facts
-from .broker import BrokerHub, ErlangLink, framed
+from .broker import BrokerHub
+from .calls import framed
+from .driver import Driver, driver_of
+from .leftovers import Leftovers
+from .link import ErlangLink, cast_frame
+from .logtext import LogText
 from .port import Port
 from .terms import Atom, Opaque, TermError, body, decode
 
@@ -41,6 +42,14 @@ LOG_LINE: Final = "%(levelname)s %(name)s: %(message)s"
 """The broker's log has the time already."""
 
 OK: Final = Atom("ok")
+PIPE: Final = 1_048_576
+"""Bytes that the pipe to the broker holds, where it may: fewer and larger reads and writes."""
+
+F_SETPIPE_SZ: Final = 1031
+"""`fcntl` has its name on Linux only."""
+
+COLLECT: Final = (20_000, 20, 50)
+
 STATE: Final = Atom("undefined")
 """What travels to Erlang and back with every call; our state stays here."""
 
@@ -50,6 +59,9 @@ SHORTEST: Final = 16
 EARLY: Final = 1_000
 """Events that may wait while the broker is asked about a connection from before our start."""
 
+ENDED: Final = 4_096
+"""Connections that we ended ourselves and whose late calls are known as such."""
+
 _length: Final = Struct(">I").pack
 _u16: Final = Struct(">H").unpack_from
 _u32: Final = Struct(">I").unpack_from
@@ -58,50 +70,26 @@ _OK: Final = body(OK)
 _CALL_HEADS: Final = (b"\x83h\x05d\x00\x01C", b"\x83h\x05w\x01C", b"\x83h\x05s\x01C")
 
 
-class Driver:
-    """What a callback module is made of: an app, and which of its protocols the listener serves.
-
-    *target* is the file of the app, with `:name` where it isn't called `app`. *protocol* may be several,
-    `gt06,jt808`, told apart by their `sniff=`. With *acl* the broker is asked
-    before each publish and subscribe. *record* is the file of a recording, see `exproto_app.recorder`.
-    """
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        protocol: str | None = None,
-        acl: bool = False,
-        record: str | None = None,
-        record_size: int = SIZE,
-        record_keep: int = KEEP,
-        masks: Sequence[str] = (),
-    ) -> None:
-        self.app: App[Any] = load(target)
-        self.routers = self.app.find_protocols(protocol)
-        self.acl = acl
-        if record is not None:
-            start_recording(self.app, record, size=record_size, keep=record_keep, masks=masks)
-
-    # The broker's own loop would call these; ours calls the engine.
-    init = received = deliver = terminated = None
-
-
 class Process:
     """The Python process of one listener."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._loop = asyncio.get_running_loop()
         self.port = Port(read_fd, write_fd, received=self._received, ended=self._ended)
+        self._write_in_batch = self.port.write_in_batch
         self.stopped: asyncio.Future[None] = self._loop.create_future()
         self._links: dict[bytes, ErlangLink] = {}
+        self._ended_links: dict[bytes, None] = {}
         self._early: dict[bytes, list[Callable[[Intake], None]]] = {}
         self._driver: Driver | None = None
-        self._hub: BrokerHub | None = None
+        self.hub = BrokerHub(self.port.write)
+        self.hub.serves = self._links.__contains__
+        self._module = ""
         self._runner: Runner | None = None
         self._starting: asyncio.Task[None] | None = None
         self._waiting: list[bytes] = []
         self._broken = False
+        self.log: LogText | None = None
         # The bytes between a call's number and its pid, and those behind its data, once a call of `received`
         # has been seen.
         self._mark = self._tail = b""
@@ -112,11 +100,14 @@ class Process:
         for name in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(name, self._stop)
         self.port.start()
+        # Behind the first look at the port, which may be closed already.
+        self._loop.call_later(0, Leftovers(self.hub, self._found).look)
         await self.stopped
         if self._runner is not None:
             await self._runner.stop()
-        if self._hub is not None:
-            await self._hub.finish()
+        await self.hub.finish()
+        if self.log is not None:
+            await self.log.finish()
         self.port.stop()
 
     def _stop(self) -> None:
@@ -125,8 +116,7 @@ class Process:
 
     def _ended(self) -> None:
         """Take the end of the broker's stream: every connection of it is gone."""
-        if self._hub is not None:
-            self._hub.lose()
+        self.hub.lose()
         for link in tuple(self._links.values()):
             if link.channel is not None:
                 link.channel.terminated("lost", "the broker closed the port")
@@ -154,7 +144,7 @@ class Process:
                         number = frame[at:end]
                         answer = _length(len(number) + 12) + _ANSWER + number + _OK
                         if not channel.held:
-                            self.port.write(answer)
+                            self._write_in_batch(answer)
                         else:
                             self._answer_behind(link, channel, answer)
                         return
@@ -170,12 +160,16 @@ class Process:
             case ("C", int() as number, Atom() as module, function, list() as arguments):
                 if self._runner is None:
                     self._start(module, frame)
+                elif module != self._module:
+                    words = f"this process serves {self._module}, not {module}"
+                    log.error("port ! %s: %s was called", words, function)
+                    self._fail(number, "ImportError", words)
                 else:
                     self._called(frame, number, str(function), arguments)
-            case ("r", number, result) if self._hub is not None:
-                self._hub.answered(number, result, None)
-            case ("e", number, wrong) if self._hub is not None:
-                self._hub.answered(number, None, wrong)
+            case ("r", number, result):
+                self.hub.answered(number, result, None)
+            case ("e", number, wrong):
+                self.hub.answered(number, None, wrong)
             case _:
                 log.error("port ! an unknown message: %.200r", term)
 
@@ -194,14 +188,19 @@ class Process:
             self._refuse(frame)
             return
         self._waiting.append(frame)
+        self._begin(str(module))
+
+    def _begin(self, module: str) -> None:
         if self._starting is None:
-            self._starting = asyncio.ensure_future(self._import(str(module)))
+            self._module = module
+            self._starting = asyncio.ensure_future(self._import(module))
 
     async def _import(self, module: str) -> None:
         try:
-            self._driver = _driver_of(module)
-            self._hub = BrokerHub(self.port.write, acl=self._driver.acl)
-            runner = Runner(self._driver.app, self._hub)
+            self._driver = driver_of(module)
+            if self._driver.acl:
+                self.hub.ask_acl()
+            runner = Runner(self._driver.app, self.hub)
             await runner.start()
             self._runner = runner
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's file raises, the log has to tell
@@ -221,11 +220,22 @@ class Process:
     def _refuse(self, frame: bytes) -> None:
         """Go on, and close: there is no app."""
         match decode(frame):
-            case ("C", number, _, "init", [Opaque() as pid, *_]):
-                self.port.write(framed((Atom("M"), pid, (Atom("$gen_cast"), Atom("close")))))
+            case ("C", number, _, "init", [Opaque() as pid, about, *_]):
+                link = ErlangLink(self.hub, pid.raw)
                 self._answer(number, (0, STATE))
+                # Of a UDP peer never the socket, which all of them share.
+                if _socktype(about) == "udp":
+                    link.kill()
+                else:
+                    self.port.write(cast_frame(pid.raw, Atom("close")))
+            case ("C", number, _, "terminated", [Opaque() as pid, *_]):
+                self._end_process(number, pid.raw)
             case (_, number, *_):
                 self._answer(number, OK)
+
+    def _end_process(self, number: object, pid: bytes) -> None:
+        """Answer to `terminated` when the process can't close its socket any more, which others may share."""
+        ErlangLink(self.hub, pid).kill(done=lambda: self._answer(number, OK))
 
     def _called(self, frame: bytes, number: int, function: str, arguments: list[Any]) -> None:
         match function, arguments:
@@ -266,7 +276,8 @@ class Process:
         except TermError as error:
             self._fail(number, "ValueError", str(error))
             return
-        link = ErlangLink(self._the_hub, pid)
+        self._ended_links.pop(pid, None)
+        link = ErlangLink(self.hub, pid, ended=self._killed)
         channel = self._connected(link, info, resumed=False)
         self._answer_behind(link, channel, framed((Atom("r"), number, (0, STATE))))
 
@@ -297,7 +308,7 @@ class Process:
         The connection's process handles what was sent to it before it looks after the device again: what
         comes later than a hang-up would be lost.
         """
-        if channel.paused and channel.closing is None:
+        if channel.paused and channel.closing is None and link.may_wait:
             link.withheld = answer
         elif channel.turn is None:
             self.port.write(answer)
@@ -312,19 +323,50 @@ class Process:
             if link is not None and link.channel is not None:
                 channel, link.channel = link.channel, None
                 channel.terminated(*facts.reason(why))
-            self._answer(number, OK)
+            if link is not None and not link.udp:
+                self._answer(number, OK)
+            else:
+                self._end_process(number, pid)
 
         if link is None:
             end()
             return
         link.ending = True
-        if link.published:
-            self._the_hub.rescue(link, end)
+        self._hurry(link, end)
+
+    def _hurry(self, link: ErlangLink, end: Callable[[], None]) -> None:
+        """See to what the device's process will never look at, then *end*."""
+
+        def rescue() -> None:
+            if link.published:
+                self.hub.rescue(link, settle)
+            else:
+                settle()
+
+        def settle() -> None:
+            if link.last is None:
+                end()
+            else:
+                link.last.when_done(lambda _: end())
+
+        if link.registration is None:
+            rescue()
         else:
-            end()
+            link.registration.hurry(rescue)
+
+    def _killed(self, link: ErlangLink) -> None:
+        """Forget *link*, whose process we ended; calls that it made before may still come."""
+        self._links.pop(link.pid, None)
+        self._ended_links[link.pid] = None
+        if len(self._ended_links) > ENDED:
+            del self._ended_links[next(iter(self._ended_links))]
+
+    # --- connections from before our start (rule 8)
 
     def _unknown(self, pid: bytes, feed: Callable[[Intake], None]) -> None:
-        """Take an event of a connection from before our start (rule 8)."""
+        """Take an event of a connection from before our start."""
+        if pid in self._ended_links:
+            return
         early = self._early.get(pid)
         if early is not None:
             if len(early) < EARLY:
@@ -332,87 +374,68 @@ class Process:
             else:
                 log.warning("port ! an event of a connection from before our start is dropped")
             return
-        if self._runner is None or self._driver is None:
-            return
-        link = ErlangLink(self._the_hub, pid)
-        if not self._runner.engine.unknown(link, self._driver.routers):
+        link = self._meet(pid)
+        if link is None:
             return
         self._early[pid] = [feed]
+        link.ask(lambda about, error: self._informed(link, about, error))
 
-        def informed(about: object, error: object) -> None:
-            events = self._early.pop(pid, None)
-            if events is None:
-                return
-            try:
-                known: Any = about
-                info = facts.connection_info(known[Atom("conninfo")])
-            except (TermError, KeyError, TypeError) as wrong:
-                log.warning("port ! a connection from before our start can't be resumed: %s", error or wrong)
-                link.close()
-                return
-            self._connected(link, info, resumed=True)
-            for event in events:
-                if link.channel is not None:
-                    event(link.channel)
+    def _meet(self, pid: bytes) -> ErlangLink | None:
+        """Close the connection of *pid*, which began before our start, or return its link to resume it."""
+        if self._runner is None or self._driver is None:
+            return None
+        link = ErlangLink(self.hub, pid, ended=self._killed)
+        if self._runner.engine.unknown(link, self._driver.routers):
+            return link
+        self._killed(link)
+        return None
 
-        self._the_hub.call(Atom("emqx_exproto_conn"), Atom("info"), [Opaque(pid)], informed)
+    def _informed(self, link: ErlangLink, about: object, error: object) -> None:
+        """Go on with a connection from before our start, now that the broker has told of it."""
+        events = self._early.pop(link.pid, None)
+        if events is None or link.pid in self._links:
+            return
+        try:
+            known: Any = about
+            info = facts.connection_info(known[Atom("conninfo")])
+        except (TermError, KeyError, TypeError) as wrong:
+            log.warning("port ! a connection from before our start can't be resumed: %s", error or wrong)
+            link.close()
+            return
+        self._connected(link, info, resumed=True)
+        for event in events:
+            if link.channel is not None:
+                event(link.channel)
 
-    @property
-    def _the_hub(self) -> BrokerHub:
-        if self._hub is None:
-            raise RuntimeError("the hub is there once the app has started")
-        return self._hub
+    def _found(self, module: str, pid: bytes, about: object) -> None:
+        """Take a connection that was there at our start and has said nothing yet."""
+        self._begin(module)
+        if self._runner is None and self._starting is not None and not self._broken:
+            self._starting.add_done_callback(lambda _: self._take_found(pid, about))
+        else:
+            self._take_found(pid, about)
+
+    def _take_found(self, pid: bytes, about: object) -> None:
+        if pid in self._links or pid in self._ended_links or pid in self._early:
+            return
+        link = self._meet(pid)
+        if link is not None:
+            self._early[pid] = []
+            self._informed(link, about, None)
 
 
-def _driver_of(module: str) -> Driver:
-    driver = getattr(importlib.import_module(module), "driver", None)
-    if not isinstance(driver, Driver):
-        raise ExprotoError(f"{module} is no callback module of exproto-app gen-driver: it has no driver")
-    return driver
-
-
-class LogText(io.TextIOBase):
-    """`sys.stdout` for the app: whole lines go to the broker's log, from any thread.
-
-    While the broker reads too slowly they are dropped and counted.
-    """
-
-    def __init__(self, port: Port, loop: asyncio.AbstractEventLoop) -> None:
-        self._port = port
-        self._loop = loop
-        self._thread = threading.get_ident()
-        self._lock = threading.Lock()
-        self._line = ""
-        self._dropped = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        with self._lock:
-            *lines, self._line = (self._line + text).split("\n")
-            if len(self._line) > 65_536:
-                lines, self._line = [*lines, self._line], ""
-        if lines and self._port.full:
-            self._dropped += len(lines)
-        elif lines:
-            if self._dropped:
-                lines.insert(0, f"exproto-app ! {self._dropped} lines dropped: the broker reads too slowly")
-                self._dropped = 0
-            # A lone surrogate would kill the broker's side.
-            plain = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
-            frame = framed((Atom("P"), [ord(char) for char in plain + "\n"]))
-            if threading.get_ident() == self._thread:
-                self._port.write(frame)
-            else:
-                self._loop.call_soon_threadsafe(self._port.write, frame)
-        return len(text)
+def _socktype(about: object) -> str:
+    """Return the kind of socket that `init` tells, "" if it tells none."""
+    try:
+        return str(dict(about)[Atom("socktype")])  # type: ignore[call-overload] # whatever it is, it is caught
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 async def serve(read_fd: int, write_fd: int) -> None:
     """Serve the broker on these two files."""
     process = Process(read_fd, write_fd)
-    stream = LogText(process.port, asyncio.get_running_loop())
+    stream = process.log = LogText(process.hub, asyncio.get_running_loop())
     sys.stdout = sys.stderr = stream
     configure_from(os.environ, stream, text=LOG_LINE)
     await process.run()
@@ -426,6 +449,12 @@ def main() -> None:
     # A stray byte on fd 1, of a child process or a C library, would wedge the broker's side for good.
     os.dup2(2 if _is_open(2) else null, 1)
     os.close(null)
+    for fd in (read_fd, write_fd):
+        with contextlib.suppress(OSError):  # it is no pipe, or may not be larger
+            fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE)
+    # What stands now stays: the collector needn't look at it time and again, nor at each few hundred frames.
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
     # Not on uvloop: pipes of few and large reads gain nothing by it.
     asyncio.run(serve(read_fd, write_fd))
 

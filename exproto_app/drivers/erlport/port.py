@@ -49,6 +49,7 @@ class Port:
         self._missing = 0
         self._skip = 0
         self._out: list[bytes] = []
+        self.write_in_batch = self._out.append  # `write` for what is written while frames are handed over
         self._backlog = b""
         self._reading = False
         self._scheduled = False

@@ -31,12 +31,15 @@ from ...recorder import KEEP, SIZE
 from ...recorder import record as start_recording
 from ...target import load
 from . import facts
-from .broker import CAST
-from .terms import VERSION, Atom, TermError, body, decode
+from .link import CAST
+from .terms import VERSION, Atom, Opaque, TermError, body, decode
 
 __all__ = ["Driver"]
 
 log = logging.getLogger("exproto_app")
+
+DATAGRAM = 65_507
+"""Bytes of a datagram; with one that can't leave the broker would close the socket of all peers."""
 
 
 def _erlport(part: str) -> ModuleType:
@@ -124,21 +127,33 @@ class StockLink:
 
     def __init__(self, hub: StockHub, pid: Any) -> None:
         self._hub = hub
-        self._pid = pid
+        self.pid = pid
+        self.udp = False
+        self.ended: Callable[[StockLink], None] | None = None
         self.channel: Intake | None = None
         self.info: Any = None
         self.ending = False
 
     def cast(self, request: object) -> None:
         """Send `{'$gen_cast', Request}` to the process."""
-        self._hub.cast(self._pid, body((CAST, request)))
+        self._hub.cast(self.pid, body((CAST, request)))
 
     def send(self, chunks: list[bytes]) -> None:
         for data in chunks:
-            self.cast((Atom("send"), data))
+            if self.udp and len(data) > DATAGRAM:
+                text = "broker ! %d bytes are dropped: a datagram has %d at most"
+                log.warning(text, len(data), DATAGRAM)
+            else:
+                self.cast((Atom("send"), data))
 
     def close(self) -> None:
-        self.cast(Atom("close"))
+        """Close; the process of a UDP peer would close the socket of all, so it is ended and nothing else."""
+        if self.udp:
+            self._hub.kill(self.pid)
+            if self.ended is not None:
+                self.ended(self)
+        else:
+            self.cast(Atom("close"))
 
     def abort(self) -> None:
         self.close()
@@ -159,12 +174,28 @@ class StockHub:
 
     def __init__(self) -> None:
         self._cast: Callable[[Any, Any], None] = _erlport("erlang").cast
+        self._call: Callable[[Any, Any, list[Any]], Any] = _erlport("erlang").call
         terms = _erlport("erlterms")
+        self._atom: Callable[[bytes], Any] = terms.Atom
+        self._raw: Callable[[Any], bytes] = terms.encode_term
         self._opaque: Callable[[bytes], Any] = lambda raw: terms.OpaqueObject(raw, terms.Atom(b"erlang"))
 
     def cast(self, pid: Any, message: bytes) -> None:
         """Send the term whose bytes are *message* to *pid*."""
         self._cast(pid, self._opaque(message))
+
+    def kill(self, pid: Any, *, wait: bool = False) -> None:
+        """End the process *pid*, and no socket that others share.
+
+        Nothing but a function of Erlang's can do that. Erlang's server for them takes its orders without an
+        answer; *wait* calls it, where the process must not go on before.
+        """
+        if wait:
+            self._call(self._atom(b"erlang"), self._atom(b"exit"), [pid, self._atom(b"kill")])
+            return
+        arguments = [Opaque(self._raw(pid)), Atom("kill")]
+        order = (Atom("cast"), Atom("erlang"), Atom("exit"), arguments, Atom("user"))
+        self.cast(self._atom(b"rex"), body((CAST, order)))
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         link = channel.link
@@ -230,6 +261,8 @@ class Driver:
         with self._runtime.lock:
             link = StockLink(self._hub, conn)
             link.info = facts.connection_info(self._term(about))
+            link.udp = link.info.socktype == "udp"
+            link.ended = self._killed
             self._links[self._bytes(conn)] = link
             self._engine.connected(link, link.info, self.routers)
             self._runtime.settle()
@@ -258,7 +291,16 @@ class Driver:
                 link.ending = True
                 link.channel.terminated(*facts.reason(self._term(reason)))
                 self._runtime.settle()
+            if link is None or link.udp:
+                self._hub.kill(conn, wait=True)
         return self._ok
+
+    def _killed(self, link: StockLink) -> None:
+        """End our side of a connection whose process was ended without `terminated`."""
+        self._links.pop(self._bytes(link.pid), None)
+        channel, link.channel = link.channel, None
+        if channel is not None:
+            self._runtime.call_soon(channel.terminated, "lost", "its process was ended")
 
     def _feed(self, conn: Any, feed: Callable[[Intake], None]) -> None:
         with self._runtime.lock:
@@ -266,7 +308,9 @@ class Driver:
             if link is None:
                 # From before our start. Nothing but a question, for which this loop can't wait, would tell
                 # how it is connected: so it is never carried on here.
-                self._engine.unknown(StockLink(self._hub, conn), self.routers, may_resume=False)
+                unknown = StockLink(self._hub, conn)
+                unknown.udp = True  # for all that is known
+                self._engine.unknown(unknown, self.routers, may_resume=False)
             elif link.channel is not None:
                 feed(link.channel)
             self._runtime.settle()

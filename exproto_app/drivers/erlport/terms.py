@@ -3,6 +3,7 @@
 Python has for Erlang: int, float, bytes (binaries), tuple, list, dict (maps), and `Atom`, which is a `str`
 of its own class. What has no counterpart keeps its bytes, so that it goes back as it came: pids, ports,
 references, functions, bitstrings (`Opaque`). A string such as "abc" is a list of numbers to Erlang and to us.
+What erlport has wrapped is read as the term that it stands for, so it never goes back wrapped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ LARGEST: Final = 67_108_864
 
 MOST: Final = 1_000_000
 """Items in all lists, tuples and maps of a term: of one byte in the format, 64 and more become in Python."""
+
+WRAPPED: Final = "$erlport.opaque"
+"""With `{'$erlport.opaque', erlang, Binary}` erlport stands in for a term, which is in the binary."""
 
 VERSION: Final = b"\x83"
 PACKED: Final = b"P"
@@ -163,6 +167,8 @@ def _parse(  # noqa: C901, PLR0911, PLR0912 - a case for each tag
         return Opaque(_take(data, at - 1, end - at + 1)), end
     if tag == SMALL_TUPLE:
         items, at = _items(data, at + 1, data[at], depth, left)
+        if len(items) == 3 and items[0] == WRAPPED and isinstance(items[2], bytes):
+            return _unwrapped(items, depth, left), at
         return tuple(items), at
     if tag == LIST:
         if depth >= DEEPEST:  # without items there would still be the tail
@@ -232,6 +238,18 @@ def _rare(  # noqa: C901 - a case for each tag
     else:
         raise TermError(f"there is no term with the tag {tag}")
     return Opaque(_take(data, first, at - first)), at
+
+
+def _unwrapped(items: list[Any], depth: int, left: list[int]) -> Any:
+    """Return the term that erlport wrapped, for Python has no type for it: a map, a reference, a function."""
+    if items[1] != "erlang":
+        return tuple(items)
+    if depth >= DEEPEST:
+        raise TermError(f"the term is more than {DEEPEST} deep")
+    term, end = _parse(items[2], 0, depth + 1, left)
+    if end != len(items[2]):
+        raise TermError(f"{len(items[2]) - end} bytes behind a wrapped term")
+    return term
 
 
 def _unpacked(data: bytes) -> bytes:
