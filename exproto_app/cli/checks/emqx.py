@@ -79,7 +79,9 @@ async def _adapter(setup: Setup, host: str, port: int) -> list[Finding]:
 async def _speaks(host: str, port: int, wait: float) -> Finding:
     """Call the adapter about a connection that doesn't exist, which changes nothing."""
     from ...drivers.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
-    from ...drivers.grpc.adapter import PROBE, Broker, judge  # noqa: PLC0415 - likewise
+    from ...drivers.grpc.answers import judge  # noqa: PLC0415 - likewise
+    from ...drivers.grpc.broker import Broker  # noqa: PLC0415 - likewise
+    from ...drivers.grpc.link import PROBE  # noqa: PLC0415 - likewise
 
     loop = asyncio.get_running_loop()
     broker = Broker(host, port)
