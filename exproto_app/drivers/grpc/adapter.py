@@ -95,7 +95,8 @@ class AdapterHub:
                 outcome.fail(error)
             if command.password is None and isinstance(error, DeniedError):
                 link.broker.refuses_anonymous = True
-            link.unsure = request if isinstance(error, UnavailableError) else b""
+            if isinstance(error, UnavailableError):
+                link.unsure = request if link.unsure in (b"", request) else b"one of several"
 
         link.call(name, request, done)
         return outcome
