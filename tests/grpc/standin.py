@@ -271,9 +271,10 @@ class Node:
         self.adapter_port = 0
         self.ports: list[int] = []
         self.denied = "denied/"
-        self.crashes = False  # a process whose device has gone dies during Publish
+        self.crashes = False  # a process whose device has gone ends during the next call
         self.accepted = 0
         self.unseen = False  # as if those who connect now had done so before the handler started
+        self.crashes_at_login = False
         self._pending: dict[tuple[str, str], list[Any]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._servers: list[Any] = []
@@ -350,7 +351,7 @@ class Node:
     # --- to the handler
 
     def spawn(self, coroutine: Any) -> asyncio.Future[Any]:
-        task = asyncio.ensure_future(coroutine)
+        task: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -437,6 +438,12 @@ class Node:
 
     def _authenticate(self, conn: Conn, request: Any) -> Any:
         clientid = request.clientinfo.clientid
+        if self.crashes_at_login:
+            conn.end("", silently=True)
+            return CRASHED
+        if conn.disconnected and self.crashes:
+            conn.end(conn.disconnected)  # in the middle of the call
+            return CRASHED
         if conn.disconnected:
             return HUNG_UP
         if conn.clientid is not None:
@@ -458,7 +465,7 @@ class Node:
 
     def _publish(self, conn: Conn, request: Any) -> Any:
         if conn.disconnected and self.crashes:
-            conn.end("", silently=True)  # in the middle of the call
+            conn.end(conn.disconnected)  # in the middle of the call
             return CRASHED
         if conn.clientid is None or conn.disconnected:
             return UNEXPECTED

@@ -68,7 +68,7 @@ def on_broker(behind: Behind, change: Callable[[], object]) -> None:
     behind.broker.run(do())
 
 
-def say_and_hang_up(behind: Behind, count: int, seen: dict[bytes, bytes] | None = None) -> None:
+def say_and_hang_up(behind: Behind, count: int) -> None:
     """Have *count* devices say one line each, with the end of the connection right behind it."""
 
     async def device(number: int) -> None:
@@ -407,13 +407,19 @@ def test_a_login_whose_answer_was_lost_counts_when_it_is_shown_again(
 @pytest.mark.parametrize("awaited", [False, True])
 @pytest.mark.parametrize("register", [False, True])
 def test_what_a_device_said_before_it_hung_up_arrives(
-    stack: contextlib.ExitStack, streaming: bool, awaited: bool, register: bool
+    stack: contextlib.ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    streaming: bool,
+    awaited: bool,
+    register: bool,
 ) -> None:
+    monkeypatch.setattr(client, "DEADLINE", 30.0)  # a stand-in with 1,000 streams takes its time
     behind = Behind(login_app(awaited=awaited, register=register), stack, streaming=streaming)
     behind.node.record = False
-    say_and_hang_up(behind, 500)
-    came = {behind.messages.get("up") for _ in range(500)}
-    assert came == {b"%d" % number for number in range(500)}
+    count = 150 if streaming else 500
+    say_and_hang_up(behind, count)
+    came = {behind.messages.get("up") for _ in range(count)}
+    assert came == {b"%d" % number for number in range(count)}
 
 
 @pytest.mark.parametrize("awaited", [False, True])
@@ -512,6 +518,24 @@ def test_a_login_without_a_password_that_the_broker_refuses_stays_refused(
     hung_up_in_mid_login(behind, b"d2\n")
     wait(lambda: app.stats["connections_closed"] == 2)
     assert behind.calls("RawPublish") == []
+
+
+@pytest.mark.parametrize("hung_up", [True, False])
+def test_a_process_that_ends_during_a_login_ended_with_the_device_or_crashed(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch, hung_up: bool
+) -> None:
+    monkeypatch.setattr(link, "GRACE", 0.2)
+    app = login_app(awaited=True)
+    behind = Behind(app, stack)
+    if hung_up:
+        behind.node.crashes = True
+        hung_up_in_mid_login(behind, b"d1\n")
+        assert behind.messages.get("up") == b"d1"
+    else:
+        behind.node.crashes_at_login = True
+        behind.connect().send(b"d1\n")
+    wait(lambda: app.stats["connections_closed"] == 1)
+    assert len(behind.calls("RawPublish")) == hung_up
 
 
 # --- the rest

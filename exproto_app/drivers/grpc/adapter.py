@@ -22,6 +22,8 @@ log = logging.getLogger("exproto_app")
 SHARES: Final = "$share/", "$queue/"
 """How a shared subscription begins."""
 
+HUNG_UP: Final = ClosedError("the device hung up before the broker could judge its login")
+
 RAW: Final = 10_000
 """Messages of the app itself that are on their way to one broker at a time."""
 
@@ -86,7 +88,13 @@ class AdapterHub:
 
         def done(status: int, answer: bytes) -> None:
             error = link.judge(name, status, answer)
-            if error is not None and self._counts(link, command, request, error):
+            if isinstance(error, Crashed) and command.password is None:
+                link.when_over(lambda over: judged(error if not over else HUNG_UP))
+            else:
+                judged(error)
+
+        def judged(error: CommandError | None) -> None:
+            if error is not None and _counts(link, command, request, error):
                 error = None
             if error is None:
                 link.proven = True
@@ -100,15 +108,6 @@ class AdapterHub:
 
         link.call(name, request, done)
         return outcome
-
-    def _counts(self, link: GrpcLink, command: Register, request: bytes, error: CommandError) -> bool:
-        """Tell whether a login that *error* came of counts all the same."""
-        if isinstance(error, DeniedError) and DUPLICATE in str(error):
-            return request == link.unsure  # it is ours whose answer was lost
-        # The device has hung up already. Where it has shown a password, nobody can judge it any more; where
-        # it has none to show, there is nothing to judge, unless this broker is known to refuse such logins.
-        hung_up = isinstance(error, ClosedError) and not isinstance(error, Crashed)
-        return hung_up and command.password is None and not link.broker.refuses_anonymous
 
     def _publish(self, link: GrpcLink, command: Publish, *, gone: bool) -> Outcome[None]:
         if not link.asked:
@@ -200,6 +199,16 @@ class AdapterHub:
         if command.retain and not self._said_retain:
             self._said_retain = True
             log.warning("broker ! EMQX's exproto retains nothing; retain= is ignored")
+
+
+def _counts(link: GrpcLink, command: Register, request: bytes, error: CommandError) -> bool:
+    """Tell whether a login that *error* came of counts all the same."""
+    if isinstance(error, DeniedError) and DUPLICATE in str(error):
+        return request == link.unsure  # it is ours whose answer was lost
+    # The device has hung up already. Where it has shown a password, nobody can judge it any more; where it
+    # has none to show, there is nothing to judge, unless this broker is known to refuse such logins.
+    hung_up = isinstance(error, ClosedError) and not isinstance(error, Crashed)
+    return hung_up and command.password is None and not link.broker.refuses_anonymous
 
 
 def _pass_on(outcome: Outcome[Any], result: Outcome[None]) -> None:

@@ -64,20 +64,14 @@ def _meaning(  # noqa: PLR0911 - one code after another
         if HUNG_UP in message:
             return ClosedError(f"the device hung up before the broker could judge its {name}")
         return DeniedError(f"the broker refuses {name}: {message or 'not allowed'}")
-    if registered and code == pb.UNKNOWN and (gone := _gone(name, message)):
-        return gone
+    if code == pb.UNKNOWN and CRASHED in message and (registered or name == "Authenticate"):
+        return Crashed(f"the broker's process of the connection ended during {name}")
+    if code == pb.UNKNOWN and "unexpected_call" in message and registered:
+        return ClosedError(f"the device hung up before the broker took its {name}")
     if "unexpected_call" in message:
         return CommandError(f"the broker takes no {name} before register has succeeded")
     word = pb.ResultCode.Name(code) if code in pb.ResultCode.values() else str(code)
     return CommandError(f"the broker's {name} failed: {word} {message}".rstrip())
-
-
-def _gone(name: str, message: str) -> ClosedError | None:
-    if "unexpected_call" in message:
-        return ClosedError(f"the device hung up before the broker took its {name}")
-    if CRASHED in message:
-        return Crashed(f"the broker's process of the connection ended during {name}")
-    return None
 
 
 def _unquoted(message: str) -> str:

@@ -30,7 +30,7 @@ GRACE: Final = 1.0
 CLOSE_WAIT: Final = 3.0
 """Seconds until a connection that we closed counts as gone although the broker didn't say so."""
 
-END_WAIT: Final = 5.0
+END_WAIT: Final = 15.0
 """Seconds for which the end of a connection waits for the broker's answers to what its device said before."""
 
 ROUNDS: Final = 5
@@ -55,6 +55,7 @@ class GrpcLink:
         "_head",
         "_pending",
         "_timer",
+        "_unjudged",
         "asked",
         "broker",
         "channel",
@@ -85,6 +86,7 @@ class GrpcLink:
         self._timer: asyncio.TimerHandle | None = None
         self._pending = 0  # commands that the broker has not answered
         self._ending: tuple[Intake, Reason, str] | None = None
+        self._unjudged: Callable[[bool], None] | None = None
         self._head = b"\x0a" + _varint(len(conn)) + conn + b"\x12"
 
     # --- from the channel
@@ -132,6 +134,17 @@ class GrpcLink:
 
         self.broker.call(name, request, answered, self.conn)
 
+    def when_over(self, told: Callable[[bool], None]) -> None:
+        """Call *told* with whether the broker has said that the device hung up, within `GRACE`.
+
+        It says so of a process that ended because of that, and not of one that crashed.
+        """
+        if self._ending is not None:
+            told(True)
+            return
+        self._unjudged = told
+        self.broker.loop.call_later(GRACE, self._over_or_not, False)
+
     # --- from the service
 
     def answer(self) -> None:
@@ -163,7 +176,8 @@ class GrpcLink:
             self.missing()
         elif isinstance(error, Crashed):
             self.left = True
-            self.close()
+            if self._ending is None:
+                self.close()
         elif isinstance(error, ClosedError):
             self.left = True  # the broker tells of the end once it has emptied its queue
         return error
@@ -193,6 +207,7 @@ class GrpcLink:
             return
         self._ending, self.channel, self.left = (self.channel, reason, words), None, True
         self._timer = self.broker.loop.call_later(END_WAIT, self._end_now)
+        self._over_or_not(True)
         self._look_ended(ROUNDS)  # a handler may not have begun yet
 
     def ended(self) -> None:
@@ -215,6 +230,11 @@ class GrpcLink:
             self._timer = self.broker.loop.call_later(CLOSE_WAIT, self.gone, words)
 
     # --- inside
+
+    def _over_or_not(self, over: bool) -> None:
+        told, self._unjudged = self._unjudged, None
+        if told is not None:
+            told(over)
 
     def _look_ended(self, rounds: int) -> None:
         if self._ending is None or self._pending:
