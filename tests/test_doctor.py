@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -31,7 +30,7 @@ from exproto_app.drivers.gateway import Listen
 
 from .behaviour.hosts import PASSWORD
 from .certificates import Authority
-from .grpc.host import broker_loop
+from .grpc.host import Cable, broker_loop
 from .grpc.standin import Node
 from .mqtt.broker import MISSING as NO_MOSQUITTO
 from .mqtt.broker import Broker, Tls, free_port
@@ -419,29 +418,20 @@ def test_emqx_answers_and_calls(*, streaming: bool, service: str) -> None:
 
 @pytest.mark.parametrize("translated", [False, True])
 def test_another_devices_calls_dont_count(*, translated: bool) -> None:
-    async def route(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Bring a device to the gateway's listener from another port."""
-        _, to = await asyncio.open_connection("127.0.0.1", emqx.ports[0])
-        to.write(await reader.readline())
-        await reader.read()
-        to.close()
-        writer.close()
-
-    async def begin() -> asyncio.Server:
-        return await asyncio.start_server(route if translated else lambda *_: None, "127.0.0.1", 0)
-
     with free_port() as port, node(handler=f"127.0.0.1:{port}") as emqx:
-        server = broker_loop().run(begin())
-        elsewhere = server.sockets[0].getsockname()[1]
+        cable = Cable("127.0.0.1", emqx.ports[0])  # which brings the device to the listener from another port
+        broker_loop().run(cable.lay())
+        if not translated:
+            broker_loop().run(cable.cut())
         with socket.create_connection(("127.0.0.1", emqx.ports[0])) as other:
             other.sendall(b"I was here before\n")
             adapter = ("--adapter", f"http://127.0.0.1:{emqx.adapter_port}")
             options = ("--serve", "--bind", f"127.0.0.1:{port}", *adapter)
-            found = doctor(ECHO, *options, "--device", f"127.0.0.1:{elsewhere}", wait=3.0)
-        broker_loop().loop.call_soon_threadsafe(server.close)
+            found = doctor(ECHO, *options, "--device", f"127.0.0.1:{cable.port}", wait=3.0)
+        broker_loop().run(cable.take_up())
     assert found.failed == ([] if translated else ["emqx.callback"]), found.findings
     if not translated:
-        assert "calls for other devices, but not for the one" in found.one("emqx.callback")["text"]
+        assert "calls for other devices, but didn't call for the one" in found.one("emqx.callback")["text"]
 
 
 def test_emqx_that_no_adapter_is_for() -> None:

@@ -208,9 +208,12 @@ class Cable:
         task.add_done_callback(self._tasks.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._whole.wait()
-        to = await asyncio.open_connection(self.host, self._to)
-        await asyncio.gather(self._pass(reader, to[1]), self._pass(to[0], writer))
+        try:
+            await self._whole.wait()
+            to = await asyncio.open_connection(self.host, self._to)
+            await asyncio.gather(self._pass(reader, to[1]), self._pass(to[0], writer))
+        finally:
+            writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -358,7 +358,8 @@ class Node:
 
     async def call(self, name: str, request: Any) -> None:
         methods = self._methods[next(self._next_channel) % len(self._methods)]
-        await methods[name](request)
+        # A handler that is away is waited for.
+        await methods[name](request, wait_for_ready=True, timeout=25)
 
     def stream(self, conn: Conn, name: str, request: Any) -> None:
         """Send on the connection's stream of this kind, which collects for a while: there is no order."""

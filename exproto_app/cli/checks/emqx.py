@@ -260,14 +260,12 @@ def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
         if service == STREAMS:
             advice = f"it adds up to 20 ms; take service_name = {UNARY} where the broker has it"
         return ok("emqx.callback", f"EMQX at {host} calls the service {service}", advice)
-    if ear.others and gateway.device is not None:
-        words = (
-            f"EMQX at {ear.others[0][0]} calls for other devices, but not for the one that connected to "
-            f"{gateway.device}"
-        )
-        remedy = "--device has to be a listener of its gateway exproto, on TCP"
-        return failed("emqx.callback", words, remedy)
     connected = [caller.host for caller in ear.callers if caller.broker is not None]
+    if ear.device is not None and (ear.others or (connected and ear.device[0])):
+        host = ear.others[0][0] if ear.others else connected[0]
+        does = "calls for other devices" if ear.others else "is connected"
+        words = f"EMQX at {host} {does}, but didn't call for the one that connected to {gateway.device}"
+        return failed("emqx.callback", words, "--device has to be a listener of its gateway exproto, on TCP")
     if connected:
         host = connected[0]
         advice = "it calls when a device comes: have one connect, or give --device HOST:PORT"
