@@ -318,8 +318,9 @@ class Load:
 
         tasks = [asyncio.ensure_future(keep_talking(*device)) for device in devices]
         await asyncio.sleep(seconds / 3)
-        deadline = time.perf_counter() + PATIENCE
-        while not all(device.took for _, device in devices) and time.perf_counter() < deadline:
+        for _ in range(int(PATIENCE * 10)):
+            if all(device.took for _, device in devices):
+                break
             await asyncio.sleep(0.1)
         for _, device in devices:
             device.took.clear()
