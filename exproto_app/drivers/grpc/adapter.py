@@ -55,7 +55,7 @@ class AdapterHub:
             raise TypeError(f"{link!r} is no link of this hub")
         match command:
             case Publish():
-                return self._publish(link, command, gone=channel.gone or link.left)
+                return self._publish(channel, link, command)
             case _ if channel.gone:
                 return refused(ClosedError(f"the connection is closed: {channel.reason}"))
             case Register():
@@ -100,7 +100,9 @@ class AdapterHub:
                 link.proven = True
                 outcome.settle(None)
             else:
+                link.refusing = True  # what was to be published behind the login
                 outcome.fail(error)
+                link.refusing = False
             if command.password is None and isinstance(error, DeniedError):
                 link.broker.refuses_anonymous = True
             if isinstance(error, UnavailableError):
@@ -109,13 +111,15 @@ class AdapterHub:
         link.call(name, request, done)
         return outcome
 
-    def _publish(self, link: GrpcLink, command: Publish, *, gone: bool) -> Outcome[None]:
+    def _publish(self, channel: Channel, link: GrpcLink, command: Publish) -> Outcome[None]:
         if not link.asked:
             # The broker takes nothing from a connection that never was a client: then the app publishes.
             return self._raw(link.broker, command, link)
-        if gone and link.proven:
-            return self._raw(link.broker, command, link)
-        if gone:
+        if channel.gone or link.left:
+            # So it does in on_terminated, which runs when all is handled that the device had said.
+            said = link.refusing or bool(channel.queue) or channel.frames is not None or not channel.gone
+            if link.proven or not said:
+                return self._raw(link.broker, command, link)
             words = "its device hung up before the broker had taken its login"
             return refused(DeniedError(f"publish {command.topic}: {words}"))
         name, request = self._request(link.conn.decode(), command)

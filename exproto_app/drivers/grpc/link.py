@@ -47,7 +47,8 @@ class GrpcLink:
     """One connection process of the broker, which has the device's socket.
 
     *asked*: the device has shown a login. *proven*: the broker took it, so that what the device says counts
-    even when its connection has gone. *left*: it has gone, and the broker takes nothing more from it.
+    even when its connection has gone. *refusing*: a login has just failed, and takes with it what was to be
+    published behind it. *left*: the device has gone, and the broker takes nothing more from it.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class GrpcLink:
         "heard",
         "left",
         "proven",
+        "refusing",
         "unsure",
         "withheld",
     )
@@ -80,7 +82,7 @@ class GrpcLink:
         self.channel: Intake | None = None
         self.heard = 0.0
         self.closing = self.left = False
-        self.asked = self.proven = False
+        self.asked = self.proven = self.refusing = False
         self.unsure = b""  # an Authenticate whose answer never came
         self.withheld: list[Callable[[], None]] | None = None
         self._timer: asyncio.TimerHandle | None = None
