@@ -30,7 +30,7 @@ from exproto_app.drivers.gateway import Listen
 
 from .behaviour.hosts import PASSWORD
 from .certificates import Authority
-from .grpc.host import broker_loop
+from .grpc.host import Cable, broker_loop
 from .grpc.standin import Node
 from .mqtt.broker import MISSING as NO_MOSQUITTO
 from .mqtt.broker import Broker, Tls, free_port
@@ -414,6 +414,24 @@ def test_emqx_answers_and_calls(*, streaming: bool, service: str) -> None:
             callback = found.one("emqx.callback")
             assert callback["text"] == f"EMQX at 127.0.0.1 calls the service {service}"
             assert ("20 ms" in callback["remedy"]) == streaming
+
+
+@pytest.mark.parametrize("translated", [False, True])
+def test_another_devices_calls_dont_count(*, translated: bool) -> None:
+    with free_port() as port, node(handler=f"127.0.0.1:{port}") as emqx:
+        cable = Cable("127.0.0.1", emqx.ports[0])  # which brings the device to the listener from another port
+        broker_loop().run(cable.lay())
+        if not translated:
+            broker_loop().run(cable.cut())
+        with socket.create_connection(("127.0.0.1", emqx.ports[0])) as other:
+            other.sendall(b"I was here before\n")
+            adapter = ("--adapter", f"http://127.0.0.1:{emqx.adapter_port}")
+            options = ("--serve", "--bind", f"127.0.0.1:{port}", *adapter)
+            found = doctor(ECHO, *options, "--device", f"127.0.0.1:{cable.port}", wait=3.0)
+        broker_loop().run(cable.take_up())
+    assert found.failed == ([] if translated else ["emqx.callback"]), found.findings
+    if not translated:
+        assert "calls for other devices, but didn't call for the one" in found.one("emqx.callback")["text"]
 
 
 def test_emqx_that_no_adapter_is_for() -> None:

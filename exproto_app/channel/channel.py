@@ -1365,6 +1365,9 @@ class Channel:
             if self.tap is not None:
                 self._show(events.Refused("send", "", result.error))
             log.warning("%s ! send failed: %s", self, result.error)
+            if not self.datagram and not isinstance(result.error, ClosedError) and not self.close_called:
+                # What comes next would stand behind a hole in the stream: the device has to come anew.
+                self._lost(f"what was sent didn't arrive: {result.error}")
         if not self.running:
             self._later()
 

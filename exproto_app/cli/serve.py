@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..app import App
 from ..drivers.gateway import Listen
 from ..errors import ExprotoError, SetupError
 from ..logs import configure
 from ..metrics import Metrics
-from ..models import Address
 from ..target import load
-from .emqx_ports import LISTENER_PORT, choose_ports, protocol_option
+from .emqx_config import configuration, handler
+from .emqx_ports import (
+    LISTENER_PORT,
+    Listener,
+    Version,
+    choose_listeners,
+    emqx_option,
+    ports_of,
+    protocol_option,
+    takes_shares,
+)
 from .limits import limit, sniff_options
 from .observe import (
     inspect_options,
@@ -42,10 +50,6 @@ __all__ = ["command"]
 
 log = logging.getLogger("exproto_app")
 
-# Where EMQX has these files by default: the CA of our certificate, and what EMQX shows to --client-ca.
-_CA = (("cacertfile", "etc/certs/cacert.pem"),)
-_OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
-
 
 @click.command()
 @click.argument("target")
@@ -61,14 +65,20 @@ _OWN = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem"))
     "ADDRESS=http://HOST:PORT for the one that calls from ADDRESS, repeatable. "
     "Default: http://127.0.0.1:9100. It has no TLS, so keep it on a private net.",
 )
+@click.option(
+    "--adapter-calls",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Calls of one adapter at a time; EMQX answers the slower, the more are open.",
+)
 @protocol_option
 @click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @click.option("--client-ca", metavar="FILE", help="Demand a certificate of EMQX, signed by this CA.")
 @click.option("--print-config", is_flag=True, help="Print what belongs into EMQX's configuration, and end.")
-@click.option(
-    "--emqx", type=click.Choice(["4", "5", "6"]), default="5", show_default=True, help="For --print-config."
-)
+@emqx_option
 @reload_option
 @sniff_options
 @watching_options
@@ -82,12 +92,13 @@ def command(
     *,
     bind: str,
     adapters: tuple[str, ...],
+    adapter_calls: int,
     protocols: tuple[str, ...],
     cert: str | None,
     key: str | None,
     client_ca: str | None,
     print_config: bool,
-    emqx: str,
+    emqx: Version,
     reloads: bool,
     stats: float | None,
     metrics: str | None,
@@ -113,17 +124,28 @@ def command(
         sys.exit(reload(target, [listen], (cert, key, client_ca), option="--bind"))
     app = load(target)
     limit(app, limits)
-    ports = choose_ports(app, protocols)
+    listeners = choose_listeners(app, protocols)
     if cert is None and (key or client_ca):
         raise SetupError("--key and --client-ca need --cert")
     if print_config:
-        tls_files = () if cert is None else _CA if client_ca is None else (*_CA, *_OWN)
-        click.echo(_config(app, address, adapters, ports, emqx=emqx, files=tls_files))
+        called = handler(address, cert, emqx)
+        adapter = (adapters or ("http://127.0.0.1:9100",))[0].rpartition(":")[2].strip("/")
+        listeners = listeners or [Listener(LISTENER_PORT, "tcp", next(iter(app.protocols)))]
+        click.echo(configuration(called, adapter, listeners, emqx, client_certificate=bool(client_ca)))
+        for warning in called.warnings:
+            click.echo(f"warning: {warning}", err=True)
         return
-    adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",))
+    adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",), in_flight=adapter_calls)
     tls = Tls(cert, key, client_ca) if cert is not None else None
     service = Service(
-        app, address, adapter_map, ports=ports, tls=tls, sockets=worker.sockets[0] if worker else None
+        app,
+        address,
+        adapter_map,
+        ports=ports_of(listeners),
+        datagrams={listener.port for listener in listeners if listener.kind == "dtls"},
+        shares=takes_shares(emqx),
+        tls=tls,
+        sockets=worker.sockets[0] if worker else None,
     )
     served = open_metrics(app, metrics)
     page = open_inspector(app, inspect, inspect_token)
@@ -157,52 +179,3 @@ async def _serve(
             if reporter is not None:
                 reporter.cancel()
     log.info("grpc = stopped")
-
-
-def _config(
-    app: App[Any],
-    bind: Address,
-    adapters: tuple[str, ...],
-    ports: dict[int, str],
-    *,
-    emqx: str,
-    files: tuple[tuple[str, str], ...],
-) -> str:
-    """Return what EMQX has to know: where we are, where its adapter is, and its listeners."""
-    first = adapters[0] if adapters else "http://127.0.0.1:9100"
-    adapter = first.rpartition(":")[2].strip("/")
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)  # noqa: S104 - compared, not bound
-    url = f"{'https' if files else 'http'}://{Address(host, bind.port)}"
-    listeners = ports or {LISTENER_PORT: next(iter(app.protocols))}
-    names = _listener_names(listeners)
-    if emqx == "4":
-        lines = [
-            "# etc/plugins/emqx_exproto.conf of EMQX 4.3 and 4.4",
-            f"exproto.server.http.port = {adapter}",
-        ]
-        for port, name in names.items():
-            lines += [
-                f"exproto.listener.{name} = tcp://0.0.0.0:{port}",
-                f"exproto.listener.{name}.connection_handler_url = {url}",
-                *(f"exproto.listener.{name}.connection_handler_{key} = {path}" for key, path in files),
-            ]
-        return "\n".join(lines)
-    options = ", ".join(f'{key} = "{path}"' for key, path in files)
-    tls = f", ssl_options {{ enable = true, verify = verify_peer, {options} }}" if files else ""
-    lines = [
-        f"# EMQX {emqx}, in emqx.conf or etc/base.hocon",
-        "gateway.exproto {",
-        f"  server {{ bind = {adapter} }}",
-        f'  handler {{ address = "{url}", service_name = "ConnectionUnaryHandler"{tls} }}',
-    ]
-    lines += [f'  listeners.tcp.{name} {{ bind = "0.0.0.0:{port}" }}' for port, name in names.items()]
-    return "\n".join([*lines, "}"])
-
-
-def _listener_names(listeners: dict[int, str]) -> dict[int, str]:
-    """Return a name for each listener that both forms of the configuration take."""
-    names: dict[int, str] = {}
-    for port, protocol in listeners.items():
-        plain = "".join(char if char.isascii() and char.isalnum() else "_" for char in protocol) or "listener"
-        names[port] = f"{plain}_{port}" if plain in names.values() or plain[0].isdigit() else plain
-    return names

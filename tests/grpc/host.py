@@ -13,11 +13,12 @@ import pytest
 
 from exproto_app import Address, App
 from exproto_app.drivers.grpc import AdapterMap, Service, service
+from exproto_app.drivers.grpc.client import IN_FLIGHT
 from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice, listeners
 
 from .standin import Node
 
-__all__ = ["Behind", "GrpcHost", "LoopThread", "broker_loop"]
+__all__ = ["Behind", "Cable", "GrpcHost", "LoopThread", "broker_loop"]
 
 T = TypeVar("T")
 
@@ -60,10 +61,14 @@ class Behind:
         nodes: int = 1,
         streaming: bool = False,
         ports: bool = False,
+        cut: bool = False,
+        in_flight: int = IN_FLIGHT,
         **options: Any,
     ) -> None:
         self.app = app
         self.stack = stack
+        self.in_flight = in_flight
+        self.cable: Cable | None = None
         self.messages = Published()
         self.broker = broker_loop()
         self.ours = LoopThread()
@@ -74,6 +79,10 @@ class Behind:
             for number in range(1, nodes + 1)
         ]
         self.node = self.nodes[0]
+        if cut:
+            self.cable = Cable(self.node.host, self.node.adapter_port)
+            self.broker.run(self.cable.lay())
+            stack.callback(lambda: self.broker.run(self.cable.take_up()))  # type: ignore[union-attr] # just laid
         self.ports: dict[int, str] = {}
         if ports or len(protocols) > 1:
             self.ports = {
@@ -131,8 +140,12 @@ class Behind:
         adapters = [f"{node.host}=http://{node.host}:{node.adapter_port}" for node in self.nodes]
         if len(adapters) == 1:
             adapters = [adapters[0].partition("=")[2]]
+        if self.cable is not None:
+            adapters = [f"http://{self.cable.host}:{self.cable.port}"]
         bind = Address("127.0.0.1", 0)
-        service = Service(self.app, bind, AdapterMap(adapters), ports=self.ports)
+        datagrams = self.node.ports if self.node.dtls else ()
+        mapped = AdapterMap(adapters, in_flight=self.in_flight)
+        service = Service(self.app, bind, mapped, ports=self.ports, datagrams=datagrams)
         await service.start()
         return service
 
@@ -160,6 +173,58 @@ class Behind:
     def calls(self, name: str) -> list[Any]:
         """Return the adapter calls of this method so far."""
         return [request for method, request in self.node.calls if method == name]
+
+
+class Cable:
+    """The way from us to an adapter, which can be cut: then nothing passes, and nobody is told."""
+
+    def __init__(self, host: str, to: int) -> None:
+        self.host = host
+        self.port = 0
+        self._to = to
+        self._tasks: set[asyncio.Future[None]] = set()
+
+    async def lay(self) -> None:
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._server = await asyncio.start_server(self._accept, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        self._whole.clear()
+
+    async def mend(self) -> None:
+        self._whole.set()
+
+    async def take_up(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._join(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._whole.wait()
+            to = await asyncio.open_connection(self.host, self._to)
+            await asyncio.gather(self._pass(reader, to[1]), self._pass(to[0], writer))
+        finally:
+            writer.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(65_536):
+                    await self._whole.wait()
+                    writer.write(data)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
 
 
 async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -59,6 +59,8 @@ NOT_ALIVE = answer(pb.CONN_PROCESS_NOT_ALIVE, '<<"Connection process is not aliv
 UNEXPECTED = answer(pb.UNKNOWN, "{error,unexpected_call}")
 BAD_TYPE = answer(pb.UNKNOWN, "{error,'PARAMS_TYPE_ERROR'}")
 DENIED = answer(pb.PERMISSION_DENY)
+HUNG_UP = answer(pb.PERMISSION_DENY, '<<"Client socket disconnected">>')
+CRASHED = answer(pb.UNKNOWN, "{error,'UNKNOWN',<<\"Unknown crashes\">>}")
 
 
 class Conn:
@@ -75,13 +77,14 @@ class Conn:
         self.name = base64.b64encode(pid).decode()
         self.clientid: str | None = None
         self.alive = True
+        self.disconnected = ""  # the socket has gone, for this reason; what is queued is still called for
         self.in_flight = False
         self.events: deque[tuple[str, Any]] = deque()
         self.messages: deque[Any] = deque()
         self.subscriptions: dict[str, int] = {}
         self.heard = time.monotonic()
         self.timer: asyncio.TimerHandle | None = None
-        self.streams: dict[str, asyncio.Queue[Any]] = {}
+        self.streams: dict[str, tuple[asyncio.Queue[Any], asyncio.Future[Any]]] = {}
         node.conns[self.name] = self
         address = pb.Address
         about = pb.ConnInfo(
@@ -111,6 +114,15 @@ class Conn:
             self.node.loop.call_soon(self._batch)
         else:
             self._next()
+
+    def hang_up(self, reason: str) -> None:
+        """Lose the socket; the process lives on until all that the device said has been called for."""
+        if not self.alive or self.disconnected:
+            return
+        if self.in_flight or self.events:
+            self.disconnected = reason
+        else:
+            self.end(reason)
 
     def end(self, reason: str, *, silently: bool = False) -> None:
         """End the process; EMQX doesn't always tell."""
@@ -169,7 +181,10 @@ class Conn:
             self.node.errors.append(f"{name}: {error.code().name} {error.details()}")
             # Any error closes the device.
             self.end(f"{{shutdown,{{error,{{{name},failed}}}}}}", silently=name == "OnSocketClosed")
+        await self.node.acknowledging.wait()
         self.in_flight = False
+        if self.disconnected and not self.events:
+            self.end(self.disconnected)
         self._next()
 
 
@@ -193,7 +208,7 @@ class TcpDevice(asyncio.Protocol):
             self.conn.received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.conn.end("{shutdown,tcp_closed}")
+        self.conn.hang_up("{shutdown,tcp_closed}")
 
 
 class UdpDevices(asyncio.DatagramProtocol):
@@ -208,7 +223,9 @@ class UdpDevices(asyncio.DatagramProtocol):
         conn = self.peers.get(addr)
         if conn is None or not conn.alive:
             sock = self.transport.get_extra_info("sockname")
-            conn = Conn(self.node, pb.UDP, addr, sock, lambda data: self.transport.sendto(data, addr))
+            # DTLS looks like TLS.
+            kind = pb.SSL if self.node.dtls else pb.UDP
+            conn = Conn(self.node, kind, addr, sock, lambda data: self.transport.sendto(data, addr))
             self.peers[addr] = conn
         conn.received(data[:8192])
 
@@ -225,8 +242,16 @@ class Node:
         raw_publish: bool = True,
         published: Callable[[str, bytes], object] = lambda topic, payload: None,
         host: str = "127.0.0.1",
+        dtls: bool = False,
+        cost: float = 0.0,
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.dtls = dtls
+        self.cost = cost
+        self.open = self.most_open = 0  # calls of the adapter that have no answer yet
+        self._serving = asyncio.Lock()
+        self.acknowledging = asyncio.Event()  # while it isn't set, no answer of the handler is worked off
+        self.acknowledging.set()
         self.streaming = streaming
         self.passwords = passwords
         self.idle_timeout = idle_timeout
@@ -240,13 +265,16 @@ class Node:
         self.record = True
         self.errors: list[str] = []
         self.hang: set[str] = set()
+        self.mute: set[str] = set()  # methods that are carried out, but whose answers get lost
         self.gates: dict[str, asyncio.Event] = {}
         self.held = 0
         self.adapter_port = 0
         self.ports: list[int] = []
         self.denied = "denied/"
+        self.crashes = False  # a process whose device has gone ends during the next call
         self.accepted = 0
         self.unseen = False  # as if those who connect now had done so before the handler started
+        self.crashes_at_login = False
         self._pending: dict[tuple[str, str], list[Any]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._servers: list[Any] = []
@@ -322,22 +350,24 @@ class Node:
 
     # --- to the handler
 
-    def spawn(self, coroutine: Any) -> None:
-        task = asyncio.ensure_future(coroutine)
+    def spawn(self, coroutine: Any) -> asyncio.Future[Any]:
+        task: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def call(self, name: str, request: Any) -> None:
         methods = self._methods[next(self._next_channel) % len(self._methods)]
-        await methods[name](request)
+        # A handler that is away is waited for.
+        await methods[name](request, wait_for_ready=True, timeout=25)
 
     def stream(self, conn: Conn, name: str, request: Any) -> None:
         """Send on the connection's stream of this kind, which collects for a while: there is no order."""
-        queue = conn.streams.get(name)
-        if queue is None:
-            queue = conn.streams[name] = asyncio.Queue()
+        queue, task = conn.streams.get(name, (None, None))
+        if queue is None or task is None or task.done():  # one that the handler has answered is opened anew
+            queue = asyncio.Queue()
             methods = self._methods[next(self._next_channel) % len(self._methods)]
-            self.spawn(self._stream(methods[name], queue))
+            conn.streams[name] = queue, self.spawn(self._stream(methods[name], queue))
         self.loop.call_later(self._jitter(name), queue.put_nowait, request)
 
     def _jitter(self, name: str) -> float:
@@ -347,11 +377,18 @@ class Node:
     async def _stream(self, method: Any, queue: asyncio.Queue[Any]) -> None:
         # By write, since grpcio leaves the task behind that would read a generator of requests.
         call = method()
+        answered = asyncio.ensure_future(call.code())
         try:
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 while True:  # EMQX never ends a stream
-                    await call.write(await queue.get())
+                    said = asyncio.ensure_future(queue.get())
+                    await asyncio.wait((said, answered), return_when=asyncio.FIRST_COMPLETED)
+                    if answered.done():
+                        said.cancel()
+                        return
+                    await call.write(said.result())
         finally:
+            answered.cancel()
             call.cancel()
 
     # --- the adapter
@@ -362,6 +399,8 @@ class Node:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "Service Not Found")  # as grpc-erl says it
             if self.record:
                 self.calls.append((name, request))
+            if self.cost:
+                await self._take_time()
             if name in self.hang:
                 await asyncio.sleep(3600)
             if name in self.gates:
@@ -373,9 +412,22 @@ class Node:
             conn = self.conns.get(request.conn)
             if conn is None or not conn.alive:
                 return NOT_ALIVE
-            return getattr(self, f"_{name.lower()}")(conn, request)
+            response = getattr(self, f"_{name.lower()}")(conn, request)
+            if name in self.mute:
+                await asyncio.sleep(3600)
+            return response
 
         return method
+
+    async def _take_time(self) -> None:
+        """Answer the slower, the more calls are open: the adapter keeps them in a list."""
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            async with self._serving:
+                await asyncio.sleep(self.cost * self.open)
+        finally:
+            self.open -= 1
 
     def _send(self, conn: Conn, request: Any) -> Any:
         conn.write(request.bytes)
@@ -387,6 +439,14 @@ class Node:
 
     def _authenticate(self, conn: Conn, request: Any) -> Any:
         clientid = request.clientinfo.clientid
+        if self.crashes_at_login:
+            conn.end("", silently=True)
+            return CRASHED
+        if conn.disconnected and self.crashes:
+            conn.end(conn.disconnected)  # in the middle of the call
+            return CRASHED
+        if conn.disconnected:
+            return HUNG_UP
         if conn.clientid is not None:
             return answer(pb.PERMISSION_DENY, '<<"Duplicated authenticate command">>')
         if not self.passwords(clientid, request.password):
@@ -405,31 +465,37 @@ class Node:
         return answer()
 
     def _publish(self, conn: Conn, request: Any) -> Any:
-        if conn.clientid is None:
+        if conn.disconnected and self.crashes:
+            conn.end(conn.disconnected)  # in the middle of the call
+            return CRASHED
+        if conn.clientid is None or conn.disconnected:
             return UNEXPECTED
         if request.qos > 2:
             return BAD_TYPE
         if "#" in request.topic or "+" in request.topic:
             conn.end("", silently=True)  # the process crashes
-            return answer(pb.UNKNOWN, "{error,'UNKNOWN',<<\"Unknown crashes\">>}")
+            return CRASHED
         if request.topic.startswith(self.denied):
             return DENIED
         self.route(request.topic, request.payload, request.qos, conn.clientid)
         return answer()
 
     def _subscribe(self, conn: Conn, request: Any) -> Any:
-        if conn.clientid is None:
+        if conn.clientid is None or conn.disconnected:
             return UNEXPECTED
         if request.qos > 2:
             return BAD_TYPE
         if request.topic.startswith(self.denied):
             return DENIED
+        if request.topic.startswith(("$share/", "$queue/")):
+            conn.end("", silently=True)  # since 5.4 the process crashes
+            return CRASHED
         conn.subscriptions[request.topic] = request.qos
         self.filters.add(request.topic, conn, request.qos)
         return answer()
 
     def _unsubscribe(self, conn: Conn, request: Any) -> Any:
-        if conn.clientid is None:
+        if conn.clientid is None or conn.disconnected:
             return UNEXPECTED
         if conn.subscriptions.pop(request.topic, None) is not None:
             self.filters.discard(request.topic, conn)

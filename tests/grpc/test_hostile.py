@@ -402,8 +402,8 @@ def test_a_late_answer_is_nobodys_and_costs_no_reset() -> None:
         connection.wire.data_received(SETTINGS)
         outcomes: list[int] = []
         client.call(client.method("/a/Send"), b"x", lambda status, _: outcomes.append(status))
-        for late in client._calls:
-            late.deadline = 0.0
+        for late in client._begun:
+            late.begun = -1000.0
         client._sweep()
         assert outcomes == [4]
         assert connection.given_up == 1

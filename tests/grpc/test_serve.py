@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from exproto_app import Address
+from exproto_app.cli.emqx_config import dns_names
+from exproto_app.cli.emqx_ports import takes_shares
 from exproto_app.drivers.grpc import AdapterMap, Service, Tls
 from exproto_app.drivers.grpc.http2 import PREFACE
 from tests.behaviour.hosts import PATIENCE
@@ -43,6 +45,70 @@ def test_serve_prints_what_emqx_has_to_know() -> None:
     assert "exproto.listener.meter.connection_handler_url = http://127.0.0.1:9001" in out
     code, out, _ = run("serve", FLEET, "--print-config", "--protocol", "meter,tracker=:8001")
     assert (code, 'listeners.tcp.meter_tracker { bind = "0.0.0.0:8001" }' in out) == (0, True)
+    assert "idle_timeout = 30s" in out
+    assert "listeners.tcp.meter_tracker.max_connections = 1024000" in out
+
+
+def test_serve_prints_each_kind_of_listener() -> None:
+    kinds = [f"--protocol={'tracker' if '1' in where else 'meter'}={where}" for where in (
+        "udp://:8001", "tcp://:8001", "tls://:8002", "dtls://:8003",
+    )]  # fmt: skip
+    code, out, _ = run("serve", FLEET, "--print-config", *kinds)
+    assert code == 0
+    assert 'listeners.udp.tracker { bind = "0.0.0.0:8001" }' in out
+    assert 'listeners.tcp.tracker_8001 { bind = "0.0.0.0:8001" }' in out
+    assert 'listeners.ssl.meter { bind = "0.0.0.0:8002", ssl_options {' in out
+    assert 'listeners.dtls.meter_8003 { bind = "0.0.0.0:8003", dtls_options {' in out
+    code, out, _ = run("serve", FLEET, "--print-config", "--emqx", "4.4.19", *kinds)
+    assert code == 0
+    assert "exproto.listener.tracker = udp://0.0.0.0:8001" in out
+
+
+@pytest.mark.parametrize(
+    ("bind", "emqx", "address", "warning"),
+    [
+        ("localhost:9001", "5", "http://127.0.0.1:9001", "before EMQX 5.8.5 a name such as localhost"),
+        ("localhost:9001", "5.8.4", "http://127.0.0.1:9001", "before EMQX 5.8.5 a name such as localhost"),
+        ("localhost:9001", "5.8.5", "http://localhost:9001", ""),
+        ("localhost:9001", "6.1", "http://localhost:9001", ""),
+        ("no.such.invalid:9001", "5.5.1", "http://no.such.invalid:9001", "--bind an IP address"),
+        ("[::1]:9001", "5", "http://[::1]:9001", "can't call an IPv6 address"),
+        ("0.0.0.0:9001", "5", "http://127.0.0.1:9001", ""),
+    ],
+)
+def test_the_address_is_one_that_this_emqx_can_call(bind: str, emqx: str, address: str, warning: str) -> None:
+    code, out, err = run("serve", ECHO, "--print-config", "--bind", bind, "--emqx", emqx)
+    assert code == 0
+    assert f'address = "{address}"' in out
+    assert (warning in err) if warning else not err
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("6.3", "no ExProto any more"), ("4.2", "gen-driver"), ("five", "write 5 or 5.5.1"), ("7", "write 5")],
+)
+def test_a_version_that_calls_no_service(version: str, words: str) -> None:
+    code, _, err = run("serve", ECHO, "--print-config", "--emqx", version)
+    assert (code, words in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "takes"),
+    [("4", True), ("4.4.19", True), ("5", False), ("5.3.2", True), ("5.4", False), ("6", False)],
+)
+def test_which_versions_take_shared_subscriptions(version: str, takes: bool) -> None:
+    assert takes_shares(tuple(map(int, version.split(".")))) == takes
+
+
+def test_the_name_to_verify_is_one_of_the_certificate(tmp_path: Path) -> None:
+    names = own_certificate(tmp_path, "localhost", "*.example.com")[0]
+    code, out, err = run("serve", ECHO, "--print-config", "--cert", names)
+    assert (code, err) == (0, "")
+    assert 'server_name_indication = "localhost"' in out
+    assert dns_names(str(names)) == ["localhost", "*.example.com"]
+    code, out, err = run("serve", ECHO, "--print-config", "--cert", own_certificate(tmp_path)[0])
+    assert (code, 'server_name_indication = "NAME"' in out) == (0, True)
+    assert "verifies names only" in err
 
 
 def test_serve_prints_the_files_of_tls() -> None:
@@ -65,7 +131,10 @@ def test_serve_prints_the_files_of_tls() -> None:
         ((FLEET, "--protocol", "tracker=:1", "--protocol", "meter=:1"), "the same port"),
         ((FLEET, "--protocol", "meter,boat=:1"), "serves no protocol 'boat'"),
         ((FLEET, "--protocol", "meter,meter=:1"), "'meter,meter' has a protocol twice"),
+        ((FLEET, "--protocol", "tracker=udp://:1", "--protocol", "meter=:1"), "the same port"),
+        ((FLEET, "--protocol", "tracker=ftp://:1"), "ftp:// should be tcp://"),
         ((FLEET, "--protocol", "meter=:1", "--sniff-time", "0"), "limit sniff_time is 0"),
+        ((ECHO, "--adapter-calls", "0"), "0 is not in the range"),
         ((ECHO, "--adapter", "https://h:1"), "has no TLS"),
         ((ECHO, "--bind", "here"), "write HOST:PORT"),
         ((ECHO, "--key", "k"), "need --cert"),
@@ -89,8 +158,8 @@ def test_serve_starts_and_stops() -> None:
     assert "grpc = stopped" in out
 
 
-def own_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate that is its own CA, and its key."""
+def own_certificate(folder: Path, *names: str) -> tuple[Path, Path]:
+    """Write a certificate that is its own CA, for 127.0.0.1 and *names*, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
     now = dt.datetime.now(dt.timezone.utc)
@@ -103,7 +172,9 @@ def own_certificate(folder: Path) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([*map(x509.DNSName, names), address]), critical=bool(names)
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

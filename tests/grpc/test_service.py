@@ -26,9 +26,9 @@ from exproto_app import (
     SetupError,
     UnavailableError,
 )
-from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, service
+from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, link, service
 from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.adapter import PACE
+from exproto_app.drivers.grpc.broker import PACE
 from exproto_app.framing import Line
 from tests.behaviour.hosts import PASSWORD, PATIENCE
 
@@ -245,7 +245,7 @@ def test_a_takeover_that_the_broker_doesnt_tell_of(stack: contextlib.ExitStack) 
 def test_a_connection_that_crashed_is_found_when_something_is_sent(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "GRACE", 0.05)
+    monkeypatch.setattr(link, "GRACE", 0.05)
     app = echo_app()
     ends = Ends(app)
     behind = Behind(app, stack)
@@ -267,7 +267,7 @@ def test_a_connection_that_crashed_is_found_when_something_is_sent(
 def test_silence_alone_ends_nothing(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
-    monkeypatch.setattr(adapter, "GRACE", 0.05)
+    monkeypatch.setattr(link, "GRACE", 0.05)
     monkeypatch.setattr(service, "SILENCE", 0.01)
     monkeypatch.setattr(service, "SWEEP", 0.05)
     app = echo_app()
@@ -725,7 +725,7 @@ def test_the_app_publishes_through_a_broker_that_is_there(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "DEADLINE", 0.5)
-    monkeypatch.setattr(adapter, "CLOSE_WAIT", 0.1)
+    monkeypatch.setattr(link, "CLOSE_WAIT", 0.1)
     app = echo_app()
     behind = Behind(app, stack, nodes=2)
     devices = [behind.connect(node=number) for number in (0, 1)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ...errors import ExprotoError, SetupError, UnsupportedError
 from ...models import Address, is_loopback
-from ..emqx_ports import choose_ports
+from ..emqx_config import handler
+from ..emqx_ports import choose_listeners
 from .finding import Finding, failed, ok, skipped
 from .ports import is_free
 from .reach import reach
@@ -26,6 +29,12 @@ NOBODY: Final = "ZG9jdG9y"
 """Base64, as EMQX's connections have it, but of no process: an adapter says that there is none."""
 
 UNARY, STREAMS = "ConnectionUnaryHandler", "ConnectionHandler"
+
+OLDEST: Final = (5,)
+"""The EMQX whose demands on an address are the strictest."""
+
+OTHERS: Final = 1_000
+"""Calls for other devices that are remembered."""
 
 ADAPTER_REMEDY: Final = (
     "give --adapter the port of EMQX's gateway.exproto server { bind }, on 4.x exproto.server.http.port; "
@@ -48,7 +57,7 @@ def emqx(setup: Setup) -> Iterator[Finding]:
     try:
         adapters = AdapterMap(gateway.adapters)
         if setup.app is not None:
-            choose_ports(setup.app, gateway.protocols)
+            choose_listeners(setup.app, gateway.protocols)
     except SetupError as error:
         yield failed("emqx.options", str(error))
         return
@@ -79,7 +88,9 @@ async def _adapter(setup: Setup, host: str, port: int) -> list[Finding]:
 async def _speaks(host: str, port: int, wait: float) -> Finding:
     """Call the adapter about a connection that doesn't exist, which changes nothing."""
     from ...drivers.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
-    from ...drivers.grpc.adapter import PROBE, Broker, judge  # noqa: PLC0415 - likewise
+    from ...drivers.grpc.answers import judge  # noqa: PLC0415 - likewise
+    from ...drivers.grpc.broker import Broker  # noqa: PLC0415 - likewise
+    from ...drivers.grpc.link import PROBE  # noqa: PLC0415 - likewise
 
     loop = asyncio.get_running_loop()
     broker = Broker(host, port)
@@ -114,13 +125,20 @@ async def _speaks(host: str, port: int, wait: float) -> Finding:
 
 
 class Ear:
-    """Takes the place of the service: answers every call, and remembers who called what."""
+    """Takes the place of the service: answers every call, and remembers who called what.
 
-    def __init__(self, adapters: AdapterMap) -> None:
+    *device*: the port and the words of the doctor's own device, whose calls alone count then; by its words it
+    is known where something between translates addresses.
+    """
+
+    def __init__(self, adapters: AdapterMap, device: tuple[int, bytes] | None = None) -> None:
         self.adapters = adapters
         self.callers: set[Caller] = set()
         self.methods: Mapping[bytes, tuple[Take, bool]] = {
-            f"/emqx.exproto.v1.{service}/{name}".encode(): (partial(self._take, service), service == STREAMS)
+            f"/emqx.exproto.v1.{service}/{name}".encode(): (
+                partial(self._take, service, name),
+                service == STREAMS,
+            )
             for service in (UNARY, STREAMS)
             for name in (
                 "OnSocketCreated",
@@ -131,12 +149,25 @@ class Ear:
             )
         }
         self.called: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
+        self.device = device
+        self.others: list[tuple[str, str, str, bytes]] = []
         self.said: list[str] = []
 
-    def _take(self, service: str, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
-        if not self.called.done():
-            self.called.set_result((caller.host, service))
+    def wait_for(self, port: int, words: bytes) -> None:
+        """Count the device whose address ends in *port*, or that says *words*, and no other."""
+        self.device = port, words
+        for caller, service, name, message in self.others:
+            self._judge(caller, service, name, message)
+
+    def _take(self, service: str, name: str, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
+        self._judge(caller.host, service, name, message)
+        if len(self.others) < OTHERS:
+            self.others.append((caller.host, service, name, message))
         return True
+
+    def _judge(self, host: str, service: str, name: str, message: bytes) -> None:
+        if not self.called.done() and (self.device is None or _is_of(self.device, name, message)):
+            self.called.set_result((host, service))
 
     def say(self, what: object, text: str, *arguments: object) -> None:  # noqa: ARG002 - as callers call it
         """Remember what is wrong with somebody who came."""
@@ -144,6 +175,20 @@ class Ear:
 
     def count(self, name: str) -> None:
         """Do nothing: nobody asks for counts."""
+
+
+def _is_of(device: tuple[int, bytes], name: str, message: bytes) -> bool:
+    """Tell whether an event is one of *device*."""
+    from ...drivers.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
+
+    port, words = device
+    if name != "OnSocketCreated":
+        return name == "OnReceivedBytes" and words in message
+    try:
+        request = pb.SocketCreatedRequest.FromString(message)
+    except Exception:  # noqa: BLE001 - protobuf's own error, whose place differs between versions
+        return False
+    return bool(request.conninfo.peername.port == port)
 
 
 class _Said(logging.Handler):
@@ -162,7 +207,8 @@ async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> lis
     from ...drivers.grpc.caller import Caller  # noqa: PLC0415 - an extra
 
     loop = asyncio.get_running_loop()
-    ear = Ear(adapters)
+    words = f"exproto-app doctor {secrets.token_hex(8)}\n".encode()
+    ear = Ear(adapters, (0, words) if gateway.device is not None else None)
     try:
         context = gateway.tls.context() if gateway.tls is not None else None
         make: Callable[[], asyncio.Protocol] = lambda: Caller(ear).wire  # noqa: E731 - a factory, named for its type
@@ -180,6 +226,10 @@ async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> lis
         if gateway.device is not None:
             host, port = gateway.device.host, gateway.device.port
             findings, device = await reach(setup, "emqx.device", host, port, "--device")
+            if device is not None:
+                ear.wait_for(device.getsockname()[1], words)
+                with contextlib.suppress(OSError):  # then nobody calls, which is told
+                    await loop.sock_sendall(device, words)
         await asyncio.wait((ear.called,), timeout=setup.wait)
         findings.append(_judged(setup, gateway, ear))
         if ear.called.done() and not adapters.fixed:
@@ -211,6 +261,11 @@ def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
             advice = f"it adds up to 20 ms; take service_name = {UNARY} where the broker has it"
         return ok("emqx.callback", f"EMQX at {host} calls the service {service}", advice)
     connected = [caller.host for caller in ear.callers if caller.broker is not None]
+    if ear.device is not None and (ear.others or (connected and ear.device[0])):
+        host = ear.others[0][0] if ear.others else connected[0]
+        does = "calls for other devices" if ear.others else "is connected"
+        words = f"EMQX at {host} {does}, but didn't call for the one that connected to {gateway.device}"
+        return failed("emqx.callback", words, "--device has to be a listener of its gateway exproto, on TCP")
     if connected:
         host = connected[0]
         advice = "it calls when a device comes: have one connect, or give --device HOST:PORT"
@@ -223,16 +278,20 @@ def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
 
 
 def _address(setup: Setup, gateway: Gateway) -> str:
-    """Return what the handler's address in EMQX has to be."""
-    scheme = "https" if gateway.tls is not None else "http"
+    """Return what the handler's address in EMQX has to be, as --print-config has it."""
+    called = handler(gateway.bind, gateway.tls.cert if gateway.tls is not None else None, OLDEST)
     host = gateway.bind.host
-    port = gateway.bind.port
-    words = [f"the handler's address in EMQX has to begin with {scheme}:// and lead to port {port}"]
+    scheme = called.url.partition(":")[0]
+    words = [
+        f"the handler's address in EMQX has to begin with {scheme}:// and lead to port {gateway.bind.port}"
+    ]
     if is_loopback(host):
         where = "outside this container" if setup.container else "on another machine or in a container"
-        words.append(f"an EMQX {where} can't reach {host}: --bind 0.0.0.0:{port}")
-    if gateway.tls is not None:
-        words.append("with https:// it has to be an IP address before EMQX 5.8.5, not a name")
+        words.append(f"an EMQX {where} can't reach {host}: --bind 0.0.0.0:{gateway.bind.port}")
+    words.append("it has to be an IP address before EMQX 5.8.5, not a name, and one of IPv4")
+    if called.server_name is not None:
+        words.append(f'its ssl_options need server_name_indication = "{called.server_name}"')
+    words += called.warnings
     if gateway.device is None:
         words.append("it calls when a device comes: have one connect, or give --device HOST:PORT")
     return "; ".join(words)

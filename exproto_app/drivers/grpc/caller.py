@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
-from .adapter import AdapterMap, Broker, GrpcLink
 from .blocks import Fields
+from .broker import AdapterMap, Broker
 from .http2 import (
     END_HEADERS,
     END_STREAM,
@@ -21,6 +21,7 @@ from .http2 import (
     WireError,
     framed,
 )
+from .link import GrpcLink
 
 __all__ = ["MAX_MESSAGE", "Caller", "Host", "Inbound", "Take"]
 
@@ -48,17 +49,29 @@ class Inbound:
     """A call that is not answered yet.
 
     *streaming*: it brings one message after another. *endless*: it gets no answer but *last*, when the
-    service stops. *waits*: its answer is withheld. *begun*: a part of its answer is out.
+    service stops. *waits*: its answer is withheld. *begun*: a part of its answer is out. *tied*: it is known
+    which connection a stream belongs to.
     """
 
-    __slots__ = ("begun", "buffer", "ended", "endless", "last", "stream", "streaming", "take", "waits")
+    __slots__ = (
+        "begun",
+        "buffer",
+        "ended",
+        "endless",
+        "last",
+        "stream",
+        "streaming",
+        "take",
+        "tied",
+        "waits",
+    )
 
     def __init__(self, stream: int, take: Take, *, streaming: bool) -> None:
         self.stream = stream
         self.take = take
         self.streaming = self.endless = streaming
         self.buffer: bytearray | None = None
-        self.begun = self.ended = self.waits = False
+        self.begun = self.ended = self.waits = self.tied = False
         self.last = EMPTY
 
 
@@ -181,6 +194,8 @@ class Caller:
         end = wire.encoder.encode(TRAILERS)
         tail = bytes((0, 0, len(end), HEADERS, END_HEADERS | END_STREAM)) + number + end
         wire.send(stream, message, ended=False, tail=tail)
+        if call.streaming:
+            wire.forget(stream)  # the peer may never end its half
 
     def begin(self, call: Inbound, message: bytes) -> None:
         """Answer with *message*, and leave the stream open."""

@@ -9,30 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import attrs
-
 from ...app import App
-from ...errors import SetupError, not_opened
+from ...errors import not_opened
 from ...models import Address, Certificate, ConnectionInfo, Message, SockType
 from ...router import Router
 from ...runner import Runner
 from ..reasons import reason
 from . import exproto_pb2 as pb
-from .adapter import AdapterHub, AdapterMap, Broker, Early, GrpcLink
+from .adapter import AdapterHub
+from .broker import AdapterMap, Broker, Early
 from .caller import Caller, Inbound, Take
 from .http2 import NO_ERROR, Wire
+from .link import GrpcLink
+from .tls import Tls
 
 if TYPE_CHECKING:
+    import ssl
+
     from typing_extensions import Self
 
-__all__ = ["Service", "Tls"]
+__all__ = ["Service"]
 
 log = logging.getLogger("exproto_app")
 
@@ -82,64 +83,17 @@ SERVICE_UNKNOWN: Final = b"\0\0\0\0\2\x08\3"
 SERVICES: Final = {b"", *(f"emqx.exproto.v1.{name}".encode() for name in (UNARY, STREAMS))}
 """What a health check may ask for."""
 
-_HINTS: Final = {
-    "HTTP_REQUEST": "; it speaks plain HTTP, so write https:// in the handler's address",
-    "WRONG_VERSION": "; it speaks no TLS, so write https:// in the handler's address, or leave --cert out",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "; --client-ca demands one, which belongs into EMQX's ssl_options",
-    "UNKNOWN_CA": "; it doesn't trust the certificate of --cert; its CA belongs into EMQX's ssl_options",
-    "VERIFY_FAILED": "; its certificate isn't signed by the CA of --client-ca",
-}
-
 Feed: TypeAlias = Callable[[GrpcLink], object]
-
-
-@attrs.frozen
-class Tls:
-    """Files of the service's own TLS: certificate chain, key, and the CA that brokers are signed by."""
-
-    cert: str
-    key: str | None = None
-    client_ca: str | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """Return what the listener needs. Raises `SetupError`."""
-        for option, file in (("cert", self.cert), ("key", self.key), ("client-ca", self.client_ca)):
-            if file is not None and not Path(file).is_file():
-                raise SetupError(f"--{option}: there is no file {file}")
-        try:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
-            context.load_cert_chain(self.cert, self.key)
-        except (OSError, ssl.SSLError) as error:
-            raise SetupError(f"--cert, --key or --client-ca can't be used: {error}") from None
-        if self.client_ca is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-        context.set_alpn_protocols(["h2"])
-        context.sslobject_class = _Handshake
-        return context
-
-
-class _Handshake(ssl.SSLObject):
-    """One TLS connection of a caller. It tells what asyncio keeps to itself: why a handshake failed."""
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            why = error.reason or str(error)
-            hint = next((hint for word, hint in _HINTS.items() if word in why), "")
-            log.warning("grpc ! somebody's TLS handshake failed: %s%s", why.replace("_", " ").lower(), hint)
-            raise
 
 
 class Service:
     """*app* as the service of brokers whose adapters *adapters* tells.
 
     *ports* says which protocol a listener of the broker's speaks, or which several, `gt06,jt808`, by its
-    port; without it the app has to have one protocol only. *sockets* are bound to *bind* already, by a
-    process that outlives this one. Use it as an async context manager, or `start` and `stop` it. Raises
-    `SetupError` for what doesn't fit the app and for an address that can't be bound.
+    port; without it the app has to have one protocol only. What comes by TLS to a port of *datagrams* is
+    DTLS, which EMQX doesn't tell apart. *shares*: the broker takes shared subscriptions. *sockets* are bound
+    to *bind* already, by a process that outlives this one. Use it as an async context manager, or `start`
+    and `stop` it. Raises `SetupError` for what doesn't fit the app and for an address that can't be bound.
     """
 
     def __init__(
@@ -149,6 +103,8 @@ class Service:
         adapters: AdapterMap,
         *,
         ports: Mapping[int, str] | None = None,
+        datagrams: Collection[int] = (),
+        shares: bool = False,
         tls: Tls | None = None,
         sockets: Sequence[socket.socket] | None = None,
     ) -> None:
@@ -164,6 +120,8 @@ class Service:
         # The protocol of a connection that we never saw begin, where that is certain.
         choices = {*self._ports.values()}
         self._unseen = choices.pop() if len(choices) == 1 else self._only
+        self._datagrams = datagrams
+        self._shares = shares
         self._tls = tls
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
@@ -196,7 +154,7 @@ class Service:
         context = self._tls.context() if self._tls is not None else None
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
-        self.runner = Runner(self.app, AdapterHub(self.adapters))
+        self.runner = Runner(self.app, AdapterHub(self.adapters, shares=self._shares))
         await self.runner.start()
         try:
             await self._listen(context)
@@ -303,6 +261,8 @@ class Service:
             if link is not None and (start := _start(message, at)):
                 channel = link.channel
                 link.heard = self._time()
+                if call.streaming and not call.tied:
+                    broker.streams.tie(link.conn, caller, call)
                 if channel is None:
                     return True
                 channel.received(message[start:])
@@ -310,13 +270,13 @@ class Service:
                     caller.withhold(call, link)
                     return False
                 return True
-        request = self._parse(pb.ReceivedBytesRequest, caller, message)
+        request = self._parse(pb.ReceivedBytesRequest, caller, call, message)
         if request is None:
             return True
         return self._event(caller, call, request.conn, partial(_feed_bytes, request.bytes), len(message))
 
     def _messages(self, caller: Caller, call: Inbound, message: bytes) -> bool:
-        request = self._parse(pb.ReceivedMessagesRequest, caller, message)
+        request = self._parse(pb.ReceivedMessagesRequest, caller, call, message)
         if request is None:
             return True
         messages = [
@@ -332,35 +292,37 @@ class Service:
         ]
         return self._event(caller, call, request.conn, partial(_feed_messages, messages), len(message))
 
-    def _timed_out(self, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
-        request = self._parse(pb.TimerTimeoutRequest, caller, message)
+    def _timed_out(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+        request = self._parse(pb.TimerTimeoutRequest, caller, call, message)
         if request is not None:
             log.debug("%s ! the broker's own timer ends it", request.conn)
         return True
 
     def _created(self, caller: Caller, call: Inbound, message: bytes) -> bool:
-        request = self._parse(pb.SocketCreatedRequest, caller, message)
+        request = self._parse(pb.SocketCreatedRequest, caller, call, message)
         broker = caller.broker
         if request is None or broker is None:
             return True
         self._greet(caller, call)
         conn = request.conn.encode()
-        if conn in broker.links or conn in broker.closed:
+        if conn in broker.links or conn in broker.ended:
             log.debug("%s ! began twice; the second time is ignored", request.conn)
             return True
         about = request.conninfo
+        socktype = SOCKTYPES.get(about.socktype, "tcp")
+        if socktype == "ssl" and about.sockname.port in self._datagrams:
+            socktype = "dtls"
         info = ConnectionInfo(
-            SOCKTYPES.get(about.socktype, "tcp"),
+            socktype,
             Address(about.peername.host, about.peername.port),
             Address(about.sockname.host, about.sockname.port),
             Certificate(dn=about.peercert.dn, cn=about.peercert.cn) if about.HasField("peercert") else None,
         )
-        link = GrpcLink(broker, conn, datagram=info.socktype in ("udp", "dtls"))
         routers = self._routers(info)
         if routers is None or self.stopping:
-            broker.ignore(conn)
-            link.close()
+            broker.refuse(conn)
             return True
+        link = GrpcLink(broker, conn, datagram=info.socktype in ("udp", "dtls"))
         if link.datagram:
             link.lift_idle_limit()
         self._connect(link, info, routers, resumed=False)
@@ -369,7 +331,7 @@ class Service:
         return True
 
     def _closed(self, caller: Caller, call: Inbound, message: bytes) -> bool:
-        request = self._parse(pb.SocketClosedRequest, caller, message)
+        request = self._parse(pb.SocketClosedRequest, caller, call, message)
         broker = caller.broker
         if request is None or broker is None:
             return True
@@ -378,8 +340,11 @@ class Service:
         end = partial(self._end, request.reason, late=call.streaming)
         if link is not None:
             end(link)
-        elif call.streaming and conn not in broker.closed:
+        elif call.streaming and conn not in broker.ended:
             self._hold(caller, call, conn, end, size=0)
+        else:
+            broker.ended.over(conn)
+            self._loop.call_later(LINGER, broker.streams.answer, conn)
         return True
 
     def _end(self, words: str, link: GrpcLink, *, late: bool) -> None:
@@ -387,10 +352,8 @@ class Service:
             link.ended()
             self._loop.call_later(LINGER, partial(self._end, words, link, late=False))
             return
-        link.broker.forget(link)
-        if link.channel is not None:
-            channel, link.channel = link.channel, None
-            channel.terminated(reason(words), words)
+        link.over(reason(words), words)
+        link.broker.streams.answer(link.conn)
 
     def _event(self, caller: Caller, call: Inbound, conn: str, feed: Feed, size: int) -> bool:
         """Feed an event of *size* bytes; return False where its answer has to wait."""
@@ -400,9 +363,8 @@ class Service:
         key = conn.encode()
         link = broker.links.get(key)
         if link is None:
-            if key in broker.closed:
-                self.count("events_ignored")
-                return True
+            if key in broker.ended:
+                return self._event_after_the_end(caller, call, key)
             if call.streaming:
                 self._hold(caller, call, key, feed, size=size)
                 return True
@@ -416,6 +378,20 @@ class Service:
             caller.withhold(call, link)
             return False
         return True
+
+    def _event_after_the_end(self, caller: Caller, call: Inbound, conn: bytes) -> bool:
+        """Ignore an event of a connection that is over, or have the broker learn that it is."""
+        broker = caller.broker
+        self.count("events_ignored")
+        if broker is None or not broker.ended.owes(conn):
+            return True
+        log.debug("%s ! is over, but the broker doesn't know: it is told again", conn.decode())
+        broker.ended.close_again(conn)
+        if call.streaming:
+            return True
+        # Any status but success closes the device, even where no Close gets through.
+        caller.refuse(call.stream, b"10", b"the connection is over")
+        return False
 
     def _hold(self, caller: Caller, call: Inbound, conn: bytes, feed: Feed, *, size: int) -> None:
         """Keep an event until its connection begins: streams have no order among each other."""
@@ -436,9 +412,8 @@ class Service:
             # With one event less the device's stream would have a hole: it shall come anew.
             log.warning("%s ! closed: %s", conn.decode(), too_early)
             self.count("events_ignored")
-            broker.ignore(conn)
             self._feed_early(broker, conn, None)
-            GrpcLink(broker, conn, datagram=False).close()
+            broker.refuse(conn)
 
     def _feed_early(self, broker: Broker, conn: bytes, link: GrpcLink | None) -> None:
         """Feed what was kept of *conn* to *link*, or drop it; have the streams go on."""
@@ -460,7 +435,7 @@ class Service:
         routers = self._unseen or next(iter(self._ports.values()))
         known = self._unseen is not None and not self.stopping
         if not self.runner.engine.unknown(link, routers, conn_id=conn.decode(), may_resume=known):
-            broker.ignore(conn)
+            broker.forget(link)
             return None
         nowhere = Address("", 0)
         self._connect(link, ConnectionInfo("tcp", nowhere, nowhere), routers, resumed=True)
@@ -498,8 +473,9 @@ class Service:
             text = "grpc ! %s adds up to 20 ms; prefer service_name = %s where the broker has it"
             log.warning(text, STREAMS, UNARY)
 
-    def _parse(self, kind: Any, caller: Caller, message: bytes) -> Any:
-        if caller.broker is None:
+    def _parse(self, kind: Any, caller: Caller, call: Inbound, message: bytes) -> Any:
+        broker = caller.broker
+        if broker is None:
             text = "grpc ! %s calls, but no --adapter is for it; its devices get no answers"
             self.say(("nobody", caller.host), text, caller.host)
             return None
@@ -513,6 +489,11 @@ class Service:
             self.count("events_ignored")
             log.warning("grpc ! %s sent a %s without conn", caller.host, kind.DESCRIPTOR.name)
             return None
+        if call.streaming and not call.tied:
+            conn = request.conn.encode()
+            broker.streams.tie(conn, caller, call)
+            if conn in broker.ended and not broker.ended.owes(conn):
+                self._loop.call_later(LINGER, broker.streams.answer, conn)
         return request
 
     # --- health (grpc.health.v1: a request names a service in its one field)
