@@ -1,0 +1,173 @@
+"""README and the guide hold: code runs, commands print what the page shows, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from exproto_app.cli import guide
+
+from .devices import EXAMPLES
+from .docs import build
+from .pages import GUIDE, PAGES, README, Story, blocks, check_spelling, run_python
+
+LANGUAGES = {"python", "console", "sh", "text"}
+NOT_RUN = 3
+"""Blocks that nobody tries, at most."""
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+@every_page
+def test_python_blocks_run(page: Path) -> None:
+    for block in blocks(page):
+        if block.language != "python" or "not run" in block.says:
+            continue
+        name = block.says.get("file", "")
+        if name.startswith("test_") or "append" in block.says:
+            compile(block.text, block.where, "exec")  # pytest runs it, or the commands of its file
+        else:
+            run_python(block)
+
+
+@pytest.mark.live
+@every_page
+def test_commands_print_what_the_page_says(page: Path, tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    try:
+        for block in blocks(page):
+            if "not run" not in block.says:
+                story.tell(block)
+    finally:
+        story.close()
+
+
+@every_page
+def test_commands_that_are_not_run_have_options_that_exist(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "sh":
+            check_spelling(block)
+
+
+def test_few_blocks_are_not_tried_and_each_says_why() -> None:
+    every = [block for page in PAGES for block in blocks(page)]
+    assert {block.language for block in every} <= LANGUAGES
+    reasons = [block.says["not run"] for block in every if "not run" in block.says]
+    assert all(reasons)
+    assert len(reasons) <= NOT_RUN
+
+
+@pytest.mark.live
+def test_the_site_has_every_page_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    build(tmp_path)
+    pages = {page.relative_to(tmp_path).as_posix(): page.read_text() for page in tmp_path.rglob("*.html")}
+    assert {f"guide/{topic.name}.html" for topic in guide.topics()} < set(pages)
+    assert {"index.html", "guide.html", "exproto_app.html", "exproto_app/framing.html"} < set(pages)
+    for name, text in pages.items():
+        for target in re.findall(r'href="([^"#:$]+\.html)', text):
+            where = (tmp_path / name).parent / target
+            assert where.resolve().is_file(), f"{name}: {target}"
+    for name in ("guide.html", *(f"guide/{topic.name}.html" for topic in guide.topics())):
+        for target, anchor in re.findall(r'href="([\w./-]+\.html)#([\w-]+)"', pages[name]):
+            other = ((tmp_path / name).parent / target).resolve().relative_to(tmp_path.resolve()).as_posix()
+            assert f'id="{anchor}"' in pages[other], f"{name}: {target}#{anchor}"
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for _, target in guide.LINK.findall(text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        other = page.parent / name if name else page
+        assert other.exists(), target
+        if anchor:
+            assert anchor in headings(other), target
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors that GitHub and the site give to headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_hello_world_is_the_echo_example() -> None:
+    example = (EXAMPLES / "echo.py").read_text()
+    code = example[example.index("from exproto_app") :].split()
+    for page in (README, GUIDE / "first-device.md"):
+        first = next(block for block in blocks(page) if block.language == "python")
+        assert first.text.split() == code, page.name
+
+
+def test_readme_is_a_front_door() -> None:
+    assert len(README.read_text().splitlines()) <= 250
+
+
+def test_the_index_lists_every_page_once_by_its_title() -> None:
+    listed = guide.topics()
+    assert sorted([*(topic.name for topic in listed), "index"]) == [page.stem for page in PAGES[1:]]
+    for topic in listed:
+        assert (GUIDE / f"{topic.name}.md").read_text().startswith(f"# {topic.title}\n")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "exproto_app", "guide", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.live
+def test_without_a_topic_the_guide_lists_them_with_what_they_are_about() -> None:
+    done = run()
+    assert done.returncode == 0
+    for topic in guide.topics():
+        assert re.search(rf"^  {topic.name} +{re.escape(topic.summary)}$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.live
+def test_into_a_pipe_a_page_goes_as_its_markdown_without_what_is_for_the_tests() -> None:
+    done = run("hex")
+    assert done.returncode == 0
+    assert done.stdout.startswith("# From a hex dump to a device\n")
+    assert "<!--" not in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.live
+def test_an_unknown_topic_is_one_sentence_with_those_that_there_are() -> None:
+    done = run("nonsense")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "'nonsense'" in done.stderr
+    assert all(topic.name in done.stderr for topic in guide.topics())
+
+
+@pytest.mark.live
+def test_an_ambiguous_beginning_names_what_it_may_be() -> None:
+    done = run("f")
+    assert done.returncode == 2
+    assert done.stderr == "exproto-app: 'f' is ambiguous: first-device or framing?\n"
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+@pytest.mark.parametrize("name", [topic.name for topic in guide.topics()])
+def test_a_page_fits_its_terminal_and_loses_no_word(name: str, width: int) -> None:
+    text = guide.page(name)
+    lines = click.unstyle(guide.render(text, width)).splitlines()
+    prose = [line for line in lines if not line.startswith("    ")]
+    assert [line for line in prose if len(line) > width and " " in line.strip()] == []
+    shown = set(re.findall(r"\w+", "\n".join(lines)))
+    outside_links = guide.LINK.sub(lambda match: match[1], text)
+    bare = re.sub(r"^\|[ -]+\|[ -|]*$|^```\w*$", "", outside_links, flags=re.MULTILINE)
+    assert set(re.findall(r"\w+", bare)) - shown <= table_headers(text)
+
+
+def table_headers(text: str) -> set[str]:
+    """Return the words above tables, which are left out where a table becomes a list."""
+    return set(re.findall(r"\w+", " ".join(re.findall(r"^(\|.*)\n\| ?-", text, re.MULTILINE))))
