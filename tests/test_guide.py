@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -136,6 +137,34 @@ def test_into_a_pipe_a_page_goes_as_its_markdown_without_what_is_for_the_tests()
     assert done.stdout.startswith("# From a hex dump to a device\n")
     assert "<!--" not in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.live
+def test_on_a_terminal_a_page_is_laid_out_and_goes_through_the_pager(tmp_path: Path) -> None:
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\necho PAGED; cat\n")
+    pager.chmod(0o755)
+    here, there = os.openpty()
+    environment = {**os.environ, "PAGER": str(pager), "TERM": "xterm", "COLUMNS": "72"}
+    command = [sys.executable, "-m", "exproto_app", "guide", "mqtt"]
+    with subprocess.Popen(command, stdin=there, stdout=there, env=environment) as process:
+        os.close(there)
+        shown = b"".join(iter(lambda: read(here), b"")).decode().replace("\r\n", "\n")
+    os.close(here)
+    assert process.returncode == 0
+    assert shown.startswith("PAGED\n")
+    plain = click.unstyle(shown)
+    assert "\nWith any MQTT broker\n" in plain
+    assert "\n    pip install 'exproto-app[mqtt,uvloop]'\n" in plain
+    assert "```" not in plain
+
+
+def read(terminal: int) -> bytes:
+    """Return what comes next from a terminal, nothing at its end."""
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:  # Linux has no end of file here
+        return b""
 
 
 @pytest.mark.live
