@@ -178,7 +178,7 @@ def _table(block: list[str], width: int) -> list[str]:
     rows = [header, *body] if any(header) else body
     sizes = [max(len(_plain(row[column])) for row in rows) for column in range(len(header))]
     if sum(sizes) + 2 * len(sizes) > width:
-        return [line for row in body for line in _entry(row, width)]
+        return [line for row in body for line in _entry(header, row, width)]
     laid = []
     for row in rows:
         cells = [
@@ -189,10 +189,14 @@ def _table(block: list[str], width: int) -> list[str]:
     return laid
 
 
-def _entry(row: list[str], width: int) -> list[str]:
-    first, *others = row
-    text = "; ".join(cell for cell in others if cell)
-    return [*_wrap(first, width), *(_wrap(text, width, first="    ", others="    ") if text else ())]
+def _entry(header: list[str], row: list[str], width: int) -> list[str]:
+    """Lay out a row as a list; where it has several cells after the first, each says its column."""
+    lines = _wrap(row[0], width)
+    for title, cell in zip(header[1:], row[1:], strict=True):
+        if cell:
+            label = f"{title}: " if title and len(row) > 2 else ""
+            lines += _wrap(label + cell, width, first="    ", others="      " if label else "    ")
+    return lines
 
 
 def _wrap(text: str, width: int, *, first: str = "", others: str = "") -> list[str]:
