@@ -48,9 +48,19 @@ def build(folder: Path) -> None:
     for name, module in known.items():
         path = folder / f"{name.replace('.', '/')}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render.html_module(module, known), encoding="utf-8")
+        html = render.html_module(module, known)
+        if name.startswith("guide"):  # a page has a heading of its own
+            html = re.sub(r'<h1 class="modulename">.*?</h1>', "", html, count=1, flags=re.DOTALL)
+            html = html.replace(
+                f"<title>{name} API documentation", f"<title>{_title(module)} - exproto-app", 1
+            )
+        path.write_text(html, encoding="utf-8")
     (folder / "index.html").write_text(INDEX, encoding="utf-8")
     (folder / "search.js").write_text(render.search_index(known), encoding="utf-8")
+
+
+def _title(page: doc.Module) -> str:
+    return page.docstring.partition("\n")[0].removeprefix("# ")
 
 
 def _module(name: str, page: str) -> ModuleType:

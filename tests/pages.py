@@ -8,6 +8,7 @@ A block's language says what it is. Comments right above it, which nobody sees i
   line, for any number of lines. `exit code: N` is for a failing command, `needs: field.jsonl` provides a
   recording. `run` and `serve` stay up until the end of the page. Ports are replaced by free ones. `nc` is
   played by the test; `typed: TEXT | TEXT` says which lines the user types.
+  `mosquitto_sub` is started there, and what it prints is compared at the end of the page.
 - `sh` has commands that aren't run, but whose options have to exist.
 - `text` is not tested.
 - `not run: REASON` skips a block.
@@ -157,13 +158,21 @@ class Story:
         self._stack = ExitStack()
         self._ports = {port: self._stack.enter_context(free_port()) for port in PORTS}
         self._background: list[_Background] = []
+        self._subscribers: list[tuple[_Background, list[str]]] = []
         for example in EXAMPLES.glob("*.py"):
             shutil.copy(example, folder)
         (folder / "examples").symlink_to(EXAMPLES)
 
-    def close(self) -> None:
+    def __enter__(self) -> Story:
+        return self
+
+    def __exit__(self, wrong: type[BaseException] | None, *_: object) -> None:
         """End what runs in the background, as the user would."""
         with self._stack:
+            for subscriber, printed in self._subscribers:
+                if wrong is None:
+                    subscriber.expect(printed)
+                subscriber.stop()
             for background in self._background:
                 background.stop()
 
@@ -185,6 +194,9 @@ class Story:
         if program == "nc":
             typed = block.says["typed"].split(" | ")
             _play(self._ports[int(last)], printed, typed)
+            return
+        if program == "mosquitto_sub":
+            self._subscribe(command, printed)
             return
         serves = re.match(r"exproto-app (run|serve) ", command) and "--print-config" not in command
         moved = self._moved(command) if serves or " doctor " in command else command
@@ -217,6 +229,16 @@ class Story:
             assert done.returncode == int(block.says.get("exit code", "0")), f"{block.where}: {shown}"
         text = self._moved_back(shown)
         assert _pattern(printed).fullmatch(text), f"{block.where}: $ {command}\n{text}"
+
+    def _subscribe(self, command: str, printed: list[str]) -> None:
+        """Start it, if it is installed, and go on when it has subscribed."""
+        if shutil.which("mosquitto_sub") is None:
+            return
+        moved = f"exec stdbuf -oL {command} -d -p {self._ports[1883]}"
+        subscriber = _Background(moved, self.folder, dict(os.environ))
+        self._subscribers.append((subscriber, printed))
+        while not subscriber.read(1).startswith("Subscribed"):
+            pass
 
     def _moved(self, text: str) -> str:
         for port, free in self._ports.items():
@@ -255,6 +277,14 @@ class _Background:
     def read(self, count: int) -> str:
         """Return the next *count* lines."""
         return "".join(self._lines.get(timeout=PATIENCE) for _ in range(count))
+
+    def expect(self, lines: list[str]) -> None:
+        """See that it prints *lines*, beside what -d adds."""
+        for line in lines:
+            shown = self.read(1)
+            while shown.startswith("Client "):
+                shown = self.read(1)
+            assert shown == f"{line}\n"
 
     def stop(self) -> None:
         """Press Ctrl-C."""

@@ -39,13 +39,10 @@ def test_python_blocks_run(page: Path) -> None:
 @pytest.mark.live
 @every_page
 def test_commands_print_what_the_page_says(page: Path, tmp_path: Path) -> None:
-    story = Story(tmp_path)
-    try:
+    with Story(tmp_path) as story:
         for block in blocks(page):
             if "not run" not in block.says:
                 story.tell(block)
-    finally:
-        story.close()
 
 
 @every_page
