@@ -30,7 +30,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -42,6 +42,9 @@ from exproto_app.testing import TestClient
 
 from .devices import EXAMPLES, GT06
 from .mqtt.broker import free_port
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["GUIDE", "PAGES", "README", "Block", "Story", "blocks", "check_spelling", "run_python"]
 
@@ -163,7 +166,7 @@ class Story:
             shutil.copy(example, folder)
         (folder / "examples").symlink_to(EXAMPLES)
 
-    def __enter__(self) -> Story:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, wrong: type[BaseException] | None, *_: object) -> None:
