@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTO := exproto_app/drivers/grpc
 
-.PHONY: run test unit check format lint types bench fuzz docs proto clean
+.PHONY: run test unit check format lint types bench fuzz proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
@@ -44,6 +44,7 @@ fuzz: .venv/dev
 	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py -q --hypothesis-profile=fuzz
 
 # The guide and the docstrings as a site.
+.PHONY: docs
 docs: .venv/dev
 	$(BIN)/python -m tests.docs site
 
