@@ -115,9 +115,10 @@ def test_the_index_lists_every_page_once_by_its_title() -> None:
         assert (GUIDE / f"{topic.name}.md").read_text().startswith(f"# {topic.title}\n")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "exproto_app", "guide", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    where = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=where)
 
 
 @pytest.mark.live
@@ -166,12 +167,20 @@ def read(terminal: int) -> bytes:
 
 
 @pytest.mark.live
-def test_an_unknown_topic_is_one_sentence_with_those_that_there_are() -> None:
-    done = run("nonsense")
+def test_an_output_of_few_characters_gets_question_marks_for_the_others() -> None:
+    done = run("architecture", PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("# Architecture\n")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("topic", ["nonsense", "", "../reference", "index"])
+def test_an_unknown_topic_is_one_sentence_with_those_that_there_are(topic: str) -> None:
+    done = run(topic)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "'nonsense'" in done.stderr
+    assert repr(topic) in done.stderr
     assert all(topic.name in done.stderr for topic in guide.topics())
 
 

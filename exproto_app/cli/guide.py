@@ -23,8 +23,9 @@ __all__ = ["Topic", "command", "find", "page", "render", "topics"]
 
 FOLDER: Final = Path(__file__).parents[1] / "guide"
 
+NARROWEST: Final = 20
 WIDEST: Final = 100
-"""Columns of text at most; longer lines are hard to read."""
+"""Columns of text; longer lines are hard to read."""
 
 ENTRY: Final = re.compile(r"^- \[(?P<title>.+?)\]\((?P<name>[\w-]+)\.md\): (?P<summary>.+?)$", re.MULTILINE)
 COMMENT: Final = re.compile(r"^<!--.*?-->\n", re.MULTILINE | re.DOTALL)
@@ -57,9 +58,9 @@ def command(topic: str | None) -> None:
     if topic is None:
         click.echo(_listing(topics()))
         return
-    text = page(find(topic).name)
+    text = _writable(page(find(topic).name))
     if sys.stdout.isatty():
-        width = min(shutil.get_terminal_size().columns, WIDEST)
+        width = max(NARROWEST, min(shutil.get_terminal_size().columns, WIDEST))
         click.echo_via_pager(render(text, width))
     else:
         click.echo(text, nl=False)
@@ -77,7 +78,7 @@ def find(name: str) -> Topic:
     for topic in known:
         if topic.name == wanted:
             return topic
-    matches = [topic for topic in known if topic.name.startswith(wanted)]
+    matches = [topic for topic in known if wanted and topic.name.startswith(wanted)]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -98,6 +99,12 @@ def render(text: str, width: int) -> str:
     for kind, block in _blocks(text.splitlines()):
         lines += [*LAYOUTS[kind](block, width), ""]
     return "\n".join(lines)
+
+
+def _writable(text: str) -> str:
+    """Return *text* with question marks for what the output's encoding lacks, as cp1252 lacks arrows."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def _read(name: str) -> str:
