@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import attrs
 import click
 import pytest
 
-from exproto_app.cli import guide
+import exproto_app
+from exproto_app import (
+    App,
+    ClientInfo,
+    Connection,
+    ConnectionInfo,
+    Limits,
+    Message,
+    Router,
+    checksums,
+    framing,
+)
+from exproto_app.cli import COMMANDS, guide
+from exproto_app.models import Reason
+from exproto_app.testing import TestClient
 
 from .devices import EXAMPLES
 from .docs import build
@@ -20,6 +37,18 @@ from .pages import GUIDE, PAGES, README, Story, blocks, check_spelling, run_pyth
 LANGUAGES = {"python", "console", "sh", "text"}
 NOT_RUN = 3
 """Blocks that nobody tries, at most."""
+
+SDK = (
+    *("on_connect", "on_received", "on_deliver", "on_terminated"),
+    *("send", "terminate", "register", "publish", "subscribe"),
+    *("socket_type", "peername", "sockname", "cert_cn", "cert_dn", "pid"),
+    *("client_id", "proto_version", "username", "mountpoint", "keepalive", "proto_name"),
+    *("idd", "from_", "qos", "topic", "payload", "timestamp"),
+)
+"""What handlers of emqx-exproto-sdk 0.1.5 use."""
+
+INTERNAL = {"EXPROTO_WORKER"}
+"""Not for users: a worker gets it from its supervisor."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -113,6 +142,58 @@ def test_the_index_lists_every_page_once_by_its_title() -> None:
     assert sorted([*(topic.name for topic in listed), "index"]) == [page.stem for page in PAGES[1:]]
     for topic in listed:
         assert (GUIDE / f"{topic.name}.md").read_text().startswith(f"# {topic.title}\n")
+
+
+def words(page: str) -> set[str]:
+    """Return the words and the names of a page."""
+    return set(re.findall(r"[\w-]*\w", (GUIDE / f"{page}.md").read_text()))
+
+
+def test_the_page_for_users_of_exproto_leaves_out_no_call_and_no_field() -> None:
+    (proto,) = GUIDE.parent.rglob("exproto.proto")
+    text = re.sub(r"//.*", "", proto.read_text())
+    calls = re.findall(r"rpc (\w+)", text)
+    fields = re.findall(r"(\w+) = \d+;", text)
+    assert len(calls) == 18
+    assert {*calls, *fields, *SDK} - words("coming-from-exproto") == set()
+
+
+def test_the_reference_leaves_out_no_public_name() -> None:
+    app = App()
+    app.on_received(lambda conn, frame: None)
+    with TestClient(app):
+        counters = set(app.stats)
+    verbs = {name for name in vars(Connection) if not name.startswith("_")}
+    options = {*inspect.signature(App.__init__).parameters, *inspect.signature(Router.__init__).parameters}
+    limits = {field.name for field in attrs.fields(Limits)}
+    models = {field.name for model in (Message, ClientInfo, ConnectionInfo) for field in attrs.fields(model)}
+    public = {*exproto_app.__all__} - {"ExprotoError", "Outcome"}
+    names = {*public, *verbs, *options, *limits, *models, *counters, *COMMANDS} - {"self", "name", "detail"}
+    assert names - words("reference") == set()
+    text = (GUIDE / "reference.md").read_text()
+    assert [reason for reason in get_args(Reason) if f"`{reason}`" not in text] == []
+
+
+def test_the_reference_has_every_variable_and_every_extra() -> None:
+    found: set[str] = set()
+    for module in GUIDE.parent.rglob("*.py"):
+        found |= set(re.findall(r"EXPROTO_[A-Z_]+", module.read_text()))
+    text = (GUIDE / "reference.md").read_text()
+    assert {name for name in found if name not in text} == INTERNAL
+    section = (
+        (GUIDE.parents[1] / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+    )
+    extras = set(re.findall(r"^(\w+) = \[", section.partition("\n[")[0], re.MULTILINE)) - {"dev", "docs"}
+    assert [extra for extra in extras if f"| `{extra}` |" not in text] == []
+
+
+def test_the_framing_page_has_every_framing_and_checksum() -> None:
+    framings = {
+        name for name, value in vars(framing).items() if isinstance(value, type) and hasattr(value, "encode")
+    }
+    sums = {name for name in checksums.__all__ if name.isupper()}
+    protocols = {"Framing", "SplitFraming", "StreamFraming", "Raw"}
+    assert (framings | sums) - protocols - words("framing") == set()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
