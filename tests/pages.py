@@ -51,7 +51,7 @@ __all__ = ["GUIDE", "PAGES", "README", "Block", "Story", "blocks", "check_spelli
 ROOT: Final = Path(__file__).parent.parent
 README: Final = ROOT / "README.md"
 GUIDE: Final = ROOT / "exproto_app" / "guide"
-PAGES: Final = (README, *sorted(GUIDE.glob("*.md")))
+PAGES: Final = (README, ROOT / ".github" / "CONTRIBUTING.md", *sorted(GUIDE.glob("*.md")))
 
 PATIENCE: Final = 60.0
 """Seconds that anything may take."""
@@ -124,9 +124,13 @@ def _check_command(words: list[str], where: str) -> None:
         _check_ours(arguments)
     elif program == "pip" or words[:3] == ["python3", "-m", "pip"]:
         _check_extras(words[-1])
+    elif program == ".venv/bin/python":
+        package = ROOT.joinpath(*arguments[1].split("."))
+        assert package.is_dir() or package.with_suffix(".py").is_file(), where
     elif program == "make":
         targets = (ROOT / "Makefile").read_text()
-        assert all(re.search(rf"^{target}:", targets, re.MULTILINE) for target in arguments), where
+        named = [argument for argument in arguments if "=" not in argument]
+        assert all(re.search(rf"^{target}:", targets, re.MULTILINE) for target in named), where
     else:
         known = program in ELSEWHERE or words[:3] == ["python3", "-m", "venv"] or program in {".", "cd"}
         assert known, f"{where}: {program}"
