@@ -52,8 +52,13 @@ bench: .venv/dev
 fuzz: .venv/dev
 	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py -q --hypothesis-profile=fuzz
 
+# The guide and the docstrings as a site.
+.PHONY: docs
+docs: .venv/dev
+	$(BIN)/python -m tests.docs site
+
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/python:
