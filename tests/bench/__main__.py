@@ -10,6 +10,7 @@ from .figures import BELOW
 
 NAMES = (
     "framing",
+    "parsers",
     "gateway",
     "devices",
     "idle",
