@@ -61,5 +61,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,door,grpc,metrics,mqtt,reload,uvloop,web]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,grpc,metrics,mqtt,reload,uvloop,web]'
 	touch $@ .venv/run

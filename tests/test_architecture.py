@@ -49,7 +49,12 @@ LAYERS = (
     "cli",
 )
 SANS_IO = LAYERS[: LAYERS.index("logs")]
-SANS_IO_DRIVERS = ("drivers.mqtt.reasons", "drivers.mqtt.session")
+SANS_IO_DRIVERS = (
+    *("drivers.door.bounds", "drivers.door.broker", "drivers.door.checks", "drivers.door.codec"),
+    *("drivers.door.connection", "drivers.door.exchange", "drivers.door.inbound", "drivers.door.packets"),
+    *("drivers.door.properties", "drivers.door.reasons", "drivers.door.session"),
+    *("drivers.mqtt.reasons", "drivers.mqtt.session"),
+)
 """Parts of drivers that do no I/O either, and are driven by the others."""
 
 FORBIDDEN = {"asyncio", "socket", "threading", "selectors", "time", "grpc", "erlport", "concurrent", "uvloop"}

@@ -15,6 +15,7 @@ NAMES = (
     "idle",
     "hub",
     "observe",
+    "door",
     "tap",
     "inspector",
     "workers",

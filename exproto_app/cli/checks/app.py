@@ -22,7 +22,6 @@ __all__ = ["EXTRAS", "extras", "python", "target"]
 
 EXTRAS: Final = {
     "crc": ("fastcrc",),
-    "door": ("amqtt",),
     "grpc": ("google.protobuf", "hpack"),
     "metrics": ("prometheus_client",),
     "mqtt": ("mqtt5",),

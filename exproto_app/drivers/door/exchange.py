@@ -1,0 +1,181 @@
+"""What a logged-in MQTT client asks for, packet by packet, and how it is answered; sans-IO."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from ...commands import Outcome
+from ...commands import Publish as PublishCommand
+from ...commands import Subscribe as SubscribeCommand
+from ...commands import Unsubscribe as UnsubscribeCommand
+from ...topics import check_filter
+from .checks import check_levels, check_message_topic
+from .codec import encode
+from .packets import (
+    V5,
+    Ack,
+    Disconnect,
+    Kind,
+    Packet,
+    Ping,
+    Publish,
+    SubAck,
+    Subscribe,
+    Subscription,
+    UnsubAck,
+    Unsubscribe,
+)
+from .properties import SUBSCRIPTION_ID, TOPIC_ALIAS
+from .reasons import MqttError, Reason
+
+if TYPE_CHECKING:
+    from .broker import Broker
+    from .connection import ClientConnection
+    from .session import Session
+
+__all__ = ["Exchange"]
+
+log = logging.getLogger("exproto_app")
+
+PIECE: Final = 50
+"""Filters of one packet that are handled before others get their turn."""
+
+REFUSED: Final = 0x80
+PINGRESP: Final = b"\xd0\x00"
+
+
+class Exchange:
+    """The packets between *session* and its client on *connection*.
+
+    *job* is what is left of a long packet; the next packet waits for it. Acknowledgements of messages leave
+    in the order in which those came, each when the hub has room for its message; while many are owed, no
+    further packet is taken.
+    """
+
+    def __init__(self, broker: Broker, session: Session, connection: ClientConnection) -> None:
+        self.job: Iterator[None] | None = None
+        self._broker = broker
+        self._session = session
+        self._connection = connection
+        self._owed: deque[tuple[int, int, Outcome[None]]] = deque()
+
+    @property
+    def full(self) -> bool:
+        """Whether no further packet should be handled for now."""
+        return len(self._owed) >= self._broker.bounds.receive_max
+
+    def go_on(self) -> None:
+        """Do another piece of the job."""
+        if self.job is not None and next(self.job, self) is self:
+            self.job = None
+
+    def handle(self, packet: Packet) -> None:
+        """Take *packet*. Raises `MqttError`."""
+        connection = self._connection
+        match packet:
+            case Publish():
+                self._publish(packet)
+            case Ack(kind) if kind == Kind.PUBREL:
+                code = 0 if self._session.released(packet.packet_id) else Reason.UNKNOWN_ID
+                self._answer(Ack(Kind.PUBCOMP, packet.packet_id, code))
+            case Ack():
+                connection.moved = True
+                self._session.acknowledged(packet, connection)
+            case Subscribe():
+                if SUBSCRIPTION_ID in packet.properties:
+                    raise MqttError("it uses subscription identifiers", Reason.NO_SUBSCRIPTION_IDS)
+                self.job = self._subscribe(packet)
+            case Unsubscribe():
+                self.job = self._unsubscribe(packet)
+            case Ping(kind) if kind == Kind.PINGREQ:
+                connection.send(PINGRESP)
+            case Disconnect():
+                connection.disconnected(packet)
+            case _:
+                raise MqttError(f"{type(packet).__name__} is not for a client to send", Reason.PROTOCOL_ERROR)
+
+    def _answer(self, packet: Packet) -> None:
+        self._connection.send(encode(packet, self._connection.version))
+
+    def _publish(self, packet: Publish) -> None:
+        if TOPIC_ALIAS in packet.properties:
+            raise MqttError("it uses topic aliases", Reason.ALIAS_INVALID)
+        if SUBSCRIPTION_ID in packet.properties:
+            raise MqttError("a PUBLISH has a subscription identifier", Reason.PROTOCOL_ERROR)
+        check_message_topic(packet.topic)
+        broker, session = self._broker, self._session
+        command = PublishCommand(packet.topic, packet.payload, packet.qos, packet.retain)
+        if not packet.qos:
+            broker.publish(session, command)
+            return
+        kind = Kind.PUBACK if packet.qos == 1 else Kind.PUBREC
+        self._check_unfinished()
+        if kind == Kind.PUBREC and not session.receives(packet.packet_id):
+            self._answer(Ack(kind, packet.packet_id))
+            return
+        broker.engine.count("door_messages_received")
+        outcome = broker.hub.serve(session, command)
+        self._owed.append((kind, packet.packet_id, outcome))
+        outcome.when_done(self._settle)
+
+    def _check_unfinished(self) -> None:
+        """See that a client of MQTT 5 keeps to what its CONNACK said; MQTT 3.1.1 knows no such limit."""
+        limit = self._broker.bounds.receive_max
+        unfinished = self._session.receiving + sum(kind == Kind.PUBACK for kind, _, _ in self._owed)
+        if self._connection.version == V5 and unfinished >= limit:
+            words = f"{unfinished + 1} of its messages are unfinished, limit is {limit}"
+            raise MqttError(words, Reason.RECEIVE_MAXIMUM)
+
+    def _settle(self, _: object) -> None:
+        """Acknowledge what the hub has taken, in the order in which it came (4.6)."""
+        owed, was_full = self._owed, self.full
+        while owed and owed[0][2].done:
+            kind, packet_id, outcome = owed.popleft()
+            code = 0
+            if outcome.error is not None:
+                log.warning("%s ! publish failed: %s", self._session, outcome.error)
+                code = Reason.QUOTA
+                if kind == Kind.PUBREC and self._connection.version == V5:
+                    self._session.released(packet_id)
+            self._answer(Ack(kind, packet_id, code))
+        if was_full:
+            self._connection.wants_work()
+
+    def _subscribe(self, packet: Subscribe) -> Iterator[None]:
+        codes = []
+        for number, one in enumerate(packet.filters, 1):
+            codes.append(self._granted(one))
+            if number % PIECE == 0:
+                yield
+        self._answer(SubAck(packet.packet_id, codes))
+
+    def _granted(self, one: Subscription) -> int:
+        session, is_5 = self._session, self._connection.version == V5
+        try:
+            check_levels(one.topic)
+            check_filter(one.topic)
+        except ValueError as error:
+            log.warning("%s ! subscribe refused: %s", session, error)
+            return Reason.FILTER_INVALID if is_5 else REFUSED
+        if one.no_local and one.topic.startswith("$share/"):
+            raise MqttError("a shared subscription has the option No Local", Reason.PROTOCOL_ERROR)
+        if not session.subscribe(one):
+            words = "%s ! subscribe refused: it has %d subscriptions of %d bytes, that is the limit"
+            log.warning(words, session, len(session.subscriptions), session.filter_bytes)
+            return Reason.QUOTA if is_5 else REFUSED
+        self._broker.hub.subscribe(session, SubscribeCommand(one.topic, one.qos))
+        return one.qos
+
+    def _unsubscribe(self, packet: Unsubscribe) -> Iterator[None]:
+        codes = []
+        for number, topic in enumerate(packet.topics, 1):
+            there = self._session.unsubscribe(topic)
+            if there:
+                self._broker.hub.serve(self._session, UnsubscribeCommand(topic))
+            codes.append(0 if there else Reason.NO_SUBSCRIPTION)
+            if number % PIECE == 0:
+                yield
+        self._answer(UnsubAck(packet.packet_id, codes))
