@@ -222,6 +222,10 @@ class MemoryHub:
         self, message: Message, matching: Sequence[tuple[Member | Group, int]]
     ) -> list[Outcome[None]]:
         """Give *message* to each once; return the outcomes of those who have no room."""
+        only, qos = matching[0]
+        if len(matching) == 1 and not isinstance(only, Group):  # as most are
+            outcome = only.delivered((self._for(message, qos),))
+            return [] if outcome is None else [outcome]
         best: dict[Member, int] = {}
         full: list[Outcome[None]] = []
         for key, qos in matching:
@@ -232,7 +236,7 @@ class MemoryHub:
                     full.append(outcome)
             elif best.get(key, -1) < qos:
                 best[key] = qos
-        by_qos = [(self._for(message, qos),) for qos in range(3)]
+        by_qos = {qos: (self._for(message, qos),) for qos in set(best.values())}
         for channel, qos in best.items():
             outcome = channel.delivered(by_qos[qos])
             if outcome is not None:

@@ -131,7 +131,7 @@ class Site:
         end = asyncio.get_running_loop().time() + PATIENCE
         while not what():
             assert asyncio.get_running_loop().time() < end
-            await asyncio.sleep(0)  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
 
     def stat(self, name: str) -> int:
         return self.gateway.app.stats.get(name, 0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from ...commands import Publish, Waiter
-from ...engine import Engine
-from ...hub import MemoryHub
+from ...hub import Member, MemoryHub
 from ...models import ClientInfo, Message
 from .bounds import Bounds, Budget
 from .codec import publish_head
@@ -35,15 +34,26 @@ FIGHT: Final = 10.0
 
 
 class Broker:
-    """The MQTT side of *hub*; *waiter* makes what publishers wait with, *engine* counts what happens."""
+    """The MQTT side of *hub*.
+
+    *waiter* makes what publishers wait with, *count* counts what happens; *devices* are those connected, by
+    clientid.
+    """
 
     def __init__(
-        self, hub: MemoryHub, engine: Engine, waiter: Callable[[], Waiter], bounds: Bounds | None = None
+        self,
+        hub: MemoryHub,
+        bounds: Bounds,
+        *,
+        waiter: Callable[[], Waiter],
+        count: Callable[[str, int], object],
+        devices: Mapping[str, Member],
     ) -> None:
         self.hub = hub
-        self.engine = engine
+        self.bounds = bounds
         self.waiter = waiter
-        self.bounds = bounds or Bounds()
+        self.count = count
+        self.devices = devices
         self.budget = Budget(self.bounds.total, self.bounds.clients)
         self.sessions: dict[str, Session] = {}
         self.absent: OrderedDict[str, float] = OrderedDict()  # when each absent session ends, by clientid
@@ -76,7 +86,7 @@ class Broker:
         """See that a name that somebody has is its user's. Raises `MqttError`."""
         if not self.hub.asks:
             return
-        device = self.engine.clients.get(client.clientid)
+        device = self.devices.get(client.clientid)
         session = self.sessions.get(client.clientid)
         for member in (device, session):
             owner = member.client if member is not None else None
@@ -148,7 +158,7 @@ class Broker:
 
     def publish(self, session: Session, command: Publish) -> None:
         """Publish for a client that hears no answer."""
-        self.engine.count("door_messages_received")
+        self.count("door_messages_received", 1)
         outcome = self.hub.serve(session, command)
         if outcome.error is not None:
             log.warning("%s ! publish failed: %s", session, outcome.error)
@@ -187,15 +197,15 @@ class Broker:
         self._sent += 1
 
     def flush_counts(self) -> None:
-        """Show the engine what was counted here for speed."""
+        """Pass on what was counted here, for speed."""
         if self._sent:
-            self.engine.count("door_messages_sent", self._sent)
+            self.count("door_messages_sent", self._sent)
             self._sent = 0
         self._last = (None, 0)
 
     def dropped(self, session: Session, why: str, number: int = 1) -> None:
         """Count and log messages that a client doesn't get."""
-        self.engine.count("door_messages_dropped", number)
+        self.count("door_messages_dropped", number)
         log.warning("%s ! %d messages dropped: %s", session, number, why)
 
     def _expiry(self, connect: Connect) -> int:

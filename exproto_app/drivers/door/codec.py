@@ -40,10 +40,17 @@ from .properties import (
 )
 from .reasons import MqttError, Reason
 
-__all__ = ["FILTERS", "decode", "encode", "head_of", "publish_head"]
+__all__ = ["FILTERS", "acknowledge", "decode", "encode", "head_of", "publish_head"]
 
 FILTERS: Final = 1_000
 """Topic filters in one SUBSCRIBE or UNSUBSCRIBE."""
+
+ACKS: Final = {
+    Kind.PUBACK: b"\x40\x02",
+    Kind.PUBREC: b"\x50\x02",
+    Kind.PUBREL: b"\x62\x02",
+    Kind.PUBCOMP: b"\x70\x02",
+}
 
 SHORT: Final = "a packet is shorter than it says"
 
@@ -238,6 +245,11 @@ READERS: Final[dict[int, Callable[[int, bytes, int], Packet]]] = {
     Kind.DISCONNECT: _read_last,
     Kind.AUTH: _read_last,
 }
+
+
+def acknowledge(kind: int, packet_id: int) -> bytes:
+    """Return the acknowledgement of a success, which is the same in both versions."""
+    return ACKS[kind] + packet_id.to_bytes(2, "big")
 
 
 def publish_head(

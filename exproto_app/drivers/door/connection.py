@@ -213,7 +213,7 @@ class ClientConnection:
         if self.state != LOGIN:
             return
         if not admitted:
-            self._broker.engine.count("door_clients_denied")
+            self._broker.count("door_clients_denied", 1)
             self.fail(MqttError("wrong clientid, username or password", Reason.BAD_LOGIN))
             return
         try:
@@ -341,7 +341,7 @@ class ClientConnection:
         """End a client that broke a rule, told in its version of MQTT."""
         if self.state >= CLOSING:
             return
-        self._broker.engine.count("door_clients_failed")
+        self._broker.count("door_clients_failed", 1)
         log.warning("%s ! MQTT client%s closed: %s", self.peer, self._name(), error)
         self.close(error.code, "")
 

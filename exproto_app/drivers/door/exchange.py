@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from ...commands import Outcome
+from ...commands import DONE, Outcome
 from ...commands import Publish as PublishCommand
 from ...commands import Subscribe as SubscribeCommand
 from ...commands import Unsubscribe as UnsubscribeCommand
 from ...topics import check_filter
 from .checks import check_levels, check_message_topic
-from .codec import encode
+from .codec import acknowledge, encode
 from .packets import (
     V5,
     Ack,
@@ -78,9 +78,11 @@ class Exchange:
         match packet:
             case Publish():
                 self._publish(packet)
-            case Ack(kind) if kind == Kind.PUBREL:
-                code = 0 if self._session.released(packet.packet_id) else Reason.UNKNOWN_ID
-                self._answer(Ack(Kind.PUBCOMP, packet.packet_id, code))
+            case Ack(kind, packet_id) if kind == Kind.PUBREL:
+                if self._session.released(packet_id):
+                    connection.send(acknowledge(Kind.PUBCOMP, packet_id))
+                else:
+                    self._answer(Ack(Kind.PUBCOMP, packet_id, Reason.UNKNOWN_ID))
             case Ack():
                 connection.moved = True
                 self._session.acknowledged(packet, connection)
@@ -106,18 +108,22 @@ class Exchange:
         if SUBSCRIPTION_ID in packet.properties:
             raise MqttError("a PUBLISH has a subscription identifier", Reason.PROTOCOL_ERROR)
         check_message_topic(packet.topic)
-        broker, session = self._broker, self._session
+        broker, session, connection = self._broker, self._session, self._connection
         command = PublishCommand(packet.topic, packet.payload, packet.qos, packet.retain)
         if not packet.qos:
             broker.publish(session, command)
             return
         kind = Kind.PUBACK if packet.qos == 1 else Kind.PUBREC
-        self._check_unfinished()
+        if connection.version == V5:
+            self._check_unfinished()
         if kind == Kind.PUBREC and not session.receives(packet.packet_id):
-            self._answer(Ack(kind, packet.packet_id))
+            connection.send(acknowledge(kind, packet.packet_id))
             return
-        broker.engine.count("door_messages_received")
+        broker.count("door_messages_received", 1)
         outcome = broker.hub.serve(session, command)
+        if outcome is DONE and not self._owed:
+            connection.send(acknowledge(kind, packet.packet_id))
+            return
         self._owed.append((kind, packet.packet_id, outcome))
         outcome.when_done(self._settle)
 
@@ -125,7 +131,7 @@ class Exchange:
         """See that a client of MQTT 5 keeps to what its CONNACK said; MQTT 3.1.1 knows no such limit."""
         limit = self._broker.bounds.receive_max
         unfinished = self._session.receiving + sum(kind == Kind.PUBACK for kind, _, _ in self._owed)
-        if self._connection.version == V5 and unfinished >= limit:
+        if unfinished >= limit:
             words = f"{unfinished + 1} of its messages are unfinished, limit is {limit}"
             raise MqttError(words, Reason.RECEIVE_MAXIMUM)
 
@@ -134,13 +140,13 @@ class Exchange:
         owed, was_full = self._owed, self.full
         while owed and owed[0][2].done:
             kind, packet_id, outcome = owed.popleft()
-            code = 0
-            if outcome.error is not None:
-                log.warning("%s ! publish failed: %s", self._session, outcome.error)
-                code = Reason.QUOTA
-                if kind == Kind.PUBREC and self._connection.version == V5:
-                    self._session.released(packet_id)
-            self._answer(Ack(kind, packet_id, code))
+            if outcome.error is None:
+                self._connection.send(acknowledge(kind, packet_id))
+                continue
+            log.warning("%s ! publish failed: %s", self._session, outcome.error)
+            if kind == Kind.PUBREC and self._connection.version == V5:
+                self._session.released(packet_id)
+            self._answer(Ack(kind, packet_id, Reason.QUOTA))
         if was_full:
             self._connection.wants_work()
 

@@ -54,7 +54,13 @@ class MqttServer:
         """Listen; what happens is counted in *engine*."""
         self.engine = engine
         self.loop = asyncio.get_running_loop()
-        self.broker = Broker(self.hub, engine, self.loop.create_future, self.bounds)
+        self.broker = Broker(
+            self.hub,
+            self.bounds,
+            waiter=self.loop.create_future,
+            count=engine.count,
+            devices=engine.clients,
+        )
         self._empty = asyncio.Event()
         host = self.address.host or None
         make = partial(Link, self)

@@ -19,7 +19,7 @@ from ...errors import UnavailableError
 from ...models import ClientInfo, Message
 from ...topics import matches
 from .bounds import LEVEL, OVERHEAD
-from .codec import encode, publish_head
+from .codec import acknowledge, encode, publish_head
 from .packets import Ack, Kind, Subscription
 from .reasons import Reason
 
@@ -233,7 +233,7 @@ class Session:
             if message is not None and message.qos == 2:
                 flights[packet_id] = None
                 self._fly(-cost(message))
-            connection.send(encode(Ack(Kind.PUBREL, packet_id), connection.version))
+            connection.send(acknowledge(Kind.PUBREL, packet_id))
             return
         if message is not None:
             if (message.qos == 2) != (ack.kind == Kind.PUBREC):
@@ -313,7 +313,7 @@ class Session:
                 continue
             self._flights[packet_id] = message
             if message is None:
-                connection.send(encode(Ack(Kind.PUBREL, packet_id), connection.version))
+                connection.send(acknowledge(Kind.PUBREL, packet_id))
                 continue
             flags = 8 | message.qos << 1 | message.retain
             size = len(message.payload)
