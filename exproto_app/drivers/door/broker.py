@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -57,7 +57,6 @@ class Broker:
         self.budget = Budget(self.bounds.total, self.bounds.clients)
         self.sessions: dict[str, Session] = {}
         self.absent: OrderedDict[str, float] = OrderedDict()  # when each absent session ends, by clientid
-        self.logins: Counter[str] = Counter()  # being checked, by address
         self.now = 0.0
         self._wills: dict[str, tuple[float, Session, Will]] = {}
         self._takeovers: dict[str, deque[float]] = {}
@@ -66,21 +65,6 @@ class Broker:
         self._sent = 0
 
     # --- logins
-
-    def begin_login(self, host: str) -> None:
-        """Count a login that is to be checked. Raises `MqttError` where too many are."""
-        bounds, running = self.bounds, self.logins.total()
-        if running >= bounds.logins or self.logins[host] >= bounds.logins_per_address:
-            words = f"{running} logins are being checked, {self.logins[host]} of its address"
-            limits = f"limits are {bounds.logins} and {bounds.logins_per_address}"
-            raise MqttError(f"{words}, {limits}", Reason.BUSY)
-        self.logins[host] += 1
-
-    def end_login(self, host: str) -> None:
-        """Count it no longer."""
-        self.logins[host] -= 1
-        if not self.logins[host]:
-            del self.logins[host]
 
     def check_owner(self, client: ClientInfo) -> None:
         """See that a name that somebody has is its user's. Raises `MqttError`."""

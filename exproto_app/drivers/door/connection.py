@@ -88,7 +88,6 @@ class ClientConnection:
         self._out: deque[bytes | memoryview] = deque()
         self._connect: Connect | None = None
         self._client: ClientInfo | None = None
-        self._logging_in = False
         self._exchange: Exchange | None = None
         self._gone = False
         self._counted = 0
@@ -159,6 +158,12 @@ class ClientConnection:
         return self.writable and self.state == ONLINE and self.out_bytes < self._broker.bounds.write
 
     @property
+    def applicant(self) -> tuple[str, str | None]:
+        """The address and, once it is known, the name of who isn't logged in."""
+        client = self._client
+        return self.peer.host, None if client is None else client.username or client.clientid
+
+    @property
     def pending_login(self) -> bool:
         """Whether it isn't logged in yet."""
         return self.state in (CONNECTING, LOGIN)
@@ -209,7 +214,6 @@ class ClientConnection:
 
     def admitted(self, admitted: bool) -> None:
         """Take the answer of the login rule."""
-        self._login_over()
         if self.state != LOGIN:
             return
         if not admitted:
@@ -221,11 +225,6 @@ class ClientConnection:
         except MqttError as error:
             self.fail(error)
         self._host.wants_work()
-
-    def _login_over(self) -> None:
-        if self._logging_in:
-            self._logging_in = False
-            self._broker.end_login(self.peer.host)
 
     def _take_connect(self, packet: Packet) -> None:
         if not isinstance(packet, Connect):
@@ -242,8 +241,6 @@ class ClientConnection:
             check_message_topic(packet.will.topic)
         self._connect = packet
         self._client = ClientInfo(clientid, packet.username or "", keepalive=packet.keepalive)
-        self._broker.begin_login(self.peer.host)
-        self._logging_in = True
         self.state = LOGIN
         password = packet.password
         packet.password = None
@@ -376,7 +373,6 @@ class ClientConnection:
         if self.state >= CLOSING:
             return
         self.state = CLOSING
-        self._login_over()
         self._exchange = None
         self.inbound.clear()
         self._count_unparsed()

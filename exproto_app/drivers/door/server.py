@@ -102,13 +102,14 @@ class MqttServer:
         return True
 
     def _drop_half_open(self) -> None:
-        """Drop one that isn't logged in: the oldest of the address that has most of them."""
-        counts: dict[str, int] = {}
-        for link in self.half_open:
-            host = link.connection.peer.host
-            counts[host] = counts.get(host, 0) + 1
-        most = max(counts, key=counts.__getitem__)
-        link = next(link for link in self.half_open if link.connection.peer.host == most)
+        """Drop one that isn't logged in: the oldest of the address and name that have most of them.
+
+        Where all have one, it is the newest: those who come in numbers put each other out, and nobody else.
+        """
+        alike: dict[tuple[str, str | None], list[Link]] = {}
+        for link in reversed(self.half_open):
+            alike.setdefault(link.connection.applicant, []).append(link)
+        link = max(alike.values(), key=len)[-1]
         self.engine.count("door_clients_refused")
         words = "%s ! MQTT client dropped: %d connections aren't logged in, limit is %d"
         log.warning(words, link.connection.peer, len(self.half_open), self.bounds.half_open)
