@@ -22,9 +22,9 @@ LEVELS: Final = 128
 class Bounds:
     """The limits of the MQTT server.
 
-    Counts: *clients* connected, *half_open* of them without a login yet; *sessions* kept; *subscriptions* of a
-    client; *in_flight* messages to a client that it hasn't acknowledged; *receive_max* messages of QoS 1 and 2
-    of a client that aren't finished.
+    Counts: *clients* connected, *half_open* of them without a login yet; *sessions* kept; *subscriptions* of
+    a client; *in_flight* messages to a client that it hasn't acknowledged; *receive_max* messages of QoS 1
+    and 2 of a client that aren't finished.
     Bytes: *packet* that a client may send, and its *connect*; *soft* waiting for a client, beyond it
     publishers that await are made to wait; *queue* waiting for it and unacknowledged, beyond it messages are
     dropped; *filters* of its subscriptions; *total* of everything that is held for all clients; *write* in

@@ -230,6 +230,7 @@ class ClientConnection:
         if not isinstance(packet, Connect):
             raise MqttError("its first packet is not a CONNECT")
         self.version = packet.version
+        self._connect = packet
         if AUTHENTICATION_METHOD in packet.properties:
             raise MqttError("it wants an enhanced authentication", Reason.BAD_AUTHENTICATION)
         if not packet.clientid and packet.version == V4 and not packet.clean_start:
@@ -239,7 +240,6 @@ class ClientConnection:
         check_name("username", packet.username or "")
         if packet.will is not None:
             check_message_topic(packet.will.topic)
-        self._connect = packet
         self._client = ClientInfo(clientid, packet.username or "", keepalive=packet.keepalive)
         self.state = LOGIN
         password = packet.password
