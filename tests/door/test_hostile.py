@@ -1,4 +1,4 @@
-"""MQTT clients that attack or are broken: what they cost is bounded in bytes and in steps, and theirs alone."""
+"""MQTT clients that attack or are broken: what they cost is bounded, and theirs alone."""
 
 from __future__ import annotations
 
