@@ -6,7 +6,7 @@ import inspect
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -166,9 +166,10 @@ class MemoryHub:
         """Subscribe *member*, which sees to the retained messages itself."""
         self._add(member, command.topic, command.qos)
 
-    def retained_topics(self, topic_filter: str) -> list[str]:
-        """Return the topics with retained messages that a plain filter matches."""
-        return [message.topic for message in self._retained.matching(topic_filter)]
+    def retained_topics(self, topic_filter: str) -> Iterator[str | None]:
+        """Yield the topics with retained messages that match a plain filter; None for a step without one."""
+        for message in self._retained.walk(topic_filter):
+            yield None if message is None else message.topic
 
     def retained(self, topic: str) -> Message | None:
         """Return the retained message of *topic*."""

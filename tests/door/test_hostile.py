@@ -85,7 +85,7 @@ def test_retained_messages_and_filters_are_worked_off_in_slices() -> None:
         step = peer.connection.take(1 << 20).count(b"kept/")
         assert step <= 100
         sent += step
-    assert slices >= 1_000 // 50 + 1_000
+    assert slices >= 1_000
     assert sent == 1_000
 
 

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from ...commands import Outcome, refused
 from ...errors import UnavailableError
 from ...models import ClientInfo, Message
@@ -31,7 +33,7 @@ __all__ = ["Session"]
 
 IDS: Final = 65_535
 RETAINED: Final = 100
-"""Retained messages that are looked at in one slice."""
+"""Steps of the look-up of retained messages that are taken in one slice."""
 
 LARGE: Final = 4_096
 """Bytes of a payload that isn't copied into its packet."""
@@ -81,7 +83,7 @@ class Session:
         self._received: bytearray | None = None  # a bit for each QoS 2 identifier that awaits its PUBREL
         self._room: list[Outcome[None]] = []
         self._retained: dict[str, int] = {}  # filters whose retained messages are still to be looked up
-        self._retaining: tuple[Iterator[str], int] | None = None
+        self._retaining: tuple[Iterator[str | None], int] | None = None
 
     def __str__(self) -> str:
         return f"mqtt:{self.client.clientid!r}"
@@ -172,19 +174,19 @@ class Session:
         if self._retaining is None:
             topic_filter = next(iter(self._retained))
             qos = self._retained.pop(topic_filter)
-            self._retaining = iter(self.broker.hub.retained_topics(topic_filter)), qos
-            return
+            self._retaining = self.broker.hub.retained_topics(topic_filter), qos
         topics, qos = self._retaining
         for _ in range(RETAINED):
             if not self.sendable:
                 return
-            topic = next(topics, None)
-            if topic is None:
+            topic = next(topics, "")
+            if topic == "":
                 self._retaining = None
                 return
-            message = self.broker.hub.retained(topic)  # as it is now: it must not undo a newer one
+            # As it is now: it must not undo a newer one.
+            message = self.broker.hub.retained(topic) if topic is not None else None
             if message is not None:
-                self._send(Message(topic, message.payload, min(message.qos, qos), retain=True))
+                self._send(attrs.evolve(message, qos=min(message.qos, qos)))
 
     def _send(self, message: Message) -> None:
         connection = self.connection
