@@ -34,6 +34,12 @@ def echo() -> App:
         conn.subscribe(frame[10:].decode(), qos=1)
         return b"ok"
 
+    @app.on_received(b"send ")
+    async def send(conn: Connection, frame: bytes) -> bytes:
+        for number in range(int(frame[5:])):
+            await conn.publish("t", b"%4d" % number * 256, qos=1)
+        return b"safe"
+
     @app.on_received
     def up(conn: Connection, frame: bytes) -> None:
         conn.publish("up", frame, qos=1)

@@ -10,9 +10,11 @@ import socket
 import sys
 
 import pytest
+from paho.mqtt.client import MQTTv5, MQTTv311
+from paho.mqtt.enums import MQTTProtocolVersion
 
 from exproto_app import ClientInfo
-from exproto_app.drivers.door.packets import Disconnect
+from exproto_app.drivers.door.packets import Ack, Disconnect, Kind, Publish, SubAck, Subscribe, Subscription
 from exproto_app.drivers.door.reasons import Reason
 
 from ..test_cli import ECHO, gateway, port_of, run
@@ -24,10 +26,13 @@ mosquitto = pytest.mark.skipif(shutil.which("mosquitto_pub") is None, reason="ne
 
 
 @pytest.mark.parametrize("uvloop", [False, True])
+@pytest.mark.parametrize("protocol", [MQTTv311, MQTTv5])
 @pytest.mark.parametrize("qos", [0, 1, 2])
-def test_devices_and_mqtt_clients_reach_each_other_once(qos: int, uvloop: bool) -> None:
+def test_devices_and_mqtt_clients_reach_each_other_once(
+    qos: int, protocol: MQTTProtocolVersion, uvloop: bool
+) -> None:
     async def test(site: Site) -> None:
-        async with site.device() as device, client(site) as mqtt:
+        async with site.device() as device, client(site, protocol=protocol) as mqtt:
             assert await mqtt.subscribe("#", qos) == [qos]
             assert await device.ask(b"subscribe down/#") == b"ok"
             device.writer.write(b"hello\n")
@@ -40,6 +45,26 @@ def test_devices_and_mqtt_clients_reach_each_other_once(qos: int, uvloop: bool) 
             assert await mqtt.message() == ("up", b"end", min(qos, 1), False)
 
     at_a_site(test, uvloop=uvloop)
+
+
+def test_a_device_waits_for_a_slow_client_instead_of_losing_what_it_awaited() -> None:
+    async def test(site: Site) -> None:
+        async with site.mqtt("slow") as slow, site.device() as device:
+            slow.send(Subscribe(1, [Subscription("t", 1)]))
+            assert await slow.packet() == SubAck(1, [1])
+            device.writer.write(b"send 1200\n")
+            session = site.server.broker.sessions["slow"]
+            await site.until(lambda: session.held > site.server.bounds.soft)
+            assert site.stat("messages_published") < 400
+            for number in range(1_200):
+                message = await slow.packet()
+                assert isinstance(message, Publish)
+                assert message.payload == b"%4d" % number * 256
+                slow.send(Ack(Kind.PUBACK, message.packet_id))
+            assert await device.hear() == b"safe"
+            assert site.stat("door_messages_dropped") == 0
+
+    at_a_site(test)
 
 
 def test_messages_to_a_client_keep_their_order() -> None:
@@ -67,9 +92,10 @@ def test_messages_from_a_client_keep_their_order(qos: int) -> None:
     at_a_site(test)
 
 
-def test_retained_messages_of_both_sides() -> None:
+@pytest.mark.parametrize("protocol", [MQTTv311, MQTTv5])
+def test_retained_messages_of_both_sides(protocol: MQTTProtocolVersion) -> None:
     async def test(site: Site) -> None:
-        async with client(site) as mqtt, site.device() as device:
+        async with client(site, protocol=protocol) as mqtt, site.device() as device:
             site.gateway.app.publish("kept/app", b"a", retain=True)
             mqtt.paho.publish("kept/mqtt", b"m", 1, retain=True)
             await mqtt.event("publish")

@@ -173,6 +173,14 @@ def test_packets_that_never_end_are_bounded_in_bytes_and_in_time() -> None:
     assert desk.broker.budget.used < MIB
 
 
+@pytest.mark.parametrize("first", [b"G", b"\x16", b"\x11", b"\x00", b"\x30", b"\xe0"])
+def test_what_does_not_begin_as_mqtt_is_ended_by_its_first_byte(first: bytes) -> None:
+    peer = Desk().peer()
+    peer.feed(first)
+    assert peer.closed
+    assert peer.got() == []
+
+
 @pytest.mark.parametrize("size", [65_537, 2**28 - 1])
 def test_a_connect_is_small(size: int) -> None:
     peer = Desk().peer()

@@ -63,7 +63,7 @@ def test_a_client_of_mqtt_5_is_told_what_it_may_do() -> None:
     properties = dict(answer.properties)
     assert properties.pop(ASSIGNED_CLIENTID) in desk.broker.sessions
     assert properties == {
-        RECEIVE_MAXIMUM: 64,
+        RECEIVE_MAXIMUM: 1_024,
         MAXIMUM_PACKET: 1_048_576,
         SUBSCRIPTION_IDS_AVAILABLE: 0,
         SESSION_EXPIRY: 86_400,
@@ -295,6 +295,30 @@ def test_publishers_wait_for_a_client_that_has_much_to_read_and_nobody_else_does
     assert all(outcome.done and outcome.error is None for outcome in outcomes)
     assert source.got() == [Ack(Kind.PUBACK, 1), Ack(Kind.PUBACK, 2)]
     assert desk.stats["door_messages_dropped"] == 0
+
+
+@versions
+def test_a_client_that_publishes_to_itself_makes_its_own_room(version: int) -> None:
+    desk = Desk(in_flight=2, soft=500, receive_max=100)
+    peer = desk.connect("peer", version)
+    peer.subscribe("t", 2)
+    peer.send(*(Publish("t", b"%d" % number, 1, packet_id=number) for number in range(1, 51)))
+    seen: list[bytes] = []
+    acknowledged: list[int] = []
+    while some := peer.got():
+        seen += payloads(some)
+        acknowledge(peer, some)
+        acknowledged += [packet.packet_id for packet in some if isinstance(packet, Ack)]
+    assert seen == [b"%d" % number for number in range(1, 51)]
+    assert acknowledged == list(range(1, 51))
+
+
+def test_who_sends_without_end_is_acknowledged_without_waiting() -> None:
+    desk = Desk(in_flight=2, soft=500, receive_max=5)
+    slow, source = desk.connect("slow", V4), desk.connect("source", V4)
+    slow.subscribe("t", 1)
+    source.send(*(Publish("t", b"x", 1, packet_id=number) for number in range(1, 51)))
+    assert source.got() == [Ack(Kind.PUBACK, number) for number in range(1, 46)]
 
 
 def test_nobody_waits_for_a_client_that_has_gone() -> None:

@@ -39,7 +39,7 @@ class Bounds:
     sessions: int = 1_000
     subscriptions: int = 1_000
     in_flight: int = 32
-    receive_max: int = 64
+    receive_max: int = 1_024
     packet: int = 1_048_576
     connect: int = 65_536
     soft: int = 262_144

@@ -45,6 +45,9 @@ log = logging.getLogger("exproto_app")
 
 CONNECTING, LOGIN, ONLINE, CLOSING, CLOSED = range(5)
 
+CONNECT: Final = 0x10
+"""What every client begins with."""
+
 SLICE: Final = 32
 """Packets that are handled before others get their turn."""
 
@@ -284,6 +287,8 @@ class ClientConnection:
     # --- packets
 
     def _work(self, overdue: Callable[[], bool]) -> bool:
+        if self.state == CONNECTING and self.inbound.first not in (None, CONNECT):
+            raise MqttError("it speaks something else; MQTT 3.1.1 and 5 are understood")
         for _ in range(SLICE):
             exchange = self._exchange
             if exchange is not None and exchange.job is not None:
@@ -302,9 +307,7 @@ class ClientConnection:
 
     @property
     def _takes_packets(self) -> bool:
-        if self._exchange is None:
-            return self.state == CONNECTING
-        return self._gone or not self._exchange.full
+        return self.state in (CONNECTING, ONLINE)
 
     @property
     def _has_work(self) -> bool:

@@ -51,8 +51,9 @@ class Exchange:
     """The packets between *session* and its client on *connection*.
 
     *job* is what is left of a long packet; the next packet waits for it. Acknowledgements of messages leave
-    in the order in which those came, each when the hub has room for its message; while many are owed, no
-    further packet is taken.
+    in the order in which those came, each when those who get its message have room again. Meanwhile further
+    packets are taken, for among them may be what makes room: so who doesn't stop sending by itself is
+    acknowledged without waiting, once many are owed.
     """
 
     def __init__(self, broker: Broker, session: Session, connection: ClientConnection) -> None:
@@ -61,11 +62,6 @@ class Exchange:
         self._session = session
         self._connection = connection
         self._owed: deque[tuple[int, int, Outcome[None]]] = deque()
-
-    @property
-    def full(self) -> bool:
-        """Whether no further packet should be handled for now."""
-        return len(self._owed) >= self._broker.bounds.receive_max
 
     def go_on(self) -> None:
         """Do another piece of the job."""
@@ -126,6 +122,7 @@ class Exchange:
             return
         self._owed.append((kind, packet.packet_id, outcome))
         outcome.when_done(self._settle)
+        self._settle()
 
     def _check_unfinished(self) -> None:
         """See that a client of MQTT 5 keeps to what its CONNACK said; MQTT 3.1.1 knows no such limit."""
@@ -135,10 +132,10 @@ class Exchange:
             words = f"{unfinished + 1} of its messages are unfinished, limit is {limit}"
             raise MqttError(words, Reason.RECEIVE_MAXIMUM)
 
-    def _settle(self, _: object) -> None:
+    def _settle(self, _: object = None) -> None:
         """Acknowledge what the hub has taken, in the order in which it came (4.6)."""
-        owed, was_full = self._owed, self.full
-        while owed and owed[0][2].done:
+        owed = self._owed
+        while owed and (owed[0][2].done or len(owed) > self._broker.bounds.receive_max):
             kind, packet_id, outcome = owed.popleft()
             if outcome.error is None:
                 self._connection.send(acknowledge(kind, packet_id))
@@ -147,8 +144,6 @@ class Exchange:
             if kind == Kind.PUBREC and self._connection.version == V5:
                 self._session.released(packet_id)
             self._answer(Ack(kind, packet_id, Reason.QUOTA))
-        if was_full:
-            self._connection.wants_work()
 
     def _subscribe(self, packet: Subscribe) -> Iterator[None]:
         codes = []

@@ -42,6 +42,13 @@ class Inbound:
     def _has_next(self) -> bool:
         return bool(self._data) or len(self._rest) >= self._need
 
+    @property
+    def first(self) -> int | None:
+        """The first byte, None if there is none."""
+        if self._at < len(self._data):
+            return self._data[self._at]
+        return self._rest[0] if self._rest else None
+
     def feed(self, data: bytes) -> None:
         """Take what was read."""
         if self._rest or self._at < len(self._data):

@@ -248,13 +248,13 @@ class Link(asyncio.Protocol):
             connection.lost()
             self._server.forget(self)
             return
-        if self._writable:
+        if self._writable and not self._transport.is_closing():
             data = connection.take(self._server.bounds.write)
             if data:
                 self._transport.write(data)
         if not connection.pending_login:
             self._server.half_open.pop(self, None)
-        if more or (self._writable and connection.has_output):
+        if more or (self._writable and connection.has_output and not self._transport.is_closing()):
             self._server.schedule(self)
         elif not connection.has_output and connection.done and not self._closed:
             self._closed = True
