@@ -41,7 +41,7 @@ bench: .venv/dev
 
 # Hostile bytes for every framing and example, about four minutes.
 fuzz: .venv/dev
-	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py -q --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py tests/door/test_hostile.py -q --hypothesis-profile=fuzz
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

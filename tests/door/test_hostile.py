@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import ClientInfo
@@ -325,7 +325,6 @@ def test_enhanced_authentication_and_a_nameless_session_are_refused() -> None:
     assert old.got() == [ConnAck(2)]
 
 
-@settings(max_examples=300)
 @given(st.data())
 def test_whatever_a_client_sends_it_harms_itself_alone(data: st.DataObject) -> None:
     desk = Desk(queue=50_000, total=100_000)

@@ -321,6 +321,21 @@ def test_who_sends_without_end_is_acknowledged_without_waiting() -> None:
     assert source.got() == [Ack(Kind.PUBACK, number) for number in range(1, 46)]
 
 
+def test_publishers_wait_for_the_slowest_of_several_clients() -> None:
+    desk = Desk(in_flight=1, soft=300)
+    peers = [desk.connect(f"slow {number}", V4) for number in range(2)]
+    for peer in peers:
+        peer.subscribe("t", 1)
+    outcomes = [desk.publish("t", bytes(100), 1) for _ in range(5)]
+    assert not outcomes[-1].done
+    while packets := peers[0].got():
+        acknowledge(peers[0], packets)
+    assert not outcomes[-1].done
+    peers[1].hang_up()
+    assert outcomes[-1].done
+    assert outcomes[-1].error is None
+
+
 def test_nobody_waits_for_a_client_that_has_gone() -> None:
     desk = Desk(in_flight=1, soft=300)
     slow = desk.connect("slow", **KEPT[V5])

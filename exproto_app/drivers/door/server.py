@@ -113,6 +113,7 @@ class MqttServer:
         self.engine.count("door_clients_refused")
         words = "%s ! MQTT client dropped: %d connections aren't logged in, limit is %d"
         log.warning(words, link.connection.peer, len(self.half_open), self.bounds.half_open)
+        del self.half_open[link]
         link.abort()
 
     def schedule(self, link: Link) -> None:
@@ -259,7 +260,7 @@ class Link(asyncio.Protocol):
         elif not connection.has_output and connection.done and not self._closed:
             self._closed = True
             self._transport.close()
-        if not self._reading and not connection.inbound.ready and not self._closing:
+        if not (self._reading or self._closing or self._lost or connection.inbound.ready):
             self._reading = True
             self._transport.resume_reading()
 
