@@ -30,7 +30,7 @@ WINDOW = 16
 PAYLOAD = bytes(64)
 TOPIC = b"\x00\x01t"
 QOS_0 = b"\x30\x43" + TOPIC + PAYLOAD
-BAR = 2.0
+BAR = 5.0
 """Times the rate of amqtt."""
 
 OURS = """

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import ClientInfo
+from exproto_app.commands import DONE
 from exproto_app.drivers.door import bounds
 from exproto_app.drivers.door.codec import encode
 from exproto_app.drivers.door.packets import (
@@ -134,13 +135,38 @@ def test_what_waits_for_clients_that_never_read_is_bounded_in_bytes(qos: int) ->
     outcomes = [desk.publish("t", bytes(MIB), qos) for _ in range(20)]
     for peer in peers:
         assert peer.held <= 4 * MIB
-    assert desk.broker.budget.used <= 12 * MIB
-    assert desk.stats["door_messages_dropped"] >= 6 * 20 - 12
+    assert desk.broker.budget.used <= 18 * MIB
+    assert desk.stats["door_messages_dropped"] >= 6 * 20 - 18
     if qos:
         assert isinstance(outcomes[-1].error, UnavailableError)
     for peer in peers:
         peer.hang_up()
     assert desk.broker.budget.used == 0
+
+
+def test_those_who_hold_much_keep_nobody_out() -> None:
+    desk = Desk(queue=4 * MIB, total=8 * MIB, clients=10)
+    good = desk.connect("good")
+    good.subscribe("good", 1)
+    for number in range(10):
+        away = desk.connect(f"away {number}", clean_start=False, properties={SESSION_EXPIRY: 600})
+        away.subscribe("t", 1)
+        away.hang_up()
+    for _ in range(40):
+        desk.publish("t", bytes(MIB // 4), 1)
+    assert desk.broker.budget.used <= 4 * MIB + 10 * desk.broker.budget.share
+    for number in range(10):
+        slow = desk.connect(f"slow {number}")
+        slow.subscribe("t", 0)
+        slow.connection.writable = False
+    for _ in range(40):
+        desk.publish("t", bytes(MIB // 4), 1)
+    assert 7 * MIB < desk.broker.budget.used <= 12 * MIB
+    for _ in range(3):
+        assert desk.publish("good", bytes(MIB), 1) is DONE
+        (message,) = good.got()
+        assert isinstance(message, Publish)
+        good.send(Ack(Kind.PUBACK, message.packet_id))
 
 
 def test_a_client_that_takes_nothing_is_ended() -> None:

@@ -57,7 +57,8 @@ class Bounds:
 class Budget:
     """The bytes that are held for all clients together.
 
-    Beyond the total each may still have its *share*, so that those who hold much can't keep the others out.
+    Those who hold much can't keep the others out: beyond the total each may still have its *share*, and one
+    message, of any size, who has nothing; half as much again is the end. Clients that are away have half.
     """
 
     def __init__(self, total: int, peers: int) -> None:
@@ -65,6 +66,11 @@ class Budget:
         self.share = max(total // (4 * peers), 16_384)
         self.used = 0
 
-    def allows(self, held: int, size: int) -> bool:
+    def allows(self, held: int, size: int, *, absent: bool = False) -> bool:
         """Tell whether somebody who holds *held* bytes may hold *size* more."""
-        return self.used + size <= self.total or held + size <= self.share
+        used = self.used + size
+        if held + size <= self.share:
+            return True
+        if absent:
+            return used <= self.total // 2
+        return used <= self.total or (not held and used <= self.total // 2 * 3)

@@ -124,13 +124,14 @@ class Session:
         ):
             self._send(message)
             return None
-        if self.held + size > bounds.queue or not budget.allows(self.held, size):
+        absent = connection is None
+        if self.held + size > bounds.queue or not budget.allows(self.held, size, absent=absent):
             words = f"{self.held} bytes wait for it, limits are {bounds.queue} and {budget.total} in all"
             self.broker.dropped(self, words)
             return refused(UnavailableError(f"{self} can't take it: {words}")) if message.qos else None
         self._hold(size)
         self._queue.append(message)
-        if connection is None or not message.qos or self.held <= bounds.soft:
+        if absent or not message.qos or self.held <= bounds.soft:
             return None
         outcome: Outcome[None] = Outcome(self.broker.waiter)
         self._room.append(outcome)
