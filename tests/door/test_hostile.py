@@ -38,6 +38,8 @@ from exproto_app.drivers.door.properties import (
     SESSION_EXPIRY,
     SUBSCRIPTION_ID,
     TOPIC_ALIAS,
+    USER,
+    WILL_DELAY,
 )
 from exproto_app.drivers.door.reasons import Reason
 from exproto_app.errors import UnavailableError
@@ -214,6 +216,32 @@ def test_a_connect_is_small(size: int) -> None:
     peer.feed(bytes((size >> 21,)))
     assert peer.closed
     assert peer.connection.inbound.size == 0
+
+
+def test_what_a_connect_brings_is_counted_or_forgotten() -> None:
+    desk = Desk()
+    many = {USER: [("", "")] * 5_000}
+    will = Will("t", bytes(30_000), properties={**many, WILL_DELAY: 60})
+    peer = desk.connect("peer", will=will, properties={SESSION_EXPIRY: 600, USER: many[USER][:100]})
+    connect = peer.connection._connect
+    assert connect is not None
+    assert connect.properties == {SESSION_EXPIRY: 600}
+    assert connect.will is not None
+    assert connect.will.properties == {WILL_DELAY: 60}
+    assert desk.broker.budget.used == 30_000
+    peer.hang_up()
+    assert desk.broker.budget.used == 30_000
+    desk.pass_time(61)
+    assert desk.broker.budget.used == 0
+
+
+def test_a_refusal_is_one_short_line(caplog: pytest.LogCaptureFixture) -> None:
+    peer = Desk().connect("peer")
+    peer.send(Subscribe(1, [Subscription("x#" * 5_000)] * 50))
+    assert peer.got() == [SubAck(1, [Reason.FILTER_INVALID] * 50)]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("mqtt:'peer' ! 50 of 50 subscriptions refused: ")
+    assert len(record.getMessage()) < 300
 
 
 def test_subscriptions_are_bounded_in_bytes() -> None:

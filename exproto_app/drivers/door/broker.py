@@ -94,13 +94,14 @@ class Broker:
             self.end_session(before)
             before = None
         self.absent.pop(clientid, None)
-        self._cancel_will(clientid)
+        self._wills.pop(clientid, None)
         session = before
         if session is None:
             if len(self.sessions) >= self.bounds.sessions:
                 self._end_oldest()
             session = self.sessions[clientid] = Session(self, client)
         session.client = client
+        session.keep_will(len(connect.will.payload) if connect.will is not None else 0)
         session.expiry = self._expiry(connect)
         return session, before is not None
 
@@ -119,6 +120,8 @@ class Broker:
         if not session.expiry:
             self.end_session(session)
             return
+        if clientid not in self._wills:
+            session.keep_will(0)
         self.hub.absent(session)
         self.absent[clientid] = self.now + session.expiry
 
@@ -138,6 +141,7 @@ class Broker:
 
     def publish_will(self, session: Session, will: Will) -> None:
         """Publish a will, which was checked with its CONNECT."""
+        session.keep_will(0)
         self.publish(session, Publish(will.topic, will.payload, will.qos, will.retain))
 
     def publish(self, session: Session, command: Publish) -> None:
@@ -197,9 +201,6 @@ class Broker:
         if connect.version == V5:
             return min(int(connect.properties.get(SESSION_EXPIRY, 0)), most)
         return 0 if connect.clean_start else most
-
-    def _cancel_will(self, clientid: str) -> None:
-        self._wills.pop(clientid, None)
 
     def _end_oldest(self) -> None:
         clientid = next(iter(self.absent), None)

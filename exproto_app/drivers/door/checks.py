@@ -8,10 +8,13 @@ from ...topics import check_topic
 from .bounds import LEVELS
 from .reasons import MqttError, Reason
 
-__all__ = ["check_levels", "check_message_topic", "check_name"]
+__all__ = ["check_levels", "check_message_topic", "check_name", "shortened"]
 
 LONGEST: Final = 1_024
 """Bytes of a clientid, and of a username."""
+
+SHOWN: Final = 200
+"""Characters of an error that a client has caused: a topic in it may be long."""
 
 
 def check_message_topic(topic: str) -> None:
@@ -20,7 +23,13 @@ def check_message_topic(topic: str) -> None:
         check_levels(topic)
         check_topic(topic)
     except ValueError as error:
-        raise MqttError(str(error), Reason.TOPIC_INVALID) from None
+        raise MqttError(shortened(error), Reason.TOPIC_INVALID) from None
+
+
+def shortened(error: Exception) -> str:
+    """Return the text of *error*, not more than fits into a line of the log."""
+    text = str(error)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}…{text[-SHOWN // 2 :]}"
 
 
 def check_levels(topic: str) -> None:
@@ -37,4 +46,5 @@ def check_name(what: str, name: str) -> None:
         raise MqttError(f"{what} has {size} bytes, limit is {LONGEST}", Reason.CLIENTID_INVALID)
     if not name.isprintable() or "+" in name or "#" in name or name.startswith("$"):
         words = "it may not have '+', '#' or control characters, nor begin with '$'"
-        raise MqttError(f"{what} {name!r} is invalid: {words}", Reason.CLIENTID_INVALID)
+        shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
+        raise MqttError(f"{what} {shown!r} is invalid: {words}", Reason.CLIENTID_INVALID)

@@ -32,6 +32,8 @@ from .properties import (
     RECEIVE_MAXIMUM,
     SESSION_EXPIRY,
     SUBSCRIPTION_IDS_AVAILABLE,
+    WILL_DELAY,
+    Properties,
 )
 from .reasons import MqttError, Reason, connack_code
 
@@ -190,9 +192,9 @@ class ClientConnection:
         if keepalive and now - self.heard_at > 1.5 * keepalive:
             self.close(Reason.SILENT, f"silent for {now - self.heard_at:.0f} s")
         elif now - self.moved_at > bounds.stall:
-            self.close(Reason.QUOTA, f"it has taken nothing for {bounds.stall:g} s")
+            self.fail(MqttError(f"it has taken nothing for {bounds.stall:g} s", Reason.QUOTA))
         elif self.inbound.late(now, bounds.packet_time):
-            self.close(Reason.MALFORMED, f"a packet isn't complete after {bounds.packet_time:g} s")
+            self.fail(MqttError(f"a packet isn't complete after {bounds.packet_time:g} s"))
 
     # --- from the session
 
@@ -204,10 +206,6 @@ class ClientConnection:
             self._host.wants_work()
         self._out.extend(part for part in parts if part)
         self._owe(sum(map(len, parts)) + OVERHEAD)
-
-    def wants_work(self) -> None:
-        """See to it that `work` is called soon."""
-        self._host.wants_work()
 
     def taken_over(self, *, resumed: bool) -> None:
         """End: another connection of the client has come; *resumed*: it goes on with the session."""
@@ -221,7 +219,9 @@ class ClientConnection:
             return
         if not admitted:
             self._broker.count("door_clients_denied", 1)
-            self.fail(MqttError("wrong clientid, username or password", Reason.BAD_LOGIN))
+            words = "%s ! MQTT client%s denied: wrong clientid, username or password"
+            log.warning(words, self.peer, self._name())
+            self.close(Reason.BAD_LOGIN, "")
             return
         try:
             self._let_in()
@@ -241,8 +241,10 @@ class ClientConnection:
         clientid = packet.clientid or self._broker.new_clientid()
         check_name("clientid", clientid)
         check_name("username", packet.username or "")
+        packet.properties = _only(packet.properties, SESSION_EXPIRY, RECEIVE_MAXIMUM, MAXIMUM_PACKET)
         if packet.will is not None:
             check_message_topic(packet.will.topic)
+            packet.will.properties = _only(packet.will.properties, WILL_DELAY)
         self._client = ClientInfo(clientid, packet.username or "", keepalive=packet.keepalive)
         self.state = LOGIN
         password = packet.password
@@ -403,3 +405,8 @@ class ClientConnection:
         self._counted = size
         if size > budget.share and budget.used > budget.total and not self.inbound.ready:
             self.fail(MqttError(f"{budget.used} bytes are held for all clients", Reason.QUOTA))
+
+
+def _only(properties: Properties, *names: int) -> Properties:
+    """Keep what is needed later: the others may take much, and are there as long as the connection."""
+    return {name: properties[name] for name in names if name in properties} or NONE

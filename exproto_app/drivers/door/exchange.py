@@ -12,7 +12,7 @@ from ...commands import Publish as PublishCommand
 from ...commands import Subscribe as SubscribeCommand
 from ...commands import Unsubscribe as UnsubscribeCommand
 from ...topics import check_filter
-from .checks import check_levels, check_message_topic
+from .checks import check_levels, check_message_topic, shortened
 from .codec import acknowledge, encode
 from .packets import (
     V5,
@@ -146,29 +146,34 @@ class Exchange:
             self._answer(Ack(kind, packet_id, Reason.QUOTA))
 
     def _subscribe(self, packet: Subscribe) -> Iterator[None]:
-        codes = []
+        codes, refused, why = [], 0, ""
         for number, one in enumerate(packet.filters, 1):
-            codes.append(self._granted(one))
+            code, words = self._granted(one)
+            codes.append(code if self._connection.version == V5 else min(code, REFUSED))
+            if words:
+                refused, why = refused + 1, why or words
             if number % PIECE == 0:
                 yield
+        if refused:
+            words = "%s ! %d of %d subscriptions refused: %s"
+            log.warning(words, self._session, refused, len(codes), why)
         self._answer(SubAck(packet.packet_id, codes))
 
-    def _granted(self, one: Subscription) -> int:
-        session, is_5 = self._session, self._connection.version == V5
+    def _granted(self, one: Subscription) -> tuple[int, str]:
+        """Subscribe; return the code of the answer, and why it is a refusal."""
+        session = self._session
         try:
             check_levels(one.topic)
             check_filter(one.topic)
         except ValueError as error:
-            log.warning("%s ! subscribe refused: %s", session, error)
-            return Reason.FILTER_INVALID if is_5 else REFUSED
+            return Reason.FILTER_INVALID, shortened(error)
         if one.no_local and one.topic.startswith("$share/"):
             raise MqttError("a shared subscription has the option No Local", Reason.PROTOCOL_ERROR)
         if not session.subscribe(one):
-            words = "%s ! subscribe refused: it has %d subscriptions of %d bytes, that is the limit"
-            log.warning(words, session, len(session.subscriptions), session.filter_bytes)
-            return Reason.QUOTA if is_5 else REFUSED
+            number, size = len(session.subscriptions), session.filter_bytes
+            return Reason.QUOTA, f"it has {number} that count {size} bytes, that is the limit"
         self._broker.hub.subscribe(session, SubscribeCommand(one.topic, one.qos))
-        return one.qos
+        return one.qos, ""
 
     def _unsubscribe(self, packet: Unsubscribe) -> Iterator[None]:
         codes = []

@@ -51,6 +51,7 @@ class Session:
         "_retained",
         "_retaining",
         "_room",
+        "_will_bytes",
         "broker",
         "client",
         "connection",
@@ -81,6 +82,7 @@ class Session:
         self._flying = 0  # bytes of them
         self._last_id = 0
         self._received: bytearray | None = None  # a bit for each QoS 2 identifier that awaits its PUBREL
+        self._will_bytes = 0
         self._room: list[Outcome[None]] = []
         self._retained: dict[str, int] = {}  # filters whose retained messages are still to be looked up
         self._retaining: tuple[Iterator[str | None], int] | None = None
@@ -344,6 +346,12 @@ class Session:
         self.broker.budget.used -= self.filter_bytes
         self.filter_bytes = 0
         self._tell_room()
+
+    def keep_will(self, size: int) -> None:
+        """Count the *size* bytes of a will, 0 for none any more."""
+        if not self.ended:
+            self._hold(size - self._will_bytes)
+            self._will_bytes = size
 
     def _hold(self, size: int) -> None:
         self.held += size
