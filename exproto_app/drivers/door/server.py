@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
-from ...engine import Engine
-from ...hub import MemoryHub
+from ...hub import Member, MemoryHub
 from ...models import Address, ClientInfo
 from .bounds import Bounds
 from .broker import Broker
@@ -29,6 +28,19 @@ BACKLOG: Final = 65_536
 
 SWEEP: Final = 1.0
 """Seconds between two looks at who is silent, stalled or expired."""
+
+
+class Engine(Protocol):
+    """What the server needs of the engine: the connected devices, and its counters."""
+
+    @property
+    def clients(self) -> Mapping[str, Member]:
+        """The devices by clientid."""
+        ...
+
+    def count(self, name: str, number: int = 1, /) -> None:
+        """Count what happens."""
+        ...
 
 
 class MqttServer:
