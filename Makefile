@@ -50,7 +50,7 @@ bench: .venv/dev
 
 # Hostile bytes for every framing and example, about four minutes.
 fuzz: .venv/dev
-	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py -q --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py tests/door/test_hostile.py -q --hypothesis-profile=fuzz
 
 # The guide and the docstrings as a site.
 .PHONY: docs
@@ -75,5 +75,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,door,grpc,metrics,mqtt,reload,uvloop,web]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,grpc,metrics,mqtt,reload,uvloop,web]'
 	touch $@ .venv/run

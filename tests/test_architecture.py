@@ -58,6 +58,9 @@ SANS_IO_DRIVERS = (
     "drivers.mqtt.packets",
     "drivers.mqtt.reasons",
     "drivers.mqtt.session",
+    *("drivers.door.bounds", "drivers.door.broker", "drivers.door.checks", "drivers.door.codec"),
+    *("drivers.door.connection", "drivers.door.exchange", "drivers.door.inbound", "drivers.door.packets"),
+    *("drivers.door.properties", "drivers.door.reasons", "drivers.door.session"),
 )
 """Parts of drivers that do no I/O either, and are driven by the others."""
 

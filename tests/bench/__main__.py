@@ -16,6 +16,7 @@ NAMES = (
     "idle",
     "hub",
     "observe",
+    "door",
     "tap",
     "inspector",
     "workers",

@@ -8,183 +8,31 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
-import attrs
 import pytest
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.client import MQTTv5, MQTTv311
+from paho.mqtt.enums import MQTTProtocolVersion
 
-from exproto_app import App, ClientInfo, Connection, Message
-from exproto_app.drivers.gateway import Gateway, mqtt_door
-from exproto_app.drivers.gateway.mqtt_door import MqttDoor
-from exproto_app.framing import Line
-from exproto_app.hub import MemoryHub
-from exproto_app.models import Address
+from exproto_app import ClientInfo
+from exproto_app.drivers.door.packets import Ack, Disconnect, Kind, Publish, SubAck, Subscribe, Subscription
+from exproto_app.drivers.door.reasons import Reason
 
-from .test_cli import ECHO, gateway, port_of, run
+from ..test_cli import ECHO, gateway, port_of, run
+from .site import PATIENCE, Client, Site, at_a_site, client
 
-PATIENCE = 20.0
-
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:amqtt"),
-]
+pytestmark = pytest.mark.live
 
 mosquitto = pytest.mark.skipif(shutil.which("mosquitto_pub") is None, reason="needs mosquitto-clients")
 
 
-def echo() -> App:
-    app = App(framing=Line())
-
-    @app.on_received(b"subscribe ")
-    def subscribe(conn: Connection, frame: bytes) -> bytes:
-        conn.subscribe(frame[10:].decode(), qos=1)
-        return b"ok"
-
-    @app.on_received
-    def up(conn: Connection, frame: bytes) -> None:
-        conn.publish("up", frame, qos=1)
-
-    @app.on_deliver
-    def down(conn: Connection, message: Message) -> bytes:
-        return b"%s qos %d" % (message.payload, message.qos)
-
-    return app
-
-
-@attrs.define
-class Device:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def ask(self, line: bytes) -> bytes:
-        self.writer.write(line + b"\n")
-        return await self.hear()
-
-    async def hear(self) -> bytes:
-        return (await asyncio.wait_for(self.reader.readline(), PATIENCE)).rstrip()
-
-
-@attrs.define
-class Site:
-    """A gateway with a door."""
-
-    gateway: Gateway
-    door: MqttDoor
-
-    @contextlib.asynccontextmanager
-    async def device(self) -> AsyncIterator[Device]:
-        address = self.gateway.addresses[0][2]
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        try:
-            yield Device(reader, writer)
-        finally:
-            writer.close()
-            await writer.wait_closed()
-
-    @contextlib.asynccontextmanager
-    async def raw(self, *packets: bytes) -> AsyncIterator[Device]:
-        """Connect without a library, and send what is no MQTT or an odd kind of it."""
-        reader, writer = await asyncio.open_connection(self.door.address.host, self.door.address.port)
-        writer.write(b"".join(packets))
-        try:
-            yield Device(reader, writer)
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-    def stat(self, name: str) -> int:
-        return self.gateway.app.stats.get(name, 0)
-
-
-def at_a_site(test: Callable[[Site], Awaitable[None]], login: Any = None, uvloop: bool = False) -> None:
-    async def main() -> None:
-        async with Gateway(echo(), ["tcp://127.0.0.1:0"], hub=MemoryHub(login)) as host:
-            assert isinstance(host.hub, MemoryHub)
-            door = MqttDoor(host.hub, Address("127.0.0.1", 0))
-            await door.start(host.runner.engine)
-            try:
-                await test(Site(host, door))
-            finally:
-                await door.stop()
-                assert not door._open
-
-    if uvloop:
-        library = pytest.importorskip("uvloop")
-        loop = library.new_event_loop()
-        try:
-            loop.run_until_complete(main())
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-    else:
-        asyncio.run(main())
-
-
-class Client:
-    """A paho client in a thread of its own, whose messages can be awaited."""
-
-    def __init__(self, clientid: str = "", **options: Any) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Any] = asyncio.Queue()
-        # Who is refused would wait a second to try again, and its thread with it.
-        options = {"reconnect_on_failure": False, **options}
-        self.paho = paho.Client(CallbackAPIVersion.VERSION2, clientid, **options)
-        self.paho.on_connect = lambda *arguments: self._put(("connect", arguments[3].is_failure))
-        self.paho.on_subscribe = lambda *arguments: self._put(
-            ("subscribe", [code.value for code in arguments[3]])
-        )
-        self.paho.on_publish = lambda *arguments: self._put(("publish", None))
-        self.paho.on_message = lambda *arguments: self._put(("message", arguments[2]))
-        self.paho.on_disconnect = lambda *arguments: self._put(("disconnect", None))
-
-    def _put(self, event: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has gone
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    async def event(self, kind: str) -> Any:
-        while True:
-            found, value = await asyncio.wait_for(self._events.get(), PATIENCE)
-            if found == kind:
-                return value
-
-    async def connect(self, site: Site, keepalive: int = 60) -> bool:
-        self.paho.connect_async(site.door.address.host, site.door.address.port, keepalive)
-        self.paho.loop_start()
-        return not await self.event("connect")
-
-    async def subscribe(self, topic: str, qos: int = 0) -> list[int]:
-        self.paho.subscribe(topic, qos)
-        return list(await self.event("subscribe"))
-
-    async def message(self) -> tuple[str, bytes, int, bool]:
-        message = await self.event("message")
-        return message.topic, message.payload, message.qos, bool(message.retain)
-
-    async def stop(self) -> None:
-        self.paho.disconnect()
-        await asyncio.to_thread(self.paho.loop_stop)
-
-
-@contextlib.asynccontextmanager
-async def client(site: Site, clientid: str = "", **options: Any) -> AsyncIterator[Client]:
-    made = Client(clientid, **options)
-    try:
-        assert await made.connect(site)
-        yield made
-    finally:
-        await made.stop()
-
-
 @pytest.mark.parametrize("uvloop", [False, True])
+@pytest.mark.parametrize("protocol", [MQTTv311, MQTTv5])
 @pytest.mark.parametrize("qos", [0, 1, 2])
-def test_devices_and_mqtt_clients_reach_each_other_once(qos: int, uvloop: bool) -> None:
+def test_devices_and_mqtt_clients_reach_each_other_once(
+    qos: int, protocol: MQTTProtocolVersion, uvloop: bool
+) -> None:
     async def test(site: Site) -> None:
-        async with site.device() as device, client(site) as mqtt:
+        async with site.device() as device, client(site, protocol=protocol) as mqtt:
             assert await mqtt.subscribe("#", qos) == [qos]
             assert await device.ask(b"subscribe down/#") == b"ok"
             device.writer.write(b"hello\n")
@@ -197,6 +45,26 @@ def test_devices_and_mqtt_clients_reach_each_other_once(qos: int, uvloop: bool) 
             assert await mqtt.message() == ("up", b"end", min(qos, 1), False)
 
     at_a_site(test, uvloop=uvloop)
+
+
+def test_a_device_waits_for_a_slow_client_instead_of_losing_what_it_awaited() -> None:
+    async def test(site: Site) -> None:
+        async with site.mqtt("slow") as slow, site.device() as device:
+            slow.send(Subscribe(1, [Subscription("t", 1)]))
+            assert await slow.packet() == SubAck(1, [1])
+            device.writer.write(b"send 1200\n")
+            session = site.server.broker.sessions["slow"]
+            await site.until(lambda: session.held > site.server.bounds.soft)
+            assert site.stat("messages_published") < 400
+            for number in range(1_200):
+                message = await slow.packet()
+                assert isinstance(message, Publish)
+                assert message.payload == b"%4d" % number * 256
+                slow.send(Ack(Kind.PUBACK, message.packet_id))
+            assert await device.hear() == b"safe"
+            assert site.stat("door_messages_dropped") == 0
+
+    at_a_site(test)
 
 
 def test_messages_to_a_client_keep_their_order() -> None:
@@ -224,9 +92,10 @@ def test_messages_from_a_client_keep_their_order(qos: int) -> None:
     at_a_site(test)
 
 
-def test_retained_messages_of_both_sides() -> None:
+@pytest.mark.parametrize("protocol", [MQTTv311, MQTTv5])
+def test_retained_messages_of_both_sides(protocol: MQTTProtocolVersion) -> None:
     async def test(site: Site) -> None:
-        async with client(site) as mqtt, site.device() as device:
+        async with client(site, protocol=protocol) as mqtt, site.device() as device:
             site.gateway.app.publish("kept/app", b"a", retain=True)
             mqtt.paho.publish("kept/mqtt", b"m", 1, retain=True)
             await mqtt.event("publish")
@@ -346,22 +215,13 @@ def test_what_a_client_said_before_it_hung_up_is_published() -> None:
     at_a_site(test)
 
 
-@pytest.mark.parametrize(
-    ("version", "answer"),
-    [
-        (b"\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x00", b"\x20\x03\x00\x84\x00"),
-        (b"\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01x", b"\x20\x02\x00\x01"),
-    ],
-)
-def test_another_version_of_mqtt_is_told_so(
-    version: bytes, answer: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_version_of_mqtt_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     async def test(site: Site) -> None:
-        async with site.raw(bytes((0x10, len(version))) + version) as old:
-            assert await asyncio.wait_for(old.reader.read(), PATIENCE) == answer
+        async with site.raw(b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01x") as old:
+            assert await old.rest() == b"\x20\x02\x00\x01"
 
     at_a_site(test)
-    assert "the door takes MQTT 3.1.1 only" in caplog.text
+    assert "it speaks MQTT 3.1; MQTT 3.1.1 and 5 are understood" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -391,76 +251,42 @@ def test_what_is_no_mqtt_costs_its_sender_the_connection_alone(packets: bytes) -
     at_a_site(test)
 
 
-def test_a_client_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt_door, "CONNECT_TIME", 0.05)
-
+def test_a_client_that_says_nothing_is_closed() -> None:
     async def test(site: Site) -> None:
         async with site.raw() as silent:
-            with contextlib.suppress(ConnectionError):
-                assert await asyncio.wait_for(silent.reader.read(), PATIENCE) == b""
+            assert await silent.rest() == b""
 
-    at_a_site(test)
+    at_a_site(test, connect_time=0.05)
 
 
-def test_a_client_that_is_silent_beyond_its_keepalive_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt_door, "SWEEP", 0.05)
-    monkeypatch.setattr(mqtt_door, "KEEPALIVE_FACTOR", 0.05)
-
+def test_a_client_that_is_silent_beyond_its_keepalive_is_closed() -> None:
     async def test(site: Site) -> None:
-        async with site.raw(CONNECT[:11] + b"\x01" + CONNECT[12:]) as silent:
-            with contextlib.suppress(ConnectionError):
-                assert await asyncio.wait_for(silent.reader.read(), PATIENCE) == ACCEPTED
+        async with site.mqtt("silent", keepalive=1) as silent:
+            assert await silent.packet() == Disconnect(Reason.SILENT)
+            assert await silent.rest() == b""
 
     at_a_site(test)
 
 
-def test_what_waits_for_a_client_that_doesnt_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt_door, "OUTGOING", 10)
-    monkeypatch.setattr(mqtt_door, "SWEEP", 0.05)
-    monkeypatch.setattr(mqtt_door, "STALL", 0.1)
-    subscribe = b"\x82\x06\x00\x01\x00\x01#\x00"
-
-    async def test(site: Site) -> None:
-        async with site.raw(CONNECT, subscribe) as slow:
-            assert (
-                await asyncio.wait_for(slow.reader.readexactly(9), PATIENCE)
-                == ACCEPTED + b"\x90\x03\x00\x01\x00"
-            )
-            slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            while not site.stat("door_messages_dropped"):
-                site.gateway.app.publish("big", bytes(100_000))
-                await asyncio.sleep(0)
-            ((task, member),) = site.door._open.items()
-            assert len(member._queue) == 10
-            await asyncio.wait_for(asyncio.wait([task]), PATIENCE)
-            assert not site.door._open
-
-    at_a_site(test)
-
-
-def test_clients_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt_door, "CLIENTS", 1)
-
+def test_clients_beyond_the_limit_are_refused() -> None:
     async def test(site: Site) -> None:
         async with client(site), site.raw(CONNECT) as second:
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(second.reader.read(), PATIENCE) == b""
             assert site.stat("door_clients_refused") == 1
 
-    at_a_site(test)
+    at_a_site(test, clients=1)
 
 
 @pytest.mark.system
 @mosquitto
-def test_mosquittos_programs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["311", "5"])
+def test_mosquittos_programs(version: str) -> None:
     async def program(site: Site, name: str, *arguments: str) -> tuple[int | None, str]:
-        address = site.door.address
+        address = site.server.address
         process = await asyncio.create_subprocess_exec(
             name,
-            "-h",
-            address.host,
-            "-p",
-            str(address.port),
+            *("-h", address.host, "-p", str(address.port), "-V", version),
             *arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -470,10 +296,8 @@ def test_mosquittos_programs(tmp_path: Path) -> None:
 
     async def test(site: Site) -> None:
         for qos in ("0", "1", "2"):
-            assert await program(site, "mosquitto_pub", "-t", f"kept/{qos}", "-m", qos, "-r", "-q", qos) == (
-                0,
-                "",
-            )
+            arguments = ("-t", f"kept/{qos}", "-m", qos, "-r", "-q", qos)
+            assert await program(site, "mosquitto_pub", *arguments) == (0, "")
         shown = ("-t", "kept/#", "-C", "3", "-F", "%t %p %q %r", "-q", "2")
         code, text = await program(site, "mosquitto_sub", *shown)
         assert code == 0
@@ -482,9 +306,33 @@ def test_mosquittos_programs(tmp_path: Path) -> None:
             await device.ask(b"subscribe down")
             assert await program(site, "mosquitto_pub", "-t", "down", "-m", "reboot", "-q", "1") == (0, "")
             assert await device.hear() == b"reboot qos 1"
-        code, text = await program(site, "mosquitto_pub", "-V", "5", "-t", "t", "-m", "m")
-        assert code
-        assert "Unsupported Protocol Version" in text
+
+    at_a_site(test)
+
+
+@pytest.mark.system
+@mosquitto
+@pytest.mark.parametrize("version", ["311", "5"])
+def test_mosquitto_sub_finds_what_came_while_it_was_away(version: str) -> None:
+    async def subscribe(site: Site, *arguments: str) -> str:
+        address = site.server.address
+        options = ["-c", "-i", "worker", "-q", "1", "-t", "jobs", "-W", "10", "-V", version]
+        options += ["-x", "3600"] if version == "5" else []
+        process = await asyncio.create_subprocess_exec(
+            "mosquitto_sub",
+            *("-h", address.host, "-p", str(address.port)),
+            *(*options, *arguments),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        return out.decode()
+
+    async def test(site: Site) -> None:
+        assert await subscribe(site, "-E") == ""  # it subscribes and goes
+        for number in range(3):
+            await site.gateway.app.publish("jobs", b"%d" % number, 1)
+        await site.gateway.app.publish("jobs", b"not kept", 0)
+        assert await subscribe(site, "-C", "3") == "0\n1\n2\n"
 
     at_a_site(test)
 
@@ -514,30 +362,3 @@ def test_the_door_is_no_option_of_the_uplink() -> None:
     code, _, err = run("run", ECHO, "--mqtt", "mqtt://127.0.0.1:9", "--mqtt-listen", "127.0.0.1:0")
     assert code == 2
     assert "--mqtt-listen opens the embedded hub; with --mqtt, clients go to the broker." in err
-
-
-def test_without_the_extra_it_is_one_line() -> None:
-    code = (
-        "import sys; sys.modules['amqtt'] = None\n"
-        "import asyncio\n"
-        "from exproto_app.cli.door import choose_door, opened\n"
-        "from exproto_app.drivers.gateway import Gateway\n"
-        "from exproto_app import App\n"
-        "app = App(); app.on_connect(lambda conn: None)\n"
-        "async def main():\n"
-        "    async with Gateway(app, ['tcp://127.0.0.1:0']) as host:\n"
-        "        async with opened(choose_door('127.0.0.1:0', host.hub), host) as lines: print(lines)\n"
-        "asyncio.run(main())\n"
-    )
-
-    async def test() -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
-        assert out.split() == [b"[]"]
-        assert err.decode().strip() == (
-            "gateway = no door for MQTT clients; pip install 'exproto-app[door]' makes one"
-        )
-
-    asyncio.run(test())
