@@ -18,6 +18,7 @@ ROOT = Path(exproto_app.__file__).parent
 LAYERS = (
     "errors",
     "models",
+    "addresses",
     "topics",
     "commands",
     "checksums",

@@ -1,0 +1,77 @@
+"""Logins: who asks is known to the login rule, what is refused is counted for its address."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from ...addresses import APPLICANT, Applicant
+from ...channel import Channel, Hub
+from ...commands import Command, Outcome, Register
+from ...errors import DeniedError, UnavailableError
+from ...models import Address
+
+__all__ = ["LoginGate"]
+
+log = logging.getLogger("exproto_app")
+
+Failed = Callable[[Address, str], object]
+"""Gets the address of a device whose login was refused, and its socktype."""
+
+
+class LoginGate:
+    """A hub in front of *hub*, which it asks for everything; logins that it refuses are told to *failed*."""
+
+    def __init__(self, hub: Hub, failed: Failed) -> None:
+        self._hub = hub
+        self._failed = failed
+        self.publish, self.gone = hub.publish, hub.gone
+
+    @classmethod
+    def around(cls, hub: Hub, failed: Failed) -> Hub:
+        """Return *hub* with a gate in front."""
+        return cast("Hub", cls(hub, failed))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hub, name)
+
+    def __str__(self) -> str:
+        return str(self._hub)
+
+    def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
+        """Carry out what a device's connection asks."""
+        if type(command) is not Register:
+            return self._hub.execute(channel, command)
+        applicant = Applicant(channel.conn.info.peername.host, lambda: channel.gone)
+        before = APPLICANT.set(applicant)
+        try:
+            asked = self._hub.execute(channel, command)
+        finally:
+            APPLICANT.reset(before)
+        if asked.done and asked.error is None:
+            return asked
+        outcome: Outcome[Any] = Outcome(channel.engine.runtime.waiter)
+        asked.when_done(partial(self._answered, channel, command.client.clientid, applicant, outcome))
+        return outcome
+
+    def _answered(
+        self,
+        channel: Channel,
+        clientid: str,
+        applicant: Applicant,
+        outcome: Outcome[Any],
+        answer: Outcome[Any],
+    ) -> None:
+        error = answer.error
+        if error is None:
+            outcome.settle(answer.value)
+            return
+        if applicant.busy:
+            error = UnavailableError("too many logins wait already; try again")
+        elif isinstance(error, DeniedError) and not channel.gone:
+            info = channel.conn.info
+            log.warning("%s ! login as %r refused, from %s", channel, clientid, info.peername)
+            self._failed(info.peername, info.socktype)
+        outcome.fail(error)

@@ -1,0 +1,291 @@
+"""Hostile and broken peers at the gateway's listeners: what they cost others, and what is said of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exproto_app import App, Connection
+from exproto_app.addresses import AddressLimits, networks
+from exproto_app.drivers.gateway import Gateway, Listen, Options
+from exproto_app.framing import Line
+from exproto_app.hub import MemoryHub
+
+from .certificates import Authority, trusting
+from .test_gateway import unclosed_by_old_asyncio
+
+pytestmark = pytest.mark.live
+
+LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
+PATIENCE = 60
+Run = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run a test in each kind of loop."""
+
+    def run(test: Callable[[], Awaitable[None]]) -> None:
+        loop: asyncio.AbstractEventLoop = importlib.import_module(request.param).new_event_loop()
+        try:
+            loop.run_until_complete(asyncio.wait_for(test(), PATIENCE))
+        finally:
+            loop.close()
+            gc.collect()  # what Python 3.10 complains of is this test's, not a later one's
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+def echo() -> App:
+    """An app that answers, and registers who logs in as `login NAME PASSWORD`."""
+    app = App(framing=Line())
+
+    @app.on_received
+    def received(conn: Connection, frame: bytes) -> bytes:
+        return frame
+
+    @app.on_received(b"login ")
+    async def login(conn: Connection, frame: bytes) -> bytes:
+        name, password = frame.decode().split()[1:]
+        await conn.register(name, password=password)
+        return b"welcome"
+
+    return app
+
+
+async def ask(gateway: Gateway, line: bytes, number: int = 0, **options: Any) -> bytes:
+    """Connect, send *line* and return the line that answers, empty where the connection is closed."""
+    address = gateway.addresses[number][2]
+    try:
+        reader, writer = await asyncio.open_connection(address.host, address.port, **options)
+    except OSError:
+        return b""
+    try:
+        writer.write(line + b"\n")
+        return await reader.readline()
+    except OSError:
+        return b""
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what other sockets have to bring about."""
+    while not condition():  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.005)
+
+
+# --- TLS: what fails before our code has the connection
+
+
+@unclosed_by_old_asyncio
+def test_a_failed_handshake_is_told_with_address_and_reason_and_counted(
+    authority: Authority, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = authority.issue("server")
+    listen = Listen.parse(f"tls://127.0.0.1:0?cert={server}&client-ca={authority.file}")
+
+    async def test() -> None:
+        async with Gateway(echo(), [listen]) as gateway:
+            assert await ask(gateway, b"GET / HTTP/1.0\r\n") in (b"", b"\x15\x03\x01\x00\x02\x02\x46")
+            await until(lambda: gateway.app.stats.get("tls_handshakes_failed") == 1)
+            assert await ask(gateway, b"hi", ssl=trusting(authority)) == b""
+            await until(lambda: gateway.app.stats.get("tls_handshakes_failed") == 2)
+            assert gateway.open == 0
+            device = trusting(authority, authority.issue("device"))
+            assert await ask(gateway, b"hi", ssl=device) == b"hi\n"
+
+    with caplog.at_level(logging.WARNING, "exproto_app"):
+        run(test)
+    assert re.search(
+        r"127\.0\.0\.1:\d+ ! TLS handshake failed on tls://127\.0\.0\.1:0: \w*http request", caplog.text
+    )
+    assert "peer did not return a certificate" in caplog.text
+
+
+@unclosed_by_old_asyncio
+def test_handshakes_that_never_go_on_count_and_end(
+    authority: Authority, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    listen = Listen.parse("tls://127.0.0.1:0", cert=str(authority.issue("server")))
+
+    async def test() -> None:
+        async with Gateway(echo(), [listen], options=Options(handshake_timeout=0.2)) as gateway:
+            address = gateway.addresses[0][2]
+            with contextlib.ExitStack() as stack:
+                silent, begun = (
+                    stack.enter_context(socket.create_connection((address.host, address.port)))
+                    for _ in range(2)
+                )
+                begun.sendall(b"\x16\x03\x01\x02\x00")
+                await until(lambda: gateway.open == 2)
+                await until(lambda: gateway.open == 0)
+                assert gateway.app.stats["tls_handshakes_failed"] == 2
+                assert silent.recv(100) == begun.recv(100) == b""
+
+    with caplog.at_level(logging.WARNING, "exproto_app"):
+        run(test)
+    assert "nothing came within 0.2 s" in caplog.text
+    assert "it wasn't complete within 0.2 s" in caplog.text
+
+
+@unclosed_by_old_asyncio
+def test_half_open_handshakes_keep_nobody_out(
+    authority: Authority, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exproto_app.drivers.gateway.gateway.HANDSHAKES", 5)
+    listen = Listen.parse("tls://127.0.0.1:0", cert=str(authority.issue("server")))
+
+    async def test() -> None:
+        async with Gateway(echo(), [listen]) as gateway:
+            address = gateway.addresses[0][2]
+            with contextlib.ExitStack() as stack:
+                for _ in range(20):
+                    sock = stack.enter_context(socket.create_connection((address.host, address.port)))
+                    sock.sendall(b"\x16\x03\x01\x02\x00")
+                await until(lambda: gateway.app.stats.get("tls_handshakes_failed") == 15)
+                assert gateway.open == 5
+                assert await ask(gateway, b"hi", ssl=trusting(authority)) == b"hi\n"
+            await until(lambda: gateway.open == 0)
+
+    run(test)
+
+
+@unclosed_by_old_asyncio
+def test_a_probe_of_a_tls_listener_is_counted_and_no_warning(
+    authority: Authority, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    listen = Listen.parse("tls://127.0.0.1:0", cert=str(authority.issue("server")))
+
+    async def test() -> None:
+        async with Gateway(echo(), [listen]) as gateway:
+            address = gateway.addresses[0][2]
+            socket.create_connection((address.host, address.port)).close()
+            await until(lambda: gateway.app.stats.get("connections_probed") == 1)
+            assert gateway.open == 0
+
+    with caplog.at_level(logging.INFO, "exproto_app"):
+        run(test)
+    assert " ! " not in caplog.text
+
+
+@unclosed_by_old_asyncio
+def test_a_stop_waits_for_no_handshake(authority: Authority, run: Run) -> None:
+    listen = Listen.parse("tls://127.0.0.1:0", cert=str(authority.issue("server")))
+
+    async def test() -> None:
+        async with Gateway(echo(), [listen]) as gateway:
+            address = gateway.addresses[0][2]
+            silent, begun = (socket.create_connection((address.host, address.port)) for _ in range(2))
+            begun.sendall(b"\x16\x03\x01\x02\x00")
+            await until(lambda: gateway.open == 2)
+        assert gateway.open == 0
+        for sock in (silent, begun):
+            with sock:
+                assert sock.recv(1) == b""
+
+    run(test)
+
+
+# --- room
+
+
+def test_udp_peers_of_one_datagram_keep_no_device_out(run: Run) -> None:
+    async def test() -> None:
+        listens = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+        async with Gateway(echo(), listens, options=Options(max_connections=20)) as gateway:
+            port = gateway.addresses[1][2].port
+            for _ in range(100):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.sendto(b"x\n", ("127.0.0.1", port))
+            await until(lambda: gateway.app.stats.get("connections_evicted.udp", 0) > 0)
+            assert await ask(gateway, b"hi") == b"hi\n"
+            await until(lambda: gateway.app.stats["bytes_received"] >= 200)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.connect(("127.0.0.1", port))
+                sock.send(b"device\n")
+                assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"device\n"
+            assert gateway.open <= 20
+
+    run(test)
+
+
+# --- addresses
+
+
+def test_an_address_has_its_limits_and_what_it_opened_before_is_given_back(run: Run) -> None:
+    async def test() -> None:
+        limits = AddressLimits(connections=1)
+        async with Gateway(echo(), ["tcp://127.0.0.1:0"], options=Options(addresses=limits)) as gateway:
+            address = gateway.addresses[0][2]
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"first\n")
+            assert await reader.readline() == b"first\n"
+            assert await ask(gateway, b"second") == b""
+            assert gateway.app.stats["connections_refused.address"] == 1
+            writer.close()
+            await until(lambda: gateway.open == 0)
+            assert await ask(gateway, b"third") == b"third\n"
+
+    run(test)
+
+
+def test_a_denied_network_is_not_served_on_udp_either(run: Run) -> None:
+    async def test() -> None:
+        limits = AddressLimits(deny=networks(["127.0.0.0/8"], "--deny"))
+        listens = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+        async with Gateway(echo(), listens, options=Options(addresses=limits)) as gateway:
+            assert await ask(gateway, b"hi") == b""
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x\n", ("127.0.0.1", gateway.addresses[1][2].port))
+            await until(lambda: gateway.app.stats.get("connections_refused.denied") == 2)
+            assert gateway.app.stats["connections_opened"] == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("line", [b"login dev wrong", b"x" * 100])
+def test_too_many_faults_ban_an_address_for_a_while(
+    run: Run, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    async def test() -> None:
+        limits = AddressLimits(failed_logins=2, bad_frames=2, ban=0.3)
+        hub = MemoryHub(lambda client, password: password == "right")
+        app = echo()
+        app.router.framing = Line(limit=50)
+        async with Gateway(app, ["tcp://127.0.0.1:0"], hub=hub, options=Options(addresses=limits)) as gateway:
+            for _ in range(3):
+                assert await ask(gateway, line) == b""
+            assert await ask(gateway, b"login dev right") == b""
+            assert gateway.app.stats["addresses_banned"] == 1
+            assert gateway.app.stats["connections_refused.banned"] == 1
+            await asyncio.sleep(0.3)
+            assert await ask(gateway, b"login dev right") == b"welcome\n"
+
+    with caplog.at_level(logging.INFO, "exproto_app"):
+        run(test)
+    assert re.search(r"127\.0\.0\.1:\d+ ! banned for 0\.3 s: too many", caplog.text)
