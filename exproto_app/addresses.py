@@ -38,10 +38,15 @@ SUBSCRIBER: Final = 64
 
 @attrs.define(eq=False)
 class Applicant:
-    """Who asks for a login: its *host*, and whether it has *gone* meanwhile. *busy*: refused unchecked."""
+    """Who asks for a login: its *host*, and whether it has *gone* meanwhile.
+
+    *leaving*: it has said that it sends nothing more, as who hangs up does too; it may still read an answer.
+    *busy* is set by a login rule that refuses it unchecked.
+    """
 
     host: str
     gone: Callable[[], bool]
+    leaving: Callable[[], bool] = lambda: False
     busy: bool = False
 
 

@@ -15,14 +15,14 @@ import attrs
 
 from ...addresses import AddressLimits, Guard
 from ...app import App
-from ...channel import Channel, Hub
+from ...channel import Hub
 from ...engine import Engine
 from ...hub import MemoryHub
-from ...models import Address, ConnectionInfo
+from ...models import Address
 from ...router import Router
 from ...runner import Runner
-from ...sniff import Sniffer
 from .acceptor import Acceptor
+from .faults import BadFrames, info_of
 from .listeners import DEFAULT_LISTEN, Listen
 from .logins import LoginGate
 from .room import Candidate, Room, crowded
@@ -252,6 +252,8 @@ class Gateway:
                 await self.hub.stop()
             raise
         try:
+            if self.options.addresses.bad_frames is not None:
+                self._watch_frames()
             for number, door in enumerate(self._doors):
                 sockets = self._sockets[number] if self._sockets is not None else bind(door.listen)
                 names = [Address(*sock.getsockname()[:2]) for sock in sockets]
@@ -310,13 +312,23 @@ class Gateway:
         if socktype != "udp" and self.guard.failed(peer.host, "failed_logins", self.runner.time()):
             self._ban(peer, "failed logins")
 
+    def _watch_frames(self) -> None:
+        faults = BadFrames(self._bad_frame)
+        engine = self.runner.engine
+        engine.observers = (*engine.observers, faults)
+        engine.watch(faults)
+
+    def _bad_frame(self, peer: Address) -> None:
+        if self.guard.failed(peer.host, "bad_frames", self.runner.time()):
+            self.runner.call_soon(self._ban, peer, "bad frames")
+
     def _ban(self, peer: Address, why: str) -> None:
         """Tell of a ban, and end what the address has open."""
         self.runner.engine.count("addresses_banned")
         seconds = self.options.addresses.ban
         log.warning("%s ! banned for %g s: too many %s within a minute", peer, seconds, why)
         for one in self.runner.engine.connections():
-            info = _info(one)
+            info = info_of(one)
             if self.guard.same(info.peername.host, peer.host) and info.socktype != "udp":
                 one.end("error", f"its address is banned: too many {why}")
 
@@ -327,7 +339,7 @@ class Gateway:
                 yield Candidate("half-open", door.number, half.since, half.vacate)
         for one in self.runner.engine.connections():
             link: Any = one.link
-            info = _info(one)
+            info = info_of(one)
             kind = "udp" if info.socktype == "udp" else "tcp"
             if not _proved(one, kind):
                 vacate = partial(self._vacate, link, info.peername, kind)
@@ -378,7 +390,3 @@ def _proved(one: Any, kind: str) -> bool:
     if getattr(one, "client", None) is not None:
         return True
     return kind == "tcp" and getattr(one, "frames_received", 0) > 0
-
-
-def _info(one: Channel | Sniffer) -> ConnectionInfo:
-    return one.conn.info if isinstance(one, Channel) else one.info

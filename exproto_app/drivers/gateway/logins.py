@@ -44,7 +44,8 @@ class LoginGate:
         """Carry out what a device's connection asks."""
         if type(command) is not Register:
             return self._hub.execute(channel, command)
-        applicant = Applicant(channel.conn.info.peername.host, lambda: channel.gone)
+        host = channel.conn.info.peername.host
+        applicant = Applicant(host, lambda: channel.gone, lambda: channel.closing is not None)
         before = APPLICANT.set(applicant)
         try:
             asked = self._hub.execute(channel, command)

@@ -1,10 +1,10 @@
 """Places for connections: in all, for each listener, and who gives way. No I/O, no clock.
 
 Each listener has a share that the others can't take, so that a flood at one of them, of UDP peers for
-example, leaves room at the rest. Where there is no room, what has proved nothing yet goes first: half-open connections
-(a TLS handshake or a PROXY header that isn't there), then UDP peers, then TCP devices that have said nothing,
-the oldest first. UDP addresses may be forged, so a UDP peer displaces UDP peers alone. Who has registered, or
-has said something on TCP, keeps its place.
+example, leaves room at the rest. Where there is no room, what has proved nothing yet goes first: half-open
+connections (a TLS handshake or a PROXY header that isn't there), then UDP peers, then TCP devices that have
+said nothing, the oldest first. UDP addresses may be forged, so a UDP peer displaces UDP peers alone. Who has
+registered, or has said something on TCP, keeps its place.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["Candidate", "Room", "crowded"]
 RESERVED: Final = 0.1
 """Part of all places that is kept for the listeners, in equal shares."""
 
-SCAN: Final = 1.0
-"""Seconds between two looks for connections that may give way: each costs a look at all of them."""
+SCAN: Final = 25e-6
+"""Seconds, for each connection, between two looks for those that may give way: about 20 times their cost."""
 
 PATIENCE: Final = {"half-open": 1.0, "udp": 0.0, "tcp": 5.0}
 """Seconds that each kind has to prove something before its place may be taken."""
@@ -139,7 +139,7 @@ class Room:
     def _find(self, kind: str, number: int, now: float) -> deque[Candidate]:
         """Return what may give way, the oldest first; rarely looked up anew."""
         found = self._waiting.get((kind, number))
-        if not found and (self._scanned is None or now - self._scanned >= SCAN):
+        if not found and (self._scanned is None or now - self._scanned >= SCAN * self.total):
             self._scanned = now
             self._waiting.clear()
             for candidate in sorted(self.candidates(), key=lambda candidate: candidate.since):
