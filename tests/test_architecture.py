@@ -17,6 +17,7 @@ ROOT = Path(exproto_app.__file__).parent
 # From the top down; a package stands for all that is in it.
 LAYERS = (
     "errors",
+    "certificates",
     "models",
     "addresses",
     "topics",
@@ -38,6 +39,7 @@ LAYERS = (
     "logs",
     "timing",
     "listening",
+    "probes",
     "runner",
     "recorder",
     "hub",

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -15,8 +16,10 @@ import attrs
 
 from ...addresses import AddressLimits, Guard
 from ...app import App
+from ...certificates import validity
 from ...channel import Hub
 from ...engine import Engine
+from ...errors import SetupError
 from ...hub import MemoryHub
 from ...models import Address
 from ...router import Router
@@ -43,6 +46,9 @@ SHOWN = 64
 
 HANDSHAKES = 100
 """TLS handshakes that are under way at the same time: each takes some 100 KB of memory, and CPU."""
+
+EXPIRES_SOON = 14
+"""Days before a certificate's end from which on we warn."""
 
 SPARE_FILES = 32
 """Open files that are left for whoever looks (`/healthz`), the log, and the app itself."""
@@ -241,6 +247,7 @@ class Gateway:
         """Start the app, then open the listeners."""
         for door in self._doors:
             door.context = door.listen.tls()
+        self._look_at_certificates()
         self._limit_files()
         self.runner = Runner(self.app, LoginGate.around(self.hub, self.login_failed))
         if isinstance(self.hub, Networked):
@@ -262,6 +269,32 @@ class Gateway:
         except BaseException:
             await self.stop()
             raise
+
+    def renew(self) -> None:
+        """Read certificates, keys and CAs again, for handshakes from now on.
+
+        If one is wrong, those from before stay. Devices that are connected stay so.
+        """
+        try:
+            contexts = [door.listen.tls() for door in self._doors]
+        except SetupError as error:
+            log.error("gateway ! not renewed: %s; the certificates from before stay", error)  # noqa: TRY400 - the sentence is enough
+            return
+        for door, context in zip(self._doors, contexts, strict=True):
+            door.context = context
+        log.info("gateway = certificates read again")
+        self._look_at_certificates()
+
+    def _look_at_certificates(self) -> None:
+        """Warn of certificates that aren't good, or not for long."""
+        now = datetime.now(timezone.utc)
+        for listen in {door.listen.cert: door.listen for door in self._doors if door.context}.values():
+            for each in validity(listen.cert or ""):
+                trouble = each.trouble(now)
+                if not trouble and each.days(now) < EXPIRES_SOON:
+                    trouble = f"it expires in {each.days(now)} days"
+                if trouble:
+                    log.warning("gateway ! the certificate %s of %s: %s", listen.cert, listen, trouble)
 
     async def stop(self) -> None:
         """Stop accepting, end every connection, close."""

@@ -119,7 +119,7 @@ class Users:
         return bool(verdict)
 
     def _remembered(self, name: str, quick: bytes, known: Hash | None) -> bool | None:
-        """Tell what is known without a check: a name has one password, so what was right tells what is wrong."""
+        """Tell what is known without a check: a name has one password, so one that was right tells others."""
         if known is None:
             return None
         digest, right = self._right.get(name, (b"", b""))
@@ -175,7 +175,7 @@ class Users:
                 work.answer.set_exception(error)
         else:
             right = hmac.compare_digest(done.result(), work.known.digest)
-            self._takes = loop.time() - work.asked
+            self._takes = min(1.0, loop.time() - work.asked)
             if not right:
                 self._waiting.failed(login, loop.time())
             if not work.answer.done():

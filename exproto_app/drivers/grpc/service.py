@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 
 from ...app import App
+from ...certificates import load_identity
 from ...errors import SetupError, not_opened
 from ...models import Address, Certificate, ConnectionInfo, Message, SockType
 from ...router import Router
@@ -108,9 +109,9 @@ class Tls:
                 raise SetupError(f"--{option}: there is no file {file}")
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
-            context.load_cert_chain(self.cert, self.key)
         except (OSError, ssl.SSLError) as error:
-            raise SetupError(f"--cert, --key or --client-ca can't be used: {error}") from None
+            raise SetupError(f"--client-ca: {self.client_ca} can't be used: {error}") from None
+        load_identity(context, self.cert, self.key, "--cert")
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
         context.set_alpn_protocols(["h2"])
