@@ -13,10 +13,14 @@ something to tell:
     logger     exproto_app, or the user's own
     message    the text, as it would stand in the text form
     [conn]     the connection's id; then always [protocol] and, once it is registered, [clientid]
+    [peer]     the address of the device, or of whoever was refused: HOST:PORT, IPv6 in brackets
     [worker]   the number of the worker, with `run --workers`
     [repeats]  how many more of these there were, not logged one by one
     [error]    the exception's class
     [traceback]
+
+As text, a warning or an error about a connection ends with `(peer HOST:PORT)`, so that programs which ban
+addresses find them in either form.
 
 A line of the user's own belongs to a connection when its first argument is one, or by `extra={"conn": conn}`.
 Passwords are never logged.
@@ -40,7 +44,16 @@ from .connection import Connection
 from .models import Address, ClientInfo
 from .sniff import Sniffer
 
-__all__ = ["FORMATS", "LEVELS", "WINDOW", "JsonFormatter", "Repeats", "configure", "configure_from"]
+__all__ = [
+    "FORMATS",
+    "LEVELS",
+    "WINDOW",
+    "JsonFormatter",
+    "Repeats",
+    "TextFormatter",
+    "configure",
+    "configure_from",
+]
 
 Stream: TypeAlias = IO[str] | TextIOBase
 
@@ -200,6 +213,18 @@ def _raised(error: BaseException) -> tuple[type, str, int]:
     return type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno
 
 
+class TextFormatter(logging.Formatter):
+    """Makes a record a line of text, with the peer's address where something went wrong."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line, without a traceback."""
+        line = super().formatMessage(record)
+        if record.levelno < logging.WARNING:
+            return line
+        whose = _whose(record)
+        return f"{line} (peer {whose['peer']})" if "conn" in whose else line
+
+
 class JsonFormatter(logging.Formatter):
     """Makes a record one line of JSON; the module tells the keys. *worker* is the process's number."""
 
@@ -237,12 +262,16 @@ def _whose(record: logging.LogRecord) -> dict[str, str]:
     client: ClientInfo | None
     if isinstance(whose, Channel):
         fields, client = {"conn": whose.id, "protocol": whose.protocol.router.name}, whose.client
+        info = whose.conn.info
     elif isinstance(whose, Sniffer):
-        fields, client = {"conn": whose.id, "protocol": whose.rules.name}, None
+        fields, client, info = {"conn": whose.id, "protocol": whose.rules.name}, None, whose.info
     elif isinstance(whose, Connection):
-        fields, client = {"conn": whose.id, "protocol": whose.protocol}, whose.client
+        fields, client, info = {"conn": whose.id, "protocol": whose.protocol}, whose.client, whose.info
+    elif isinstance(whose, Address):
+        return {"peer": str(whose)}
     else:
         return {}
+    fields["peer"] = str(info.peername)
     return {**fields, "clientid": client.clientid} if client is not None else fields
 
 
@@ -256,7 +285,7 @@ def configure(
     handler: logging.Handler = logging.StreamHandler(stream)
     if worker is not None:
         text = text.replace("%(message)s", f"worker {worker}: %(message)s")
-    handler.setFormatter(JsonFormatter(worker) if form == "json" else logging.Formatter(text))
+    handler.setFormatter(JsonFormatter(worker) if form == "json" else TextFormatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

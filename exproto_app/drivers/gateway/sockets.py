@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from ...errors import SetupError, not_opened
 from .listeners import Listen
 
-__all__ = ["bind", "files_left", "share", "why_not"]
+__all__ = ["bind", "files_left", "share", "share_again", "why_not"]
 
 Bound: TypeAlias = tuple[int, Any]
 """A family of addresses, and an address as its sockets have it."""
@@ -36,6 +36,18 @@ def share(listen: Listen, count: int) -> list[list[socket.socket]]:
     for probe in probes:
         probe.close()
     return [_bind(listen, addresses, shared=True) for _ in range(count)]
+
+
+def share_again(family: int, kind: int, address: Any) -> socket.socket:
+    """Bind an *address* that others share once more. Raises `OSError`."""
+    sock = socket.socket(family, kind)
+    try:
+        _set_up(sock, shared=True)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _addresses(listen: Listen) -> list[Bound]:
