@@ -18,9 +18,12 @@ import pytest
 
 from exproto_app import App, Connection
 from exproto_app.addresses import AddressLimits, networks
+from exproto_app.channel import Channel
+from exproto_app.commands import Command, Outcome
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.drivers.gateway.users import CHECKS, Users, hash_password
 from exproto_app.drivers.gateway.waiting import EACH
+from exproto_app.engine import Engine
 from exproto_app.framing import Line
 from exproto_app.hub import MemoryHub
 
@@ -327,3 +330,44 @@ def test_a_flood_of_wrong_passwords_keeps_no_right_one_waiting(run: Run, tmp_pat
             assert gateway.app.stats["logins_failed"] <= 40 + EACH + CHECKS
 
     run(test)
+
+
+# --- the end
+
+
+class Mute(MemoryHub):
+    """A broker that never answers, and never lets go."""
+
+    def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
+        return Outcome(channel.engine.runtime.waiter)
+
+    async def start(self, engine: Engine) -> None:
+        """Do nothing."""
+
+    async def stop(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+def test_a_stop_gives_up_what_a_mute_broker_holds_and_says_what(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        app = App(framing=Line())
+
+        @app.on_received
+        async def received(conn: Connection, frame: bytes) -> None:
+            conn.publish("up", frame)
+            await conn.publish("up", frame)
+
+        options = Options(stop_timeout=0.1)
+        async with Gateway(app, ["tcp://127.0.0.1:0"], hub=Mute(), options=options) as gateway:
+            address = gateway.addresses[0][2]
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"x\n")
+            await until(lambda: app.stats["messages_published"] > 0)
+        writer.close()
+        assert gateway.open == 0
+
+    run(test)
+    assert re.search(r"gave up after 0\.1 s: 1 connections had not ended, \d verbs waited", caplog.text)
+    assert "gave up after 0.1 s: the embedded hub did not end" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -17,7 +18,7 @@ import attrs
 from ...addresses import AddressLimits, Guard
 from ...app import App
 from ...certificates import validity
-from ...channel import Hub
+from ...channel import Channel, Hub
 from ...engine import Engine
 from ...errors import SetupError
 from ...hub import MemoryHub
@@ -60,8 +61,8 @@ class Options:
 
     *max_connections* in all, in this process; *handshake_timeout*: seconds of a TLS handshake, and of the
     PROXY header before it; *addresses*: what each address may do; *files*: those that one connection opens,
-    2 where each device has a connection to the broker; *stop_timeout*: seconds that the broker's side may
-    take to end.
+    2 where each device has a connection to the broker; *stop_timeout*: seconds that connections may take to
+    end before they are cut, and that the hub may take after that.
     """
 
     max_connections: int = 10_000
@@ -309,13 +310,39 @@ class Gateway:
         for door in self._doors:
             for link in tuple(door.pending):
                 link.give_up()
-        await self.runner.stop()
+        stopping = asyncio.ensure_future(self.runner.stop())
+        if not (await asyncio.wait([stopping], timeout=self.options.stop_timeout))[0]:
+            self._give_up()
+        await stopping
         if isinstance(self.hub, Networked):
-            await self.hub.stop()
+            await self._stop_hub(self.hub)
         for port in self._ports:
             port.close()
         self._acceptors.clear()
         self._ports.clear()
+
+    def _give_up(self) -> None:
+        """Cut the connections that are still there; tell what is lost with them."""
+        left = self.runner.engine.connections()
+        lanes = [one.lane for one in left if isinstance(one, Channel) and one.lane is not None]
+        log.warning(
+            "gateway ! gave up after %g s: %d connections had not ended, %d verbs waited for %s",
+            self.options.stop_timeout,
+            len(left),
+            sum(lane.waiting for lane in lanes),
+            self.hub,
+        )
+        for one in left:
+            one.link.abort()
+
+    async def _stop_hub(self, hub: Networked) -> None:
+        stopping = asyncio.ensure_future(hub.stop())
+        if not (await asyncio.wait([stopping], timeout=self.options.stop_timeout))[0]:
+            seconds = self.options.stop_timeout
+            log.warning("gateway ! gave up after %g s: %s did not end", seconds, self.hub)
+            stopping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
 
     async def __aenter__(self) -> Self:
         await self.start()
