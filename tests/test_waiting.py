@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exproto_app.addresses import Applicant
-from exproto_app.drivers.gateway.waiting import EACH, MOST, REMEMBERED, WINDOW, Login, Waiting
+from exproto_app.drivers.gateway.waiting import EACH, MOST, REMEMBERED, SUSPECT, WINDOW, Login, Waiting
 
 
 def login(host: str, name: str, *, gone: bool = False, leaving: bool = False) -> Login[None]:
@@ -76,6 +76,18 @@ def test_who_hung_up_makes_room_first() -> None:
         waiting.add(one)
     assert waiting.add(login("a", "1")) == gone
     assert len(waiting) == 1
+
+
+def test_a_place_is_kept_for_names_that_nobody_guesses_at() -> None:
+    waiting: Waiting[None] = Waiting()
+    for _ in range(SUSPECT):
+        waiting.failed(login("a", "guessed"), 0.0)
+    waiting.add(login("a", "guessed"))
+    assert waiting.next(innocent=True) is None
+    innocent = login("a", "other")
+    waiting.add(innocent)
+    assert waiting.next(innocent=True) is innocent
+    assert names(waiting) == ["a guessed"]
 
 
 def test_in_all_too_the_one_with_the_most_wrong_passwords_is_refused() -> None:

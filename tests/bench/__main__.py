@@ -21,6 +21,7 @@ NAMES = (
     "erlport",
     "grpc",
     "mqtt",
+    "hostile",
 )
 
 

@@ -250,7 +250,8 @@ class Gateway:
             door.context = door.listen.tls()
         self._look_at_certificates()
         self._limit_files()
-        self.runner = Runner(self.app, LoginGate.around(self.hub, self.login_failed))
+        self._gate = LoginGate(self.hub, self.login_failed)
+        self.runner = Runner(self.app, self._gate.as_hub())
         if isinstance(self.hub, Networked):
             await self.hub.start(self.runner.engine)
         try:
@@ -310,6 +311,7 @@ class Gateway:
         for door in self._doors:
             for link in tuple(door.pending):
                 link.give_up()
+        self._gate.stop()
         stopping = asyncio.ensure_future(self.runner.stop())
         if not (await asyncio.wait([stopping], timeout=self.options.stop_timeout))[0]:
             self._give_up()

@@ -28,11 +28,17 @@ class LoginGate:
         self._hub = hub
         self._failed = failed
         self.publish, self.gone = hub.publish, hub.gone
+        self._pending: set[Outcome[Any]] = set()
 
-    @classmethod
-    def around(cls, hub: Hub, failed: Failed) -> Hub:
-        """Return *hub* with a gate in front."""
-        return cast("Hub", cls(hub, failed))
+    def as_hub(self) -> Hub:
+        """Return this as what it stands for."""
+        return cast("Hub", self)
+
+    def stop(self) -> None:
+        """Wait for no login any more."""
+        for outcome in tuple(self._pending):
+            outcome.fail(UnavailableError("the gateway stops"))
+        self._pending.clear()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hub, name)
@@ -54,6 +60,7 @@ class LoginGate:
         if asked.done and asked.error is None:
             return asked
         outcome: Outcome[Any] = Outcome(channel.engine.runtime.waiter)
+        self._pending.add(outcome)
         asked.when_done(partial(self._answered, channel, command.client.clientid, applicant, outcome))
         return outcome
 
@@ -65,6 +72,7 @@ class LoginGate:
         outcome: Outcome[Any],
         answer: Outcome[Any],
     ) -> None:
+        self._pending.discard(outcome)
         error = answer.error
         if error is None:
             outcome.settle(answer.value)

@@ -157,7 +157,11 @@ class Users:
             login.work.answer.set_result(None)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._checking < CHECKS and (login := self._waiting.next()) is not None:
+        # The last thread isn't for names that somebody guesses at.
+        while self._checking < CHECKS:
+            login = self._waiting.next(innocent=self._checking == CHECKS - 1)
+            if login is None:
+                return
             self._checking += 1
             work = login.work
             done = loop.run_in_executor(self._threads, work.known.of, work.password)

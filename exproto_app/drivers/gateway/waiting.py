@@ -25,6 +25,9 @@ EACH: Final = 32
 WINDOW: Final = 60.0
 """Seconds in which wrong passwords are counted together."""
 
+SUSPECT: Final = 10
+"""Wrong passwords of one name in a window from which on its logins leave room for others'."""
+
 REMEMBERED: Final = 10_000
 """Addresses, and names, whose wrong passwords are counted."""
 
@@ -71,12 +74,13 @@ class Waiting(Generic[T]):
             out.append(self._take(max(self._logins, key=self._record)))
         return out
 
-    def next(self) -> Login[T] | None:
-        """Take the login whose turn it is."""
+    def next(self, *, innocent: bool = False) -> Login[T] | None:
+        """Take the login whose turn it is; if *innocent*, of a name without many wrong passwords."""
         self._logins = [login for login in self._logins if not login.applicant.gone()]
-        if not self._logins:
+        logins = [one for one in self._logins if not innocent or self._wrong_of("name", one.name) < SUSPECT]
+        if not logins:
             return None
-        return self._take(min(self._logins, key=self._record))
+        return self._take(min(logins, key=self._record))
 
     def failed(self, login: Login[T], now: float) -> None:
         """Count a wrong password."""
@@ -88,9 +92,11 @@ class Waiting(Generic[T]):
 
     def _record(self, login: Login[T]) -> tuple[bool, int]:
         """Return whether it is leaving, and how many wrong passwords its address and its name have had."""
-        nothing = (0.0, 0)
-        host = self._wrong.get(("host", login.applicant.host), nothing)[1]
-        return login.applicant.leaving(), host + self._wrong.get(("name", login.name), nothing)[1]
+        wrong = self._wrong_of("host", login.applicant.host) + self._wrong_of("name", login.name)
+        return login.applicant.leaving(), wrong
+
+    def _wrong_of(self, kind: str, what: str) -> int:
+        return self._wrong.get((kind, what), (0.0, 0))[1]
 
     def _take(self, login: Login[T]) -> Login[T]:
         self._logins.remove(login)
