@@ -41,13 +41,15 @@ class Applicant:
     """Who asks for a login: its *host*, and whether it has *gone* meanwhile.
 
     *leaving*: it has said that it sends nothing more, as who hangs up does too; it may still read an answer.
-    *busy* is set by a login rule that refuses it unchecked.
+    A login rule that has it wait sets *refuse*, so that the host can end the wait, and *busy* where it
+    refuses it unchecked.
     """
 
     host: str
     gone: Callable[[], bool]
     leaving: Callable[[], bool] = lambda: False
     busy: bool = False
+    refuse: Callable[[], object] | None = None
 
 
 APPLICANT: ContextVar[Applicant | None] = ContextVar("applicant", default=None)

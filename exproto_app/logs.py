@@ -41,7 +41,7 @@ import attrs
 
 from .channel import Channel
 from .connection import Connection
-from .models import Address, ClientInfo
+from .models import Address, ClientInfo, ConnectionInfo
 from .sniff import Sniffer
 
 __all__ = [
@@ -108,6 +108,7 @@ class Repeats(logging.Filter):
         if record.levelno <= logging.DEBUG or hasattr(record, "repeats") or " ! " not in str(record.msg):
             return True
         now = record.created
+        record.peer = _whose(record).get("peer")  # the connection may have ended when it is told
         with self._lock:
             ended: list[_Window] = []
             held = self._hold(record, now, ended)
@@ -222,7 +223,7 @@ class TextFormatter(logging.Formatter):
         if record.levelno < logging.WARNING:
             return line
         whose = _whose(record)
-        return f"{line} (peer {whose['peer']})" if "conn" in whose else line
+        return f"{line} (peer {whose['peer']})" if "conn" in whose and "peer" in whose else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -260,9 +261,11 @@ def _whose(record: logging.LogRecord) -> dict[str, str]:
     arguments = _arguments(record)
     whose = getattr(record, "conn", None) or (arguments[0] if arguments else None)
     client: ClientInfo | None
+    info: ConnectionInfo | None
     if isinstance(whose, Channel):
         fields, client = {"conn": whose.id, "protocol": whose.protocol.router.name}, whose.client
-        info = whose.conn.info
+        conn = getattr(whose, "conn", None)  # it has none any more once it has ended
+        info = None if conn is None else conn.info
     elif isinstance(whose, Sniffer):
         fields, client, info = {"conn": whose.id, "protocol": whose.rules.name}, None, whose.info
     elif isinstance(whose, Connection):
@@ -271,7 +274,9 @@ def _whose(record: logging.LogRecord) -> dict[str, str]:
         return {"peer": str(whose)}
     else:
         return {}
-    fields["peer"] = str(info.peername)
+    peer = getattr(record, "peer", None) or (info and str(info.peername))
+    if peer:
+        fields["peer"] = peer
     return {**fields, "clientid": client.clientid} if client is not None else fields
 
 

@@ -118,6 +118,18 @@ def test_a_line_that_tells_of_trouble_has_the_peers_address() -> None:
     assert json.loads(lines[0])["peer"] == "192.0.2.1:7"
 
 
+def test_what_was_held_back_tells_the_peer_of_a_connection_that_has_ended() -> None:
+    repeats = Repeats()
+    with TestClient(tracker()) as device:
+        channel = device.connection._verbs
+        peer = device.connection.info.peername
+        for _ in range(9):
+            repeats.filter(record("%s ! failed", channel, at=100))
+    with written(JsonFormatter()) as lines:
+        repeats.finish(101)
+    assert json.loads(lines[0])["peer"] == str(peer)
+
+
 def test_a_password_is_in_no_line() -> None:
     def nobody(client: object, password: str | None) -> bool:
         raise DeniedError("no")

@@ -11,7 +11,8 @@ def login(host: str, name: str, *, gone: bool = False, leaving: bool = False) ->
 
 
 def names(waiting: Waiting[None]) -> list[str]:
-    found = []
+    found: list[str] = []
+    waiting.drop_gone()
     while (one := waiting.next()) is not None:
         found.append(f"{one.applicant.host} {one.name}")
     return found

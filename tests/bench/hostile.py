@@ -2,8 +2,8 @@
 
 Run it as `python -m tests.bench hostile [ATTACKER…]`. The server is `exproto-app run` as operators start it,
 in a process of its own, anew for each attacker; attackers have processes of their own too. For each, by
-itself and twenty times over, it tells the devices' p99 and maximum, the server's peak of memory, the slowest answer
-of `/healthz`, and how long the server takes to end after SIGTERM while the attack goes on.
+itself and twenty times over, it tells the devices' p99 and maximum, the server's peak of memory, the slowest
+answer of `/healthz`, and how long the server takes to end after SIGTERM while the attack goes on.
 
 A new attacker is one more function in `ATTACKERS`: it gets a `Target`, attacks until it is killed, and
 expects nothing of the answers.

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ...addresses import APPLICANT, Applicant
 from ...channel import Channel, Hub
-from ...commands import Command, Outcome, Register
+from ...commands import Command, Outcome, Register, refused
 from ...errors import DeniedError, UnavailableError
 from ...models import Address
 
@@ -28,7 +28,8 @@ class LoginGate:
         self._hub = hub
         self._failed = failed
         self.publish, self.gone = hub.publish, hub.gone
-        self._pending: set[Outcome[Any]] = set()
+        self._stopping = False
+        self._pending: dict[Outcome[Any], Applicant] = {}
 
     def as_hub(self) -> Hub:
         """Return this as what it stands for."""
@@ -36,9 +37,12 @@ class LoginGate:
 
     def stop(self) -> None:
         """Wait for no login any more."""
-        for outcome in tuple(self._pending):
+        self._stopping = True
+        pending, self._pending = self._pending, {}
+        for outcome, applicant in pending.items():
             outcome.fail(UnavailableError("the gateway stops"))
-        self._pending.clear()
+            if applicant.refuse is not None:
+                applicant.refuse()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hub, name)
@@ -50,6 +54,8 @@ class LoginGate:
         """Carry out what a device's connection asks."""
         if type(command) is not Register:
             return self._hub.execute(channel, command)
+        if self._stopping:
+            return refused(UnavailableError("the gateway stops"))
         host = channel.conn.info.peername.host
         applicant = Applicant(host, lambda: channel.gone, lambda: channel.closing is not None)
         before = APPLICANT.set(applicant)
@@ -60,7 +66,7 @@ class LoginGate:
         if asked.done and asked.error is None:
             return asked
         outcome: Outcome[Any] = Outcome(channel.engine.runtime.waiter)
-        self._pending.add(outcome)
+        self._pending[outcome] = applicant
         asked.when_done(partial(self._answered, channel, command.client.clientid, applicant, outcome))
         return outcome
 
@@ -72,7 +78,9 @@ class LoginGate:
         outcome: Outcome[Any],
         answer: Outcome[Any],
     ) -> None:
-        self._pending.discard(outcome)
+        self._pending.pop(outcome, None)
+        if outcome.done:
+            return
         error = answer.error
         if error is None:
             outcome.settle(answer.value)

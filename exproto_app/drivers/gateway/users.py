@@ -107,6 +107,12 @@ class Users:
         if password is None:
             return False
         self._read_again()
+        try:
+            return await self._judge(client, password)
+        except asyncio.CancelledError:  # the event loop ends; nobody waits for the answer
+            return False
+
+    async def _judge(self, client: ClientInfo, password: str) -> bool:
         name = client.username or client.clientid
         quick = hmac.digest(self._key, password.encode(errors="surrogatepass"), "sha256")
         known = self._hashes.get(name)
@@ -132,6 +138,7 @@ class Users:
         loop = asyncio.get_running_loop()
         applicant = APPLICANT.get() or Applicant("", lambda: False)
         login = Login(name, applicant, _Check(known, password, loop.time(), loop.create_future()))
+        applicant.refuse = partial(self._refuse, login)
         for out in self._waiting.add(login):
             self._refuse(out)
         self._start(loop)
@@ -150,13 +157,16 @@ class Users:
         """Answer a login without a check."""
         applicant = login.applicant
         applicant.busy = True
-        if not applicant.gone():
+        self._waiting.discard(login)
+        if not applicant.gone() and not applicant.leaving():
             words = "users ! a login as %r is refused: %d wait, limits are %d, and %d of one name and address"
             log.warning(words, login.name, len(self._waiting), MOST, EACH)
         if not login.work.answer.done():
             login.work.answer.set_result(None)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        for out in self._waiting.drop_gone():
+            self._refuse(out)
         # The last thread isn't for names that somebody guesses at.
         while self._checking < CHECKS:
             login = self._waiting.next(innocent=self._checking == CHECKS - 1)

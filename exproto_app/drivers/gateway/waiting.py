@@ -64,8 +64,7 @@ class Waiting(Generic[T]):
         if alike < EACH and len(self._logins) < MOST:
             self._logins.append(login)
             return []
-        out = [other for other in self._logins if other.applicant.gone()]
-        self._logins = [other for other in self._logins if not other.applicant.gone()]
+        out = self.drop_gone()
         self._logins.append(login)
         same = [other for other in self._logins if other.key == login.key]
         if len(same) > EACH:
@@ -74,9 +73,15 @@ class Waiting(Generic[T]):
             out.append(self._take(max(self._logins, key=self._record)))
         return out
 
+    def drop_gone(self) -> list[Login[T]]:
+        """Return those that have gone; they don't wait any more."""
+        out = [login for login in self._logins if login.applicant.gone()]
+        if out:
+            self._logins = [login for login in self._logins if not login.applicant.gone()]
+        return out
+
     def next(self, *, innocent: bool = False) -> Login[T] | None:
         """Take the login whose turn it is; if *innocent*, of a name without many wrong passwords."""
-        self._logins = [login for login in self._logins if not login.applicant.gone()]
         logins = [one for one in self._logins if not innocent or self._wrong_of("name", one.name) < SUSPECT]
         if not logins:
             return None
@@ -97,6 +102,11 @@ class Waiting(Generic[T]):
 
     def _wrong_of(self, kind: str, what: str) -> int:
         return self._wrong.get((kind, what), (0.0, 0))[1]
+
+    def discard(self, login: Login[T]) -> None:
+        """Have *login* wait no more."""
+        if login in self._logins:
+            self._logins.remove(login)
 
     def _take(self, login: Login[T]) -> Login[T]:
         self._logins.remove(login)
