@@ -8,9 +8,15 @@ import gc
 import importlib
 import importlib.util
 import logging
+import os
 import re
+import resource
+import signal
 import socket
-from collections.abc import Awaitable, Callable
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +336,89 @@ def test_a_flood_of_wrong_passwords_keeps_no_right_one_waiting(run: Run, tmp_pat
             assert gateway.app.stats["logins_failed"] <= 40 + EACH + CHECKS
 
     run(test)
+
+
+# --- a system resource runs out
+
+ECHO = Path(__file__).parent.parent / "examples" / "echo.py"
+
+
+@contextlib.contextmanager
+def limited(loop: str, files: int) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+    """Run a gateway that may open so many files; give it, its port, and that of its metrics."""
+    command = [sys.executable, "-m", "exproto_app", "run", str(ECHO), "--listen", "tcp://127.0.0.1:0"]
+    command += ["--metrics", "127.0.0.1:0", "--mqtt-listen", "off", "--loop", loop]
+    process = subprocess.Popen(
+        ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        text = ""
+        for line in process.stdout:
+            text += line
+            if "Ctrl-C" in line:
+                break
+        ports = dict(re.findall(r"(tcp|http)://127\.0\.0\.1:(\d+)", text))
+        assert "ulimit -n" in text
+        yield process, int(ports["tcp"]), int(ports["http"])
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_where_open_files_are_few_probes_are_answered_and_the_log_stays_short(loop: str) -> None:
+    with limited(loop, 100) as (process, port, health), contextlib.ExitStack() as stack:
+        devices = []
+        for _ in range(200):
+            device = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+            devices.append(device)
+        for _ in range(10):
+            with urllib.request.urlopen(f"http://127.0.0.1:{health}/healthz", timeout=20) as answer:
+                assert answer.status == 200
+        devices[0].sendall(b"hi\n")
+        assert devices[0].recv(100)
+        assert devices[-1].recv(100) == b"", "one too many is refused, it doesn't hang"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        rest = [line for line in process.stdout if " ! " in line]
+        assert process.wait(20) == 0
+        assert len(rest) < 10
+        assert "sockets are open, the system allows no more open files" in rest[0]
+
+
+def test_accepting_pauses_where_there_are_no_more_files_and_goes_on_by_itself(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exproto_app.drivers.gateway.acceptor.PAUSE", 0.02)
+
+    async def test() -> None:
+        async with Gateway(echo(), ["tcp://127.0.0.1:0"]) as gateway:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            address = gateway.addresses[0][2]
+            device = socket.socket()
+            device.setblocking(False)
+            spare = os.open(os.devnull, os.O_RDONLY)  # the number of the next file that is opened
+            os.close(spare)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+            try:
+                await asyncio.get_running_loop().sock_connect(device, (address.host, address.port))
+                await until(lambda: gateway.app.stats.get("accepts_paused", 0) > 5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            with device:
+                device.send(b"hi\n")
+                assert await asyncio.get_running_loop().sock_recv(device, 100) == b"hi\n"
+
+    with caplog.at_level(logging.WARNING):
+        run(test)
+    assert caplog.text.count("accepts nothing until others have gone: too many open files") == 1
+    assert len(caplog.records) == 1
 
 
 # --- the end

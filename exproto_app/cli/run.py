@@ -97,6 +97,13 @@ LONGEST = 72
     show_default=True,
     help="Seconds of a TLS handshake, and of a PROXY header.",
 )
+@click.option(
+    "--stop-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds that connections, and the broker, may take to end; what hasn't ended is cut, and logged.",
+)
 @address_options
 @limit_option("inbox", int, "Bytes of a device that may wait to be handled; then reading pauses")
 @limit_option("outbox", int, "Bytes that may wait for a device; then its frames wait")
@@ -130,6 +137,7 @@ def command(
     reloads: bool,
     max_connections: int,
     handshake_timeout: float,
+    stop_timeout: float,
     stats: float | None,
     metrics: str | None,
     inspect: str | None,
@@ -173,7 +181,11 @@ def command(
     limit(app, others)
     each = 2 if mqtt is not None and uplink["mqtt_mode"] != "shared" else 1
     options = Options(
-        max_connections=max_connections, handshake_timeout=handshake_timeout, addresses=addresses, files=each
+        max_connections=max_connections,
+        handshake_timeout=handshake_timeout,
+        addresses=addresses,
+        files=each,
+        stop_timeout=stop_timeout,
     )
     _allow_files(max_connections * each)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
