@@ -51,6 +51,9 @@ HANDSHAKES = 100
 EXPIRES_SOON = 14
 """Days before a certificate's end from which on we warn."""
 
+LEAST = 0.5
+"""Seconds that the hub has to end, however long the connections took."""
+
 SPARE_FILES = 32
 """Open files that are left for whoever looks (`/healthz`), the log, and the app itself."""
 
@@ -61,8 +64,8 @@ class Options:
 
     *max_connections* in all, in this process; *handshake_timeout*: seconds of a TLS handshake, and of the
     PROXY header before it; *addresses*: what each address may do; *files*: those that one connection opens,
-    2 where each device has a connection to the broker; *stop_timeout*: seconds that connections may take to
-    end before they are cut, and that the hub may take after that.
+    2 where each device has a connection to the broker; *stop_timeout*: seconds that connections, and then the
+    hub, may take to end before they are cut.
     """
 
     max_connections: int = 10_000
@@ -312,12 +315,13 @@ class Gateway:
             for link in tuple(door.pending):
                 link.give_up()
         self._gate.stop()
+        until = self.runner.time() + self.options.stop_timeout
         stopping = asyncio.ensure_future(self.runner.stop())
         if not (await asyncio.wait([stopping], timeout=self.options.stop_timeout))[0]:
             self._give_up()
         await stopping
         if isinstance(self.hub, Networked):
-            await self._stop_hub(self.hub)
+            await self._stop_hub(self.hub, max(LEAST, until - self.runner.time()))
         for port in self._ports:
             port.close()
         self._acceptors.clear()
@@ -337,11 +341,10 @@ class Gateway:
         for one in left:
             one.link.abort()
 
-    async def _stop_hub(self, hub: Networked) -> None:
+    async def _stop_hub(self, hub: Networked, seconds: float) -> None:
         stopping = asyncio.ensure_future(hub.stop())
-        if not (await asyncio.wait([stopping], timeout=self.options.stop_timeout))[0]:
-            seconds = self.options.stop_timeout
-            log.warning("gateway ! gave up after %g s: %s did not end", seconds, self.hub)
+        if not (await asyncio.wait([stopping], timeout=seconds))[0]:
+            log.warning("gateway ! gave up after %.1f s: %s did not end", seconds, self.hub)
             stopping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await stopping
