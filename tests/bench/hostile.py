@@ -96,6 +96,11 @@ async def connect(port: int) -> socket.socket | None:
     return sock
 
 
+async def nobody(target: Target) -> None:  # noqa: ARG001 - an attacker's signature
+    """Attack nobody: what the machine itself costs."""
+    await asyncio.sleep(3_600)
+
+
 async def logins(target: Target) -> None:
     """Try wrong passwords of a name that is there, 370 a second, and hang up."""
     while True:
@@ -174,6 +179,7 @@ async def connects(target: Target) -> None:
 
 
 ATTACKERS: Final[dict[str, Attacker]] = {
+    "nobody": nobody,
     "logins": logins,
     "logins_held": logins_held,
     "udp_peers": udp_peers,

@@ -24,7 +24,7 @@ from .proxied import HeaderLink
 from .tcp import TcpLink, why_failed
 
 if TYPE_CHECKING:
-    from .gateway import Door
+    from .door import Door
 
 __all__ = ["Acceptor", "Arrival"]
 

@@ -11,7 +11,7 @@ from .proxy import Proxied, header
 from .tcp import TcpLink, why_failed
 
 if TYPE_CHECKING:
-    from .gateway import Door
+    from .door import Door
 
 __all__ = ["HeaderLink"]
 

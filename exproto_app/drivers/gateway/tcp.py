@@ -14,7 +14,7 @@ from ...channel import Intake
 from ...models import Address, Certificate, ConnectionInfo
 
 if TYPE_CHECKING:
-    from .gateway import Door
+    from .door import Door
 
 __all__ = ["TcpLink", "why_failed"]
 

@@ -12,7 +12,7 @@ from ...channel import Intake
 from ...models import Address, ConnectionInfo, Reason
 
 if TYPE_CHECKING:
-    from .gateway import Door
+    from .door import Door
 
 __all__ = ["UdpPort"]
 
