@@ -96,7 +96,7 @@ async def connect(port: int) -> socket.socket | None:
     return sock
 
 
-async def nobody(target: Target) -> None:  # noqa: ARG001 - an attacker's signature
+async def nobody(target: Target) -> None:
     """Attack nobody: what the machine itself costs."""
     await asyncio.sleep(3_600)
 

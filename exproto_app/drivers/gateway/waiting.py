@@ -81,11 +81,15 @@ class Waiting(Generic[T]):
         return out
 
     def next(self, *, innocent: bool = False) -> Login[T] | None:
-        """Take the login whose turn it is; if *innocent*, of a name without many wrong passwords."""
-        logins = [one for one in self._logins if not innocent or self._wrong_of("name", one.name) < SUSPECT]
+        """Take the login whose turn it is; if *innocent*, none that it `suspects`."""
+        logins = [one for one in self._logins if not (innocent and self.suspects(one))]
         if not logins:
             return None
         return self._take(min(logins, key=self._record))
+
+    def suspects(self, login: Login[T]) -> bool:
+        """Tell whether somebody guesses at the name's password, or may just have hung up."""
+        return self._wrong_of("name", login.name) >= SUSPECT or login.applicant.leaving()
 
     def failed(self, login: Login[T], now: float) -> None:
         """Count a wrong password."""
