@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import click
 import pytest
 
 from exproto_app.addresses import KNOWN, WINDOW, AddressLimits, Guard, networks
+from exproto_app.cli.addressing import take_address_limits
 from exproto_app.errors import SetupError
 
 
@@ -98,3 +100,26 @@ def test_even_bans_are_bounded() -> None:
     for number in range(KNOWN + 100):
         guard.failed(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", "failed_logins", 0.0)
     assert len(guard._seen) <= KNOWN
+
+
+def given(**options: object) -> dict[str, object]:
+    """The options of `run` about addresses, as click gives them."""
+    nothing = dict.fromkeys(
+        ("address_connections", "address_rate", "address_bad_frames", "address_failed_logins", "ban")
+    )
+    return {**nothing, "allow": (), "deny": (), **options}
+
+
+def test_the_options_of_run_become_limits_and_are_taken_out() -> None:
+    options = given(address_rate=2.0, address_failed_logins=3, ban=5.0, deny=("192.0.2.0/24",), other=1)
+    limits = take_address_limits(options)
+    assert limits == AddressLimits(
+        rate=2.0, failed_logins=3, ban=5.0, deny=networks(["192.0.2.0/24"], "--deny")
+    )
+    assert options == {"other": 1}
+    assert take_address_limits(given()) == AddressLimits()
+
+
+def test_a_ban_needs_a_fault() -> None:
+    with pytest.raises(click.UsageError, match="--ban needs --address-bad-frames or --address-failed-logins"):
+        take_address_limits(given(ban=5.0))
