@@ -183,7 +183,7 @@ def test_half_open_handshakes_keep_nobody_out(
             with contextlib.ExitStack() as stack:
                 for _ in range(20):
                     sock = stack.enter_context(socket.create_connection((address.host, address.port)))
-                    sock.sendall(b"\x16\x03\x01\x02\x00")
+                    sock.sendall(b"\x16\x03\x01\x00\x06\x01\x00\x02\x00\x03\x03")
                 await until(lambda: gateway.app.stats.get("tls_handshakes_failed") == 15)
                 assert gateway.open == 5
                 assert await ask(gateway, b"hi", ssl=trusting(authority)) == b"hi\n"

@@ -42,6 +42,14 @@ PAUSE: Final = 0.5
 QUIET: Final = 10.0
 """Seconds without such a pause after which the next one is news."""
 
+HANDSHAKE: Final = b"\x16"
+RECORD: Final = 1_024
+"""How a TLS record with a handshake begins, and how much of the first one is waited for."""
+
+FIRST_LOOK: Final = 0.02
+LAST_LOOK: Final = 1.0
+"""Seconds between two looks whether it is there."""
+
 GONE: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EPERM})
 """Errors of `accept` that are those of the connection (accept(2))."""
 
@@ -150,6 +158,8 @@ class Arrival:
         self.since = self._loop.time()
         self._late: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._seen = False
+        self._pause = FIRST_LOOK / 2
         self._handed_over = False  # the socket, to the event loop, which closes it
 
     def wait(self) -> None:
@@ -157,7 +167,7 @@ class Arrival:
         door = self._door
         door.pending[self] = None
         seconds = door.gateway.options.handshake_timeout
-        self._late = self._loop.call_later(seconds, self._fail, f"nothing came within {seconds:g} s")
+        self._late = self._loop.call_later(seconds, self._too_late, seconds)
         try:
             self._loop.add_reader(self._sock, self._ready)
         except NotImplementedError:  # Windows' usual loop has none
@@ -185,10 +195,33 @@ class Arrival:
             return
         if first:
             self._loop.remove_reader(self._sock)
-            self._shake()
+            self._look()
         elif self._leave():  # a load balancer looks whether somebody listens, again and again
             self._close()
             self._door.probed(self.peer)
+
+    def _look(self) -> None:
+        """Begin the handshake when its first record is whole: until then it costs no memory of TLS."""
+        self._seen = True
+        if self not in self._door.pending:
+            return
+        try:
+            head = self._sock.recv(RECORD, socket.MSG_PEEK)
+        except OSError as error:
+            self._fail(str(error))
+            return
+        if head[:1] != HANDSHAKE or len(head) >= min(
+            RECORD, 5 + int.from_bytes(head[3:5].ljust(2, b"\xff"), "big")
+        ):
+            self._shake()
+            return
+        # The socket stays readable, so it is looked at now and then.
+        self._pause = min(LAST_LOOK, 2 * self._pause)
+        self._loop.call_later(self._pause, self._look)
+
+    def _too_late(self, seconds: float) -> None:
+        what = "it wasn't complete" if self._seen else "nothing came"
+        self._fail(f"{what} within {seconds:g} s")
 
     def _shake(self) -> None:
         if self._late is not None:
