@@ -85,8 +85,12 @@ Attacker = Callable[[Target], Coroutine[Any, Any, None]]
 
 
 async def connect(port: int) -> socket.socket | None:
-    """Return a connection to *port*; None where there is none."""
-    sock = socket.socket()
+    """Return a connection to *port*; None where there is none, or no file left for it."""
+    try:
+        sock = socket.socket()
+    except OSError:
+        await asyncio.sleep(0.01)
+        return None
     sock.setblocking(False)
     try:
         await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port)), 5)
