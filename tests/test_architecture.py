@@ -17,7 +17,9 @@ ROOT = Path(exproto_app.__file__).parent
 # From the top down; a package stands for all that is in it.
 LAYERS = (
     "errors",
+    "certificates",
     "models",
+    "addresses",
     "topics",
     "commands",
     "checksums",
@@ -37,6 +39,7 @@ LAYERS = (
     "logs",
     "timing",
     "listening",
+    "probes",
     "runner",
     "recorder",
     "hub",

@@ -23,6 +23,7 @@ NAMES = (
     "erlport",
     "grpc",
     "mqtt",
+    "hostile",
 )
 
 
