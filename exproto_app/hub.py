@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
-from .channel import Channel
 from .commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
+from .core import Channel
 from .errors import DeniedError, UnavailableError
 from .models import ClientInfo, Message
 from .topics import Filters, Topics, split_share

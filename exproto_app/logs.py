@@ -35,10 +35,9 @@ from typing import IO, Any, Final, TypeAlias
 
 import attrs
 
-from .channel import Channel
 from .connection import Connection
+from .core import Channel, Sniffer
 from .models import Address, ClientInfo
-from .sniff import Sniffer
 
 __all__ = ["FORMATS", "LEVELS", "WINDOW", "JsonFormatter", "Repeats", "configure", "configure_from"]
 

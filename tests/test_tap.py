@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from exproto_app import Address, App, ClientInfo, Connection, ConnectionInfo, DeniedError, Message, SetupError
-from exproto_app.channel import Channel
-from exproto_app.engine import Engine
+from exproto_app.core import Channel, Engine
 from exproto_app.framing import Line
 from exproto_app.tap import (
     Closed,
@@ -286,7 +285,7 @@ def test_watchers_come_and_go(first: TestClient) -> None:
     channel.unwatch(other)
     first.send(b"up\n")
     assert one.take() == other.take() == []
-    assert channel.tap is None
+    assert channel.tracer is None
 
 
 def test_a_watcher_that_fails_looks_no_more_and_harms_nobody(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import attrs
 import click
 
-from ..channel import Hub
+from ..core import Hub
 from ..drivers.gateway import Gateway
 from ..hub import MemoryHub
 from ..models import Address

@@ -9,8 +9,8 @@ from functools import partial
 from struct import Struct
 from typing import Any, Final
 
-from ...channel import Channel, Intake
 from ...commands import Command, Fence, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
+from ...core import Channel, Intake
 from ...errors import ClosedError, CommandError, DeniedError, UnavailableError
 from ...models import ConnectionInfo
 from . import facts

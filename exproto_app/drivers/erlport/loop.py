@@ -21,7 +21,7 @@ from struct import Struct
 from typing import Any, Final
 
 from ...app import App
-from ...channel import Intake
+from ...core import Intake
 from ...errors import ExprotoError
 from ...logs import configure_from
 from ...recorder import KEEP, SIZE
@@ -201,7 +201,7 @@ class Process:
         try:
             self._driver = _driver_of(module)
             self._hub = BrokerHub(self.port.write, acl=self._driver.acl)
-            runner = Runner(self._driver.app, self._hub)
+            runner = Runner(self._driver.app, self._hub, exits=())  # the process is the broker's
             await runner.start()
             self._runner = runner
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's file raises, the log has to tell

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import attrs
 
 from ...app import App
-from ...channel import Hub
-from ...engine import Engine
+from ...core import Engine, Hub
 from ...hub import MemoryHub
 from ...models import Address
 from ...router import Router

@@ -22,7 +22,7 @@ from amqtt.plugins.manager import PluginManager
 from amqtt.session import Session
 
 from ...commands import Publish, Subscribe, Unsubscribe
-from ...engine import Engine
+from ...core import Engine
 from ...hub import MemoryHub
 from ...models import Address, ClientInfo, Message
 from ...topics import check_filter, check_topic

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from ...channel import Channel, Intake
 from ...commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
+from ...core import Channel, Intake
 from ...errors import (
     ClosedError,
     CommandError,
