@@ -462,8 +462,8 @@ class Channel:
         elif self.backlog:
             run, argument = self.backlog.popleft()
             run(argument)
-        else:
-            return self.ending is not None and self.ending.run_terminated()
+        elif self.ending is None or not self.ending.run_terminated():
+            return False
         return self.state < State.ENDED
 
     def _resume_reading(self) -> None:
