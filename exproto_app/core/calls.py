@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from ..router import Handler
-from .states import HANDLER, RESUMES, RUNNING, State
+from .states import HANDLER, NOT_RUNNING, OPEN, RESUMES, RUNNING
 
 if TYPE_CHECKING:
     from ..host import Timer
@@ -83,42 +83,40 @@ class HandlerCalls:
         handler: Handler | None = None,
         after: After | None = None,
         failed: Failed | None = None,
-    ) -> bool:
+    ) -> Iterator[Any] | None:
         """Call *handler*, or the one that each frame is routed to, with each of *items*: the hot path.
 
-        Stop as soon as there is a reason to wait; return whether there was none. *after* is called when the
+        Stop as soon as there is a reason to wait, and return the rest of the items, if any. *after* is called when the
         one call that it is for has ended, *failed* in its place if that raised; without *failed* the
         connection's `failed` judges the error and sees to *after*.
         """
-        owner, outbound = self._owner, self._outbound
-        conn, encode, append = owner.conn, owner.protocol.encode, outbound.chunks.append
+        owner = self._owner
+        conn, encode, append = owner.conn, owner.protocol.encode, self._outbound.chunks.append
         route = None
         if handler is None:
             route = owner.route
         elif handler.blocking:
             for item in items:
                 self._start_thread(handler, item, after, failed)
-            return True
-        outer = owner.waits & RUNNING
-        owner.waits |= RUNNING
-        size, returned, finished = 0, True, False
+            return None
+        outer = owner.waits
+        owner.waits = running = outer | RUNNING
+        returned = True
+        rest: Iterator[Any] | None = iter(items)
         try:
-            for item in items:
+            for item in rest:  # type: ignore[union-attr] # just made
                 try:
                     if route is not None:
                         handler, item = route(item)  # noqa: PLW2901 - the message that the frame holds
                         if handler is None or handler.blocking:
                             if handler is not None:
                                 self._start_thread(handler, item, None, None)
-                            if owner.waits != RUNNING:
+                            if owner.waits != running:
                                 break
                             continue
-                    call = handler.call  # type: ignore[union-attr] # given, or just found
-                    reply = call(conn, item) if item is not ALONE else call(conn)
+                    reply = handler.call(conn, item) if item is not ALONE else handler.call(conn)  # type: ignore[union-attr] # given, or just found
                     if type(reply) is bytes:
-                        data = encode(reply)
-                        append(data)
-                        size += len(data)
+                        append(encode(reply))
                     elif reply is not None:
                         returned = self._take(reply, handler, after, failed)
                 except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
@@ -127,19 +125,16 @@ class HandlerCalls:
                         failed(error)
                     else:
                         owner.failed(handler, after, error)
-                if owner.waits != RUNNING:
+                if owner.waits != running:
                     break
             else:
-                finished = True
+                rest = None
         finally:
-            if not outer:
-                owner.waits &= ~RUNNING
-        if size:
-            outbound.size += size
-            outbound.check()
+            if not outer & RUNNING:
+                owner.waits &= NOT_RUNNING
         if after is not None and returned:
             after()
-        return finished
+        return rest
 
     def resume_next(self) -> None:
         """Have the call go on that has waited longest for a free turn."""
@@ -210,10 +205,7 @@ class HandlerCalls:
             return True
         awaitable = hasattr(reply, "__await__")
         if isinstance(reply, bytes) or (owner.protocol.builds and not awaitable):
-            data = owner.protocol.encode(reply)
-            self._outbound.chunks.append(data)
-            self._outbound.size += len(data)
-            self._outbound.check()
+            self._outbound.chunks.append(owner.protocol.encode(reply))
             return True
         if awaitable and handler is not None:
             self._start(reply, handler, after, failed)
@@ -258,7 +250,7 @@ class HandlerCalls:
     def _set_deadline(self, call: Call) -> None:
         limits = self._owner.engine.limits
         seconds = limits.handler_timeout
-        if self._owner.state > State.OPEN:
+        if self._owner.state > OPEN:
             seconds = min(seconds, limits.end_timeout)
         if call.deadline is not None:
             call.deadline.cancel()

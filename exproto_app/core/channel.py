@@ -8,13 +8,13 @@ from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import partial
 from itertools import islice
 from operator import length_hint
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .. import tap as events
 from ..commands import Command, Outcome, Publish, Register, refused
 from ..connection import Connection
 from ..errors import ClosedError, CommandError, UnsupportedError
-from ..framing import Bad
+from ..framing import FRAME_LIMIT, Bad
 from ..host import Timer
 from ..models import ClientInfo, ConnectionInfo, Message, Reason
 from ..router import Handler
@@ -30,12 +30,36 @@ from .outbound import Outbound
 from .registration import Registration, mounted
 from .requests import Requests
 from .seams import Broker, CompiledRouter, Context, Event, Link
-from .states import BACKLOG, BATCH, BLOCKS, CONGESTED, ENDING, FAILURES, PIECE, RESUMES, RUNNING, State
+from .states import (
+    BACKLOG,
+    BATCH,
+    BLOCKS,
+    CLOSED,
+    CLOSING,
+    CONGESTED,
+    DRAINING,
+    ENDED,
+    ENDING,
+    FAILURES,
+    GONE,
+    INDIRECT,
+    LEAVING,
+    OPEN,
+    OPENING,
+    PACE,
+    PIECE,
+    RESUMES,
+    RUNNING,
+    State,
+)
 from .tasks import Tasks
 from .timers import Silence, Ticks
 from .tracing import Tracer
 
 __all__ = ["Channel", "Hub"]
+
+MANY: Final = [b""] * (BATCH + 1)
+"""Stands for the frames of a read that isn't cut on the spot."""
 
 log = logging.getLogger("exproto_app")
 
@@ -54,7 +78,6 @@ class Channel:
         "counters",
         "deliveries",
         "detail",
-        "direct",
         "ending",
         "engine",
         "failures",
@@ -97,15 +120,14 @@ class Channel:
         self.since = engine.runtime.time()
         self.bytes_received = self.bytes_sent = 0
 
-        self.state = State.OPENING
-        self.waits = 0
+        self.state = OPENING
+        self.waits = INDIRECT
         self.scheduled = False
         self.reason: Reason | None = None
         self.detail = ""
         self.opening: Timer | None = None
 
         self.tracer: Tracer | None = None
-        self.direct = False  # whether frames may be handled on the spot
         self.handler: Handler | None = None  # takes every frame; None: each has to be routed
         self.inbound = Inbound(self)
         self.outbound = Outbound(self)
@@ -133,27 +155,27 @@ class Channel:
     @property
     def gone(self) -> bool:
         """Whether the device is gone."""
-        return self.state >= State.GONE
+        return self.state >= GONE
 
     @property
     def closing(self) -> Reason | None:
         """Why we close the connection; None while we don't."""
-        return self.reason if self.state > State.OPEN else None
+        return self.reason if self.state > OPEN else None
 
     @property
     def held(self) -> bool:
         """Whether there is a reason to wait."""
-        return self.waits != 0
+        return self.waits & ~INDIRECT != 0
 
     @property
     def paused(self) -> bool:
         """Whether the device isn't read."""
-        return self.state is not State.ENDED and self.inbound.paused
+        return self.state is not ENDED and self.inbound.paused
 
     @property
     def turn(self) -> Call | None:
         """The call that takes longer and has the turn."""
-        return None if self.state is State.ENDED else self.calls.turn
+        return None if self.state is ENDED else self.calls.turn
 
     @property
     def commands_waiting(self) -> int:
@@ -168,7 +190,7 @@ class Channel:
 
     def watch(self, watcher: Watcher, *, late: bool = True) -> None:
         """Show *watcher* what happens here; with *late* it is told first what it has missed."""
-        if self.state is State.ENDED:
+        if self.state is ENDED:
             return
         if self.tracer is None:
             self.trace(self.engine.new_tap(self.id, self.protocol.router.name))
@@ -220,38 +242,51 @@ class Channel:
         self.bytes_received += size
         if self.silence is not None:
             self.silence.heard = self.engine.runtime.time()
-        if self.state is State.ENDED:
+        if self.waits or self.scheduler.busy:
+            self._received_slowly(data)
             return
         inbound = self.inbound
-        if self.waits or size > PIECE or self.scheduler.busy:
-            inbound.put(data)
+        if inbound.raw and 0 < size <= FRAME_LIMIT:
+            frames = [data]
+        else:
+            decoder = inbound.decoder
+            frames = decoder.feed(data) if size <= PIECE else MANY
+            if len(frames) > BATCH or decoder.error is not None or decoder.bad is not None:
+                self._sort_out(data, frames)
+                return
+        number = len(frames)
+        self.counters["frames_received"] += number
+        inbound.received += number
+        rest = self.calls.run(frames, self.handler)
+        if self.waits:
+            inbound.frames = rest
+            self.advance()
             return
-        if not self.direct:
+        if self.outbound.chunks:
+            self.outbound.flush()
+        if not inbound.received & PACE:
+            self.scheduler.pace()
+
+    def _received_slowly(self, data: bytes) -> None:
+        """Handle *data* where nothing but the detour is a reason to wait; else have it wait for its turn."""
+        inbound = self.inbound if self.state is not ENDED else None
+        if inbound is None:
+            self.drop("bytes", len(data), "closing")
+        elif self.waits != INDIRECT or self.scheduler.busy or len(data) > inbound.piece:
+            inbound.put(data)
+        else:
             if self.tracer is not None:
                 self.tracer.received(data)
             inbound.add(inbound.cut(data))
             self.advance()
-            return
-        decoder = inbound.decoder
-        frames = decoder.feed(data)
-        number = len(frames)
-        if number > BATCH or decoder.error is not None or decoder.bad is not None:
-            inbound.add(inbound.sort_out(frames))
-            self.advance()
-            return
-        self.counters["frames_received"] += number
-        inbound.received += number
-        rest = iter(frames)
-        if not self.calls.run(rest, self.handler) and length_hint(rest):
-            inbound.frames = rest
-            self.waits |= BACKLOG
-        if self.waits:
-            self.advance()
+
+    def _sort_out(self, data: bytes, frames: list[bytes]) -> None:
+        """Go on behind the straight path where there is more to do than handle a few *frames* of *data*."""
+        if frames is MANY:
+            self.inbound.put(data)
         else:
-            if self.outbound.chunks:
-                self.outbound.flush()
-            if not inbound.received % BATCH:
-                self.scheduler.pace()
+            self.inbound.add(self.inbound.sort_out(frames))
+        self.advance()
 
     def delivered(self, messages: Sequence[Message], acknowledge: Callable[[], object] | None = None) -> None:
         """Take *messages* that the broker has for the device.
@@ -274,7 +309,7 @@ class Channel:
 
     def congested(self) -> None:
         """Hold turns and reading: the queue of what this device publishes is full."""
-        if self.state <= State.OPEN:
+        if self.state <= OPEN:
             self.waits |= CONGESTED
             self.inbound.pause()
 
@@ -288,7 +323,7 @@ class Channel:
         """Take the end of the connection; what it received before is still handled."""
         if self.gone:
             return
-        if self.state <= State.OPEN:
+        if self.state <= OPEN:
             self.reason = reason
         self.detail = self.detail or detail
         error = self.closed_error()
@@ -306,19 +341,19 @@ class Channel:
 
     def end(self, reason: Reason, detail: str = "", *, drain: bool = False) -> None:
         """Close for *reason* when the queues are flushed; with *drain*, when all input is handled too."""
-        if self.state >= State.LEAVING:
+        if self.state >= LEAVING:
             return
         if not drain:
             self.inbound.shut = True
-        if self.state > State.OPEN:
-            if self.state is State.DRAINING and not drain:
-                self.move_on(State.CLOSING)
+        if self.state > OPEN:
+            if self.state is DRAINING and not drain:
+                self.move_on(CLOSING)
                 self.later()
-            elif self.state is State.GONE and reason == "shutdown":
+            elif self.state is GONE and reason == "shutdown":
                 self._make_ending().limit()
             return
         self.reason, self.detail = reason, detail
-        self.move_on(State.DRAINING if drain else State.CLOSING)
+        self.move_on(DRAINING if drain else CLOSING)
         if drain:
             self.inbound.pause()
         self._make_ending().limit()
@@ -335,7 +370,7 @@ class Channel:
         """Have *data* sent, behind what was sent before."""
         if not raw:
             data = self.protocol.encode(data)
-        if self.state >= State.CLOSED:
+        if self.state >= CLOSED:
             return self.refuse("send", self.closed_error())
         if self.engine.runtime.in_other_thread():
             return self.engine.from_thread(partial(self.send, data, raw=True))
@@ -343,7 +378,7 @@ class Channel:
 
     def issue(self, command: Command) -> Outcome[Any]:
         """Have the broker asked for *command*, behind what it was asked before."""
-        if self.gone and (self.state is State.ENDED or type(command) is not Publish):
+        if self.gone and (self.state is ENDED or type(command) is not Publish):
             return self.refuse(command, self.closed_error())
         if self.engine.runtime.in_other_thread():
             return self.engine.from_thread(partial(self.issue, command))
@@ -364,7 +399,7 @@ class Channel:
         """Send *frame* and wait for the frame that answers it."""
         if not raw:
             frame = self.protocol.encode(frame)
-        if self.state >= State.CLOSED:
+        if self.state >= CLOSED:
             return self.refuse("request", self.closed_error())
         if self.engine.runtime.in_other_thread():
             ask = partial(self.request, match=match, timeout=timeout, retries=retries, key=key, raw=True)
@@ -414,14 +449,14 @@ class Channel:
 
     def advance(self) -> None:
         """Take turns while nothing makes the connection wait; then see to its queues and its end."""
-        if self.waits & RUNNING or self.state >= State.ENDED:
+        if self.waits & RUNNING or self.state >= ENDED:
             return
         runtime = self.engine.runtime
         until = self.scheduler.slice_end()
         while self._take_turn():
             if runtime.time() >= until:
                 break
-        if self.state >= State.ENDED:
+        if self.state >= ENDED:
             return
         self.outbound.flush()
         if self.ending is not None:
@@ -464,12 +499,12 @@ class Channel:
             run(argument)
         elif self.ending is None or not self.ending.run_terminated():
             return False
-        return self.state < State.ENDED
+        return self.state < ENDED
 
     def _resume_reading(self) -> None:
         """Read again once little waits, unless something else is in the way."""
         little = self.inbound.size <= self.engine.limits.inbox // 2
-        if little and self.state <= State.OPEN and not self.waits & CONGESTED:
+        if little and self.state <= OPEN and not self.waits & CONGESTED:
             self.inbound.resume()
 
     def _discard(self) -> None:
@@ -532,7 +567,10 @@ class Channel:
         asked = self.requests is not None and bool(self.requests.waiting)
         traced = self.tracer is not None
         self.handler = None if asked or traced else self.protocol.catch_all
-        self.direct = self.state is State.OPEN and not traced and not self.inbound.datagram
+        if self.state is OPENING or traced or self.inbound.datagram:
+            self.waits |= INDIRECT
+        else:
+            self.waits &= ~INDIRECT
 
     # --- what the parts ask of the whole
 
@@ -567,9 +605,9 @@ class Channel:
         if self.opening is not None:
             self.opening.cancel()
             self.opening = None
-        if state > State.OPEN:
+        if state > OPEN:
             self.waits = self.waits & ~CONGESTED | ENDING
-        if state is not State.ENDED:
+        if state is not ENDED:
             self.choose_path()
 
     def lose(self, detail: str) -> None:
@@ -578,7 +616,7 @@ class Channel:
             return
         log.warning("%s ! lost: %s", self, detail)
         self.end("lost", detail)
-        self.move_on(State.CLOSED)
+        self.move_on(CLOSED)
         self.link.abort()
 
     def drop(self, what: str, count: int, why: str) -> None:
@@ -600,7 +638,7 @@ class Channel:
     def refuse(self, command: object, error: CommandError) -> Outcome[Any]:
         """Return the outcome of a *command* that isn't carried out."""
         outcome = refused(error)
-        if self.state is State.ENDED:
+        if self.state is ENDED:
             log.debug("%s ! %s after the end", self, described(command))
         else:
             self.command_failed(command, outcome)
@@ -641,7 +679,7 @@ class Channel:
     # --- the rest
 
     def _said_nothing(self) -> None:
-        if self.state is State.OPENING:
+        if self.state is OPENING:
             self.end("timeout", f"no frame within {self.engine.limits.first_frame:g} s")
 
     def _release(self, error: ClosedError) -> None:

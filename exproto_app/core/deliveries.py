@@ -13,7 +13,7 @@ import attrs
 from ..models import Message
 from .calls import HandlerCalls
 from .registration import unmounted
-from .states import State
+from .states import OPEN
 
 if TYPE_CHECKING:
     from .seams import Owner
@@ -49,7 +49,7 @@ class Deliveries:
         """Have *messages* wait for their turns, as many as there is room for."""
         owner = self._owner
         room = owner.engine.limits.deliveries - self.waiting if acknowledge is None else len(messages)
-        if owner.state > State.OPEN:
+        if owner.state > OPEN:
             room = 0
         if len(messages) > room:
             self._drop(len(messages) - room)
@@ -107,7 +107,7 @@ class Deliveries:
 
     def _drop(self, count: int) -> None:
         owner = self._owner
-        ends = owner.state > State.OPEN
+        ends = owner.state > OPEN
         owner.drop("deliveries", count, "closing" if ends else "queue_full")
         if owner.tracer is not None:
             owner.tracer.dropped("messages", count)

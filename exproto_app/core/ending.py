@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .calls import HandlerCalls
 from .inbound import Inbound
 from .outbound import Outbound
-from .states import State
+from .states import CLOSED, CLOSING, DRAINING, ENDED, GONE, LEAVING, OPEN
 
 if TYPE_CHECKING:
     from ..host import Timer
@@ -47,11 +47,11 @@ class Ending:
     def close_when_flushed(self) -> None:
         """Close when all is handled that is to be, and both queues are flushed."""
         owner = self._owner
-        if not State.DRAINING <= owner.state <= State.CLOSING or self._calls.turn is not None:
+        if not DRAINING <= owner.state <= CLOSING or self._calls.turn is not None:
             return
         if owner.last_event() is not None or self._inbound.waiting:
             return
-        if owner.state is State.DRAINING and owner.reason == "device closed":
+        if owner.state is DRAINING and owner.reason == "device closed":
             frames = self._inbound.finish()
             if frames:
                 self._inbound.add(frames)
@@ -59,17 +59,17 @@ class Ending:
                 return
         if self._outbound.busy or owner.commands_waiting:
             return
-        owner.move_on(State.CLOSED)
+        owner.move_on(CLOSED)
         owner.link.close()
 
     def gone(self) -> None:
         """Take the end of the device: what it sent before is handled, then `on_terminated` runs."""
         owner = self._owner
-        ended_by_us = owner.state > State.OPEN
+        ended_by_us = owner.state > OPEN
         self._cancel_timer()
-        if owner.state >= State.CLOSING:
+        if owner.state >= CLOSING:
             self._inbound.shut = True
-        owner.move_on(State.GONE)
+        owner.move_on(GONE)
         if ended_by_us:
             self.limit()
         self._calls.hurry()
@@ -77,27 +77,27 @@ class Ending:
     def _late(self) -> None:
         """End the step that took too long to end by itself."""
         owner = self._owner
-        if self._timer is None or owner.state is State.ENDED:  # fired although it was cancelled
+        if self._timer is None or owner.state is ENDED:  # fired although it was cancelled
             return
         self._timer = None
-        if owner.state is State.LEAVING:
+        if owner.state is LEAVING:
             self._finish()
             return
         self._inbound.shut = True
         self._calls.cancel()
-        if owner.state < State.GONE:
+        if owner.state < GONE:
             engine = owner.engine
             self._timer = engine.runtime.call_later(engine.limits.end_timeout, owner.link.abort)
-            if owner.state < State.CLOSED:
+            if owner.state < CLOSED:
                 self._outbound.flush()
-                owner.move_on(State.CLOSED)
+                owner.move_on(CLOSED)
                 owner.link.close()
         owner.later()
 
     def run_terminated(self) -> bool:
         """Run `on_terminated`, now that all else has had its turn; return whether there was anything to do."""
         owner, inbound = self._owner, self._inbound
-        if owner.state is not State.GONE or self._terminating:
+        if owner.state is not GONE or self._terminating:
             return False
         if owner.reason == "device closed" and not inbound.shut:
             frames = inbound.finish()
@@ -118,7 +118,7 @@ class Ending:
         """Let go of everything, once what was published last is on its way (bounded in time)."""
         owner = self._owner
         owner.publish_will()
-        owner.move_on(State.LEAVING)
+        owner.move_on(LEAVING)
         if owner.commands_waiting:
             self.limit()
         else:
@@ -126,15 +126,15 @@ class Ending:
 
     def idle(self) -> None:
         """Take note that nothing is on its way to the broker any more."""
-        if self._owner.state is State.LEAVING:
+        if self._owner.state is LEAVING:
             self._finish()
 
     def _finish(self) -> None:
         owner = self._owner
-        if owner.state is State.ENDED:
+        if owner.state is ENDED:
             return
         self._cancel_timer()
-        owner.move_on(State.ENDED)
+        owner.move_on(ENDED)
         owner.let_go()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:

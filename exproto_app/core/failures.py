@@ -12,7 +12,7 @@ from ..errors import ClosedError, FramingError
 from ..router import Handler
 from .calls import HandlerCalls
 from .naming import described
-from .states import FAILURES, HANDLER, RUNNING, State
+from .states import FAILURES, HANDLER, LEAVING, RUNNING
 
 if TYPE_CHECKING:
     from .seams import Owner
@@ -59,7 +59,7 @@ class Failures:
         if isinstance(error, runtime.exits):
             runtime.exit(error)
         # Behind on_terminated no handler runs any more.
-        self._ask(() if owner.state >= State.LEAVING else owner.protocol.errors, name, error, after)
+        self._ask(() if owner.state >= LEAVING else owner.protocol.errors, name, error, after)
 
     def keep(self) -> None:
         """Stay connected in spite of the error that is judged."""

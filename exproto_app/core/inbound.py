@@ -11,7 +11,7 @@ from .. import tap as events
 from ..errors import FramingError
 from ..framing import FRAME_LIMIT, RAW, Bad, Decoder
 from .naming import shown
-from .states import BACKLOG, PIECE, RUNNING, State
+from .states import BACKLOG, OPEN, OPENING, PIECE, RUNNING
 
 if TYPE_CHECKING:
     from .seams import Owner
@@ -29,7 +29,18 @@ class Inbound:
     device isn't read; a datagram socket can't wait, so there what is too much is dropped.
     """
 
-    __slots__ = ("_owner", "_piece", "datagram", "decoder", "frames", "paused", "received", "shut", "size")
+    __slots__ = (
+        "_owner",
+        "datagram",
+        "decoder",
+        "frames",
+        "paused",
+        "piece",
+        "raw",
+        "received",
+        "shut",
+        "size",
+    )
 
     def __init__(self, owner: Owner) -> None:
         framing = owner.protocol.router.framing
@@ -37,7 +48,8 @@ class Inbound:
         self.datagram = owner.conn.info.socktype in ("udp", "dtls")
         self.decoder = Decoder(framing)
         # What isn't cut is no work; a datagram is cut as a whole, for all of it counts or nothing.
-        self._piece = FRAME_LIMIT if framing is RAW or self.datagram else PIECE
+        self.piece = FRAME_LIMIT if framing is RAW or self.datagram else PIECE
+        self.raw = framing is RAW and not self.datagram
         self.frames: Iterator[bytes] | None = None
         self.size = 0
         self.received = 0  # frames, in all
@@ -81,10 +93,10 @@ class Inbound:
 
     def take(self, data: bytes | memoryview) -> None:
         """Cut the next piece of *data* into frames; the rest waits."""
-        if len(data) > self._piece:
+        if len(data) > self.piece:
             view = memoryview(data)
-            self._owner.put_back(self.take, view[self._piece :])
-            data = view[: self._piece]
+            self._owner.put_back(self.take, view[self.piece :])
+            data = view[: self.piece]
         self.size -= len(data)
         self.add(self.cut(data if type(data) is bytes else bytes(data)))
 
@@ -114,8 +126,8 @@ class Inbound:
         owner = self._owner
         owner.counters["frames_received"] += frames
         self.received += frames
-        if owner.state is State.OPENING:
-            owner.move_on(State.OPEN)
+        if owner.state is OPENING:
+            owner.move_on(OPEN)
 
     def finish(self) -> list[bytes]:
         """Return the frame that the end of the stream ends, where the framing has it so."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import tap as events
 from ..commands import DONE, Fence, Outcome, refused
-from .states import OUTBOUND_FULL, RUNNING, WRITE_BLOCKED, State
+from .states import CLOSED, OUTBOUND_FULL, RUNNING, WRITE_BLOCKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ class Outbound:
                 if self.size > limits.outbox_max:
                     owner.lose(f"it doesn't read: {self.size} bytes wait, limit is {limits.outbox_max}")
                     return owner.refuse("send", owner.closed_error())
-            self.check()
+            self._check()
         elif not owner.waits & WRITE_BLOCKED and not owner.link.answers:
             fence = owner.link.fence
             return DONE if fence is None else Fence(partial(self._fenced, fence), None)
@@ -71,28 +71,32 @@ class Outbound:
         owner.later()
         return outcome
 
-    def check(self) -> None:
-        """Have turns wait while there is too much."""
-        if self.size > self._owner.engine.limits.outbox:
-            self._owner.waits |= OUTBOUND_FULL
-
     def flush(self) -> None:
         """Send what waits, if nothing keeps it."""
         owner, chunks = self._owner, self.chunks
-        if not chunks or owner.waits & WRITE_BLOCKED or self._sending is not None:
+        if len(chunks) == 1 and not owner.waits and self._write is not None and self._waiting is None:
+            data = chunks.pop()
+            size = len(data)
+            owner.counters["bytes_sent"] += size
+            owner.bytes_sent += size
+            self.size = 0
+            self._write(data)
+        elif chunks:
+            self._flush(chunks)
+
+    def _flush(self, chunks: list[bytes]) -> None:
+        owner = self._owner
+        self.size = size = sum(map(len, chunks))
+        if self._sending is not None or owner.waits & WRITE_BLOCKED or owner.state >= CLOSED:
+            self._check()
             return
-        if owner.state >= State.CLOSED:
-            return
-        size, self.size = self.size, 0
         owner.counters["bytes_sent"] += size
         owner.bytes_sent += size
+        self.size = 0
         owner.waits &= ~OUTBOUND_FULL
         if owner.tracer is not None:
             for chunk in chunks:
                 owner.tracer.show(events.Sent(chunk))
-        if len(chunks) == 1 and self._write is not None and self._waiting is None:
-            self._write(chunks.pop())
-            return
         taken = chunks[:]
         chunks.clear()
         result = owner.link.send(taken)
@@ -103,6 +107,11 @@ class Outbound:
         waiting, self._waiting = self._waiting, None
         self._sending = result
         result.when_done(partial(self._answered, waiting or []))
+
+    def _check(self) -> None:
+        """Have turns wait while there is too much."""
+        if self.size > self._owner.engine.limits.outbox:
+            self._owner.waits |= OUTBOUND_FULL
 
     def block(self) -> None:
         """Stop sending: the device reads too slowly. Turns wait."""
@@ -120,7 +129,7 @@ class Outbound:
     def close(self, error: ClosedError) -> int:
         """Let go of what will never be sent, and return how many bytes that is."""
         self._cancel_stall()
-        unsent, self.size = self.size, 0
+        unsent, self.size = sum(map(len, self.chunks)), 0
         self.chunks.clear()
         self._owner.waits &= ~(WRITE_BLOCKED | OUTBOUND_FULL)
         waiting, self._waiting = self._waiting, None

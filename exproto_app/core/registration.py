@@ -13,7 +13,7 @@ from ..commands import DONE, Command, Outcome, Publish, Register, Subscribe, Uns
 from ..errors import CommandError, DeniedError
 from ..models import Message
 from ..topics import split_share
-from .states import REGISTER, RUNNING, State
+from .states import ENDED, OPEN, REGISTER, RUNNING
 
 if TYPE_CHECKING:
     from .seams import Owner
@@ -85,7 +85,7 @@ class Registration:
             self._done(outcome, result.error)
             return
         older = self._enter(command)
-        if older is None or older.state is State.ENDED:
+        if older is None or older.state is ENDED:
             self._done(outcome, None)
         else:
             self._take_over(older, outcome)
@@ -101,7 +101,7 @@ class Registration:
         owner.protocol.router.live[client.clientid] = owner.conn
         if owner.tracer is not None:
             owner.tracer.show(events.Registered(client))
-        owner.move_on(State.OPEN)
+        owner.move_on(OPEN)
         if client.keepalive and not engine.runtime.ticks:
             engine.once("keepalive", "%s ! keepalive is ignored: this host has no timers", owner)
         elif client.keepalive:
