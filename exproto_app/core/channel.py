@@ -294,18 +294,23 @@ class Channel:
         With *acknowledge* none is dropped for want of room: the broker sends no more of those before it is
         called, when the turn of the last one has ended. It isn't if the connection ends before.
         """
+        if self.state is ENDED:
+            self.drop("deliveries", len(messages), "closing")
+            return
         if self.deliveries is None:
             self.deliveries = Deliveries(self, self.calls)
         self.deliveries.put(messages, acknowledge)
 
     def unwritable(self) -> None:
         """Stop sending: the device reads too slowly. Turns wait."""
-        self.outbound.block()
+        if self.state < ENDED:
+            self.outbound.block()
 
     def drained(self) -> None:
         """Send again."""
-        self.outbound.unblock()
-        self.advance()
+        if self.state < ENDED:
+            self.outbound.unblock()
+            self.advance()
 
     def congested(self) -> None:
         """Hold turns and reading: the queue of what this device publishes is full."""
@@ -443,7 +448,9 @@ class Channel:
 
     def keep(self) -> None:
         """Stay connected in spite of an error."""
-        self._make_failures().keep()
+        if self.failures is None:
+            raise RuntimeError("keep() has a meaning in on_error only")
+        self.failures.keep()
 
     # --- turns
 
@@ -629,19 +636,23 @@ class Channel:
         self, where: Handler | str | None, after: Callable[[], None] | None, error: BaseException
     ) -> None:
         """Have a handler's *error* judged; *after* is called in the end."""
+        if self.state is ENDED:  # a thread, or a task that nobody could cancel
+            name = where.name if isinstance(where, Handler) else where
+            log.error("%s ! %s failed after the end: %r", self, name, error, exc_info=error)
+            return
         self._make_failures().handler(where, after, error)
 
     def command_failed(self, command: object, outcome: Outcome[Any]) -> None:
         """Have the failure of *command* logged and judged."""
+        if self.state is ENDED:
+            log.debug("%s ! %s after the end", self, described(command))
+            return
         self._make_failures().command(command, outcome)
 
     def refuse(self, command: object, error: CommandError) -> Outcome[Any]:
         """Return the outcome of a *command* that isn't carried out."""
         outcome = refused(error)
-        if self.state is ENDED:
-            log.debug("%s ! %s after the end", self, described(command))
-        else:
-            self.command_failed(command, outcome)
+        self.command_failed(command, outcome)
         return outcome
 
     def track(self, outcome: Outcome[Any]) -> None:
