@@ -99,7 +99,7 @@ def _ask(router: Router[Any, Any], sniff: Callable[[bytes], bool | None], data: 
         return None
     try:
         verdict = sniff(data)
-    except Exception as error:
+    except BaseException as error:  # as handlers may raise whatever they like
         raise SniffFailed(f"sniff= of {router!r} failed: {error!r}") from error
     if verdict is not None and not isinstance(verdict, bool):
         kind = type(verdict).__name__
@@ -317,6 +317,9 @@ class Sniffer:
             self.tap.show(events.Failed("sniff", cause))
         if self.engine.when_failed is not None:
             self.engine.when_failed(cause)
+        runtime = self.engine.runtime
+        if isinstance(cause, runtime.exits):
+            runtime.exit(cause)
         self._close("error", str(error))
 
     def _close(self, reason: Reason, detail: str) -> None:
