@@ -676,6 +676,7 @@ class Channel:
 
     def let_go(self) -> None:
         """Have everybody forget the connection, which has ended."""
+        self.drop("bytes", self.outbound.close(self.closed_error()), "unsent")  # replies to a device that left
         if self.tracer is not None:
             self.tracer.tap.release()
             self.tracer = None
