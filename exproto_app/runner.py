@@ -110,7 +110,7 @@ class Runner:
         for handler in self.app.shutdown:
             try:
                 await _call(handler)
-            except self.exits as error:
+            except self.exits as error:  # noqa: PERF203 - one that fails must not stop the others
                 leaving = leaving or error
             except Exception:
                 log.exception("app ! %s failed", handler.name)

@@ -77,7 +77,7 @@ class HandlerCalls:
         self._resumes: deque[Callable[[], None]] | None = None
         self.turn: Call | None = None
 
-    def run(
+    def run(  # noqa: C901, PLR0912 - the hot path is flat
         self,
         items: Iterable[Any],
         handler: Handler | None = None,
@@ -86,8 +86,8 @@ class HandlerCalls:
     ) -> Iterator[Any] | None:
         """Call *handler*, or the one that each frame is routed to, with each of *items*: the hot path.
 
-        Stop as soon as there is a reason to wait, and return the rest of the items, if any. *after* is called when the
-        one call that it is for has ended, *failed* in its place if that raised; without *failed* the
+        Stop as soon as there is a reason to wait, and return the rest of the items, if any. *after* is called
+        when the one call that it is for has ended, *failed* in its place if that raised; without *failed* the
         connection's `failed` judges the error and sees to *after*.
         """
         owner = self._owner

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import length_hint
 from typing import Any, Final, TypeAlias
 
 from .. import tap as events
-from ..commands import Command, Outcome, Publish, Register, refused
-from ..connection import Connection
-from ..errors import ClosedError, CommandError, UnsupportedError
+from ..commands import Publish
+from ..errors import ClosedError
 from ..framing import FRAME_LIMIT, Bad
-from ..host import Timer
-from ..models import ClientInfo, ConnectionInfo, Message, Reason
+from ..models import Message, Reason
 from ..router import Handler
-from ..tap import Tap, Watcher
-from .broker_queue import BrokerQueue
-from .calls import ALONE, Call, HandlerCalls
+from .calls import ALONE
 from .deliveries import Deliveries
-from .ending import Ending
-from .failures import Failures
-from .inbound import Inbound
-from .naming import described, one_word
-from .outbound import Outbound
-from .registration import Registration, mounted
-from .requests import Requests
-from .seams import Broker, CompiledRouter, Context, Event, Link
+from .seams import Broker
 from .states import (
     BACKLOG,
     BATCH,
@@ -39,7 +26,6 @@ from .states import (
     CONGESTED,
     DRAINING,
     ENDED,
-    ENDING,
     FAILURES,
     GONE,
     INDIRECT,
@@ -50,11 +36,9 @@ from .states import (
     PIECE,
     RESUMES,
     RUNNING,
-    State,
 )
-from .tasks import Tasks
 from .timers import Silence, Ticks
-from .tracing import Tracer
+from .verbs import Verbs
 
 __all__ = ["Channel", "Hub"]
 
@@ -64,151 +48,10 @@ MANY: Final = [b""] * (BATCH + 1)
 log = logging.getLogger("exproto_app")
 
 
-class Channel:
+class Channel(Verbs):
     """The engine's half of one connection. Drivers feed it; `Connection` issues its verbs to it."""
 
-    __slots__ = (
-        "backlog",
-        "broker_queue",
-        "bytes_received",
-        "bytes_sent",
-        "calls",
-        "client",
-        "conn",
-        "counters",
-        "deliveries",
-        "detail",
-        "ending",
-        "engine",
-        "failures",
-        "handler",
-        "id",
-        "inbound",
-        "link",
-        "mount",
-        "opening",
-        "outbound",
-        "protocol",
-        "reason",
-        "registration",
-        "requests",
-        "scheduled",
-        "scheduler",
-        "silence",
-        "since",
-        "state",
-        "tasks",
-        "ticks",
-        "tracer",
-        "waits",
-    )
-
-    def __init__(
-        self, engine: Context, link: Link, info: ConnectionInfo, protocol: CompiledRouter, conn_id: str
-    ) -> None:
-        self.engine = engine
-        self.counters = engine.counters
-        self.scheduler = engine.scheduler
-        self.link = link
-        self.protocol = protocol
-        self.id = conn_id
-        self.conn: Connection[Any] = Connection(
-            self, conn_id=conn_id, protocol=protocol.router.name, info=info, state=None
-        )
-        self.client: ClientInfo | None = None
-        self.mount = ""
-        self.since = engine.runtime.time()
-        self.bytes_received = self.bytes_sent = 0
-
-        self.state = OPENING
-        self.waits = INDIRECT
-        self.scheduled = False
-        self.reason: Reason | None = None
-        self.detail = ""
-        self.opening: Timer | None = None
-
-        self.tracer: Tracer | None = None
-        self.handler: Handler | None = None  # takes every frame; None: each has to be routed
-        self.inbound = Inbound(self)
-        self.outbound = Outbound(self)
-        self.calls = HandlerCalls(self, self.outbound)
-
-        # Made for their first use: most connections have no need of most of them.
-        self.backlog: deque[Event] | None = None
-        self.broker_queue: BrokerQueue | None = None
-        self.registration: Registration | None = None
-        self.deliveries: Deliveries | None = None
-        self.requests: Requests | None = None
-        self.tasks: Tasks | None = None
-        self.silence: Silence | None = None
-        self.ticks: Ticks | None = None
-        self.failures: Failures | None = None
-        self.ending: Ending | None = None
-
-    def __str__(self) -> str:
-        """Name the connection as the log does: `ID/PROTOCOL`, then `/CLIENTID` once it is registered."""
-        name = f"{self.id}/{self.protocol.router.name}"
-        return name if self.client is None else f"{name}/{one_word(self.client.clientid)}"
-
-    # --- what drivers and watchers ask
-
-    @property
-    def gone(self) -> bool:
-        """Whether the device is gone."""
-        return self.state >= GONE
-
-    @property
-    def closing(self) -> Reason | None:
-        """Why we close the connection; None while we don't."""
-        return self.reason if self.state > OPEN else None
-
-    @property
-    def held(self) -> bool:
-        """Whether there is a reason to wait."""
-        return self.waits & ~INDIRECT != 0
-
-    @property
-    def paused(self) -> bool:
-        """Whether the device isn't read."""
-        return self.state is not ENDED and self.inbound.paused
-
-    @property
-    def turn(self) -> Call | None:
-        """The call that takes longer and has the turn."""
-        return None if self.state is ENDED else self.calls.turn
-
-    @property
-    def commands_waiting(self) -> int:
-        """How many commands wait for the broker or its answer."""
-        return 0 if self.broker_queue is None else self.broker_queue.waiting
-
-    @property
-    def will_due(self) -> bool:
-        """Whether the client's will is to be published, now that it has gone: the app didn't end it."""
-        registered = self.registration is not None and self.registration.will is not None
-        return registered and self.reason != "terminated"
-
-    def watch(self, watcher: Watcher, *, late: bool = True) -> None:
-        """Show *watcher* what happens here; with *late* it is told first what it has missed."""
-        if self.state is ENDED:
-            return
-        if self.tracer is None:
-            self.trace(self.engine.new_tap(self.id, self.protocol.router.name))
-        if self.tracer is not None:
-            first = events.Opened(self.conn.info, late=True, client=self.client) if late else None
-            self.tracer.add(watcher, first)
-
-    def unwatch(self, watcher: Watcher) -> None:
-        """Show *watcher* nothing more."""
-        if self.tracer is not None and not self.tracer.remove(watcher):
-            self.tracer = None
-            self.choose_path()
-
-    def trace(self, tap: Tap) -> None:
-        """Show what happens by *tap*."""
-        tap.protocol = self.protocol.router.name
-        self.tracer = Tracer(self, tap)
-        self.choose_path()
+    __slots__ = ()
 
     # --- events, from the driver
 
@@ -364,94 +207,6 @@ class Channel:
         self._make_ending().limit()
         self.later()
 
-    # --- verbs, from the Connection
-
-    @property
-    def builds(self) -> bool:
-        """Whether a codec makes frames of what is sent."""
-        return self.protocol.builds
-
-    def send(self, data: Any, *, raw: bool) -> Outcome[None]:
-        """Have *data* sent, behind what was sent before."""
-        if not raw:
-            data = self.protocol.encode(data)
-        if self.state >= CLOSED:
-            return self.refuse("send", self.closed_error())
-        if self.engine.runtime.in_other_thread():
-            return self.engine.from_thread(partial(self.send, data, raw=True))
-        return self.outbound.put(data)
-
-    def issue(self, command: Command) -> Outcome[Any]:
-        """Have the broker asked for *command*, behind what it was asked before."""
-        if self.gone and (self.state is ENDED or type(command) is not Publish):
-            return self.refuse(command, self.closed_error())
-        if self.engine.runtime.in_other_thread():
-            return self.engine.from_thread(partial(self.issue, command))
-        if self.tracer is not None:
-            self.tracer.keep_secret(command)
-        return self._make_broker_queue().issue(command)
-
-    def request(
-        self,
-        frame: Any,
-        *,
-        match: Callable[[Any], object] | None,
-        timeout: float,
-        retries: int,
-        key: Hashable,
-        raw: bool,
-    ) -> Outcome[Any]:
-        """Send *frame* and wait for the frame that answers it."""
-        if not raw:
-            frame = self.protocol.encode(frame)
-        if self.state >= CLOSED:
-            return self.refuse("request", self.closed_error())
-        if self.engine.runtime.in_other_thread():
-            ask = partial(self.request, match=match, timeout=timeout, retries=retries, key=key, raw=True)
-            return self.engine.from_thread(partial(ask, frame))
-        if self.requests is None:
-            self.requests = Requests(self, self.calls, partial(self.send, raw=True))
-        return self.requests.ask(frame, match=match, timeout=timeout, retries=retries, key=key)
-
-    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Run *coroutine* until the connection ends."""
-        if self.gone:
-            coroutine.close()
-            self.refuse("spawn", self.closed_error())
-        elif self.engine.runtime.in_other_thread():
-            self.engine.runtime.call_from_thread(self.spawn, coroutine)
-        else:
-            if self.tasks is None:
-                self.tasks = Tasks(self)
-            self.tasks.spawn(coroutine)
-
-    def start_timer(self, seconds: float) -> None:
-        """Limit the device's silence to *seconds* from now on."""
-        runtime = self.engine.runtime
-        if self.gone:
-            return
-        if not runtime.ticks:
-            raise UnsupportedError("this host has no timers")
-        if runtime.in_other_thread():
-            runtime.call_from_thread(self.start_timer, seconds)
-            return
-        if self.silence is None:
-            self.silence = Silence(self, self.calls)
-        self.silence.start(seconds)
-
-    def terminate(self) -> None:
-        """Close when the queues are flushed."""
-        if not self.engine.runtime.in_other_thread():
-            self.end("terminated")
-        elif not self.gone:
-            self.engine.runtime.call_from_thread(self.terminate)
-
-    def keep(self) -> None:
-        """Stay connected in spite of an error."""
-        if self.failures is None:
-            raise RuntimeError("keep() has a meaning in on_error only")
-        self.failures.keep()
-
     # --- turns
 
     def advance(self) -> None:
@@ -530,7 +285,7 @@ class Channel:
             self.tracer.dropped("frames", frames)
 
     def route(self, frame: bytes) -> tuple[Handler | None, Any]:
-        """Return the handler that takes *frame*, None if there is none for it, and the message that it holds."""
+        """Return the handler that takes *frame*, None if none has to, and the message that it holds."""
         message: Any = frame
         parse, routes = self.protocol.parse, self.protocol.router.routes
         if parse is not None:
@@ -569,53 +324,7 @@ class Channel:
         shown = message[:64] if isinstance(message, bytes) else message
         self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, shown)
 
-    def choose_path(self) -> None:
-        """Handle frames on the spot, all by one handler, where nothing stands in the way."""
-        asked = self.requests is not None and bool(self.requests.waiting)
-        traced = self.tracer is not None
-        self.handler = None if asked or traced else self.protocol.catch_all
-        if self.state is OPENING or traced or self.inbound.datagram:
-            self.waits |= INDIRECT
-        else:
-            self.waits &= ~INDIRECT
-
-    # --- what the parts ask of the whole
-
-    def later(self) -> None:
-        """Advance after what runs now."""
-        if not self.scheduled:
-            self.scheduler.later(self)
-
-    def enqueue(self, run: Callable[[Any], None], argument: Any) -> None:
-        """Have *run* called with *argument* when all before it have had their turns."""
-        if self.backlog is None:
-            self.backlog = deque()
-        self.backlog.append((run, argument))
-        self.waits |= BACKLOG
-
-    def put_back(self, run: Callable[[Any], None], argument: Any) -> None:
-        """Have *run* called with *argument* before all others."""
-        if self.backlog is None:
-            self.backlog = deque()
-        self.backlog.appendleft((run, argument))
-        self.waits |= BACKLOG
-
-    def last_event(self) -> Event | None:
-        """Return the event that waits behind all others."""
-        return self.backlog[-1] if self.backlog else None
-
-    def move_on(self, state: State) -> None:
-        """Be in *state* from now on, unless that is past."""
-        if state <= self.state:
-            return
-        self.state = state
-        if self.opening is not None:
-            self.opening.cancel()
-            self.opening = None
-        if state > OPEN:
-            self.waits = self.waits & ~CONGESTED | ENDING
-        if state is not ENDED:
-            self.choose_path()
+    # --- the end
 
     def lose(self, detail: str) -> None:
         """Give the device up, with all that waits for it."""
@@ -626,47 +335,6 @@ class Channel:
         self.move_on(CLOSED)
         self.link.abort()
 
-    def drop(self, what: str, count: int, why: str) -> None:
-        """Count what is lost, in all and by its reason."""
-        if count:
-            self.counters[f"{what}_dropped"] += count
-            self.engine.count(f"{what}_dropped.{why}", count)
-
-    def failed(
-        self, where: Handler | str | None, after: Callable[[], None] | None, error: BaseException
-    ) -> None:
-        """Have a handler's *error* judged; *after* is called in the end."""
-        if self.state is ENDED:  # a thread, or a task that nobody could cancel
-            name = where.name if isinstance(where, Handler) else where
-            log.error("%s ! %s failed after the end: %r", self, name, error, exc_info=error)
-            return
-        self._make_failures().handler(where, after, error)
-
-    def command_failed(self, command: object, outcome: Outcome[Any]) -> None:
-        """Have the failure of *command* logged and judged."""
-        if self.state is ENDED:
-            log.debug("%s ! %s after the end", self, described(command))
-            return
-        self._make_failures().command(command, outcome)
-
-    def refuse(self, command: object, error: CommandError) -> Outcome[Any]:
-        """Return the outcome of a *command* that isn't carried out."""
-        outcome = refused(error)
-        self.command_failed(command, outcome)
-        return outcome
-
-    def track(self, outcome: Outcome[Any]) -> None:
-        """Have *outcome* fail at the latest when the connection ends."""
-        self._make_broker_queue().track(outcome)
-
-    def closed_error(self) -> ClosedError:
-        """Return what verbs raise now that the connection has ended."""
-        return ClosedError(f"the connection is closed: {self.reason}")
-
-    def when_ended(self, callback: Callable[[], None]) -> None:
-        """Call *callback* when the connection, which is ending, has ended."""
-        self._make_ending().when_ended(callback)
-
     def publish_will(self) -> None:
         """Publish the client's will, where the host doesn't."""
         will = None if self.registration is None else self.registration.will
@@ -676,7 +344,9 @@ class Channel:
 
     def let_go(self) -> None:
         """Have everybody forget the connection, which has ended."""
-        self.drop("bytes", self.outbound.close(self.closed_error()), "unsent")  # replies to a device that left
+        self.drop(
+            "bytes", self.outbound.close(self.closed_error()), "unsent"
+        )  # replies to a device that left
         if self.tracer is not None:
             self.tracer.tap.release()
             self.tracer = None
@@ -687,8 +357,6 @@ class Channel:
         self.broker_queue = self.requests = self.registration = self.failures = self.deliveries = None
         self.ending = self.tasks = self.silence = self.ticks = self.backlog = None
         del self.conn, self.inbound, self.outbound, self.calls
-
-    # --- the rest
 
     def _said_nothing(self) -> None:
         if self.state is OPENING:
@@ -705,50 +373,6 @@ class Channel:
             self.requests.release(error)
         if self.broker_queue is not None:
             self.broker_queue.release(error)
-
-    def _execute(self, command: Command) -> Outcome[Any]:
-        """Carry *command* out, now."""
-        if type(command) is Register:
-            if self.registration is None:
-                self.registration = Registration(self)
-            return self.registration.register(command)
-        if type(command) is Publish:
-            self.counters["messages_published"] += 1
-        if self.mount:
-            command = mounted(command, self.mount)
-        if self.tracer is not None:
-            self.tracer.command(command)
-        return self.engine.hub.execute(self, command)
-
-    def _commands_done(self) -> None:
-        """Take note that nothing is on its way to the broker any more."""
-        if self.ending is not None:
-            self.ending.idle()
-            if not self.waits & RUNNING:
-                self.later()
-
-    def _make_broker_queue(self) -> BrokerQueue:
-        if self.broker_queue is None:
-            engine = self.engine
-            self.broker_queue = BrokerQueue(
-                self._execute,
-                ordered=engine.hub.ordered,
-                limit=engine.limits.commands,
-                waiter=engine.runtime.waiter,
-                failed=self.command_failed,
-                idle=self._commands_done,
-            )
-        return self.broker_queue
-
-    def _make_failures(self) -> Failures:
-        if self.failures is None:
-            self.failures = Failures(self, self.calls)
-        return self.failures
-
-    def _make_ending(self) -> Ending:
-        if self.ending is None:
-            self.ending = Ending(self, self.inbound, self.outbound, self.calls)
-        return self.ending
 
 
 Hub: TypeAlias = Broker[Channel]

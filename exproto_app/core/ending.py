@@ -95,7 +95,7 @@ class Ending:
         owner.later()
 
     def run_terminated(self) -> bool:
-        """Run `on_terminated`, now that all else has had its turn; return whether there was anything to do."""
+        """Run `on_terminated`, now that all else has had its turn; return whether something was done."""
         owner, inbound = self._owner, self._inbound
         if owner.state is not GONE or self._terminating:
             return False

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Broker", "CompiledRouter", "Context", "Event", "Intake", "Link", "Owner"]
 
-C = TypeVar("C", contravariant=True)
+C_contra = TypeVar("C_contra", contravariant=True)
 
 Event: TypeAlias = tuple[Callable[[Any], None], Any]
 """What waits for its turn: a function and its argument."""
@@ -102,7 +102,7 @@ class Link(Protocol):
         ...
 
 
-class Broker(Protocol[C]):
+class Broker(Protocol[C_contra]):
     """The broker's side of all connections; `Hub` is that of channels.
 
     *ordered*: it keeps the order of commands that still wait. *keeps_wills*: it sees to it that a client's
@@ -114,7 +114,7 @@ class Broker(Protocol[C]):
     keeps_wills: bool
     keeps_sessions: bool
 
-    def execute(self, channel: C, command: Command, /) -> Outcome[Any]:
+    def execute(self, channel: C_contra, command: Command, /) -> Outcome[Any]:
         """Carry *command* out; the outcome may come later."""
         ...
 
@@ -122,7 +122,7 @@ class Broker(Protocol[C]):
         """Publish for the app itself."""
         ...
 
-    def gone(self, channel: C, /) -> None:
+    def gone(self, channel: C_contra, /) -> None:
         """Forget *channel*: its last handler has ended."""
         ...
 
@@ -188,6 +188,7 @@ class Owner(Protocol):
     mount: str
     state: State
     waits: int
+    scheduled: bool
     reason: Reason | None
     tracer: Tracer | None
     bytes_sent: int

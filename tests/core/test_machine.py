@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -27,7 +28,9 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        logging.getLogger("exproto_app").setLevel(logging.CRITICAL)
+        self.log = logging.getLogger("exproto_app")
+        self.level = self.log.level
+        self.log.setLevel(logging.CRITICAL)
         self.running = 0  # handlers that have a turn
         self.handled = self.answered = self.delivered = 0
         self.accepted = 0  # bytes to be sent
@@ -57,7 +60,7 @@ class Machine(RuleBasedStateMachine):
         self.accepted += len(data) + 1
         return data
 
-    def _register_handlers(self, app: App[Any, Any]) -> None:  # noqa: C901 - one app of all
+    def _register_handlers(self, app: App[Any, Any]) -> None:  # noqa: C901, PLR0915 - one app of all
         @app.on_connect
         def connect(conn: Connection[Any, Any]) -> None:
             self.conn = conn
@@ -258,10 +261,8 @@ class Machine(RuleBasedStateMachine):
             case "terminate":
                 conn.terminate()
             case "keep":
-                try:
+                with contextlib.suppress(RuntimeError):
                     conn.keep()
-                except RuntimeError:
-                    pass
 
     async def _spawned(self) -> None:
         waiter = FakeWaiter()
@@ -292,8 +293,14 @@ class Machine(RuleBasedStateMachine):
             assert lines == sorted(lines)
 
     def teardown(self) -> None:
-        if not hasattr(self, "channel"):
-            return
+        try:
+            if hasattr(self, "channel"):
+                self._end()
+        finally:
+            self.log.setLevel(self.level)
+
+    def _end(self) -> None:
+        """Come to the end, and balance the books."""
         runtime = self.world.runtime
         self.channel.terminated()
         for _ in range(100):
