@@ -67,8 +67,6 @@ class Ending:
         owner = self._owner
         ended_by_us = owner.state > OPEN
         self._cancel_timer()
-        if owner.state >= CLOSING:
-            self._inbound.shut = True
         owner.move_on(GONE)
         if ended_by_us:
             self.limit()

@@ -149,7 +149,7 @@ class Outbound:
                 owner.tracer.refused("send", result.error)
             log.warning("%s ! send failed: %s", owner, result.error)
             if owner.conn.info.socktype not in ("udp", "dtls"):
-                owner.lose("a send failed, so its stream has a hole")
+                owner.lose("a send failed, so its stream has a hole", drain=True)
         if not owner.waits & RUNNING:
             owner.later()
 
