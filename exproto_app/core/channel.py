@@ -326,12 +326,12 @@ class Channel(Verbs):
 
     # --- the end
 
-    def lose(self, detail: str, *, drain: bool = False) -> None:
-        """Give the device up, with all that waits for it; with *drain*, what it has said is handled."""
+    def lose(self, detail: str) -> None:
+        """Give the device up, with all that waits for it."""
         if self.gone:
             return
         log.warning("%s ! lost: %s", self, detail)
-        self.end("lost", detail, drain=drain)
+        self.end("lost", detail)
         self.move_on(CLOSED)
         self.link.abort()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .. import tap as events
 from ..commands import DONE, Fence, Outcome, refused
@@ -21,6 +21,9 @@ __all__ = ["Outbound"]
 
 log = logging.getLogger("exproto_app")
 
+GRACE: Final = 1.0
+"""Seconds from a send that failed to the end of its stream; what the device had said is handled meanwhile."""
+
 
 class Outbound:
     """Chunks on their way to the device, in order, *size* bytes in all.
@@ -30,7 +33,7 @@ class Outbound:
     `Limits.stall` seconds without reading, the device counts as lost.
     """
 
-    __slots__ = ("_owner", "_sending", "_stall", "_waiting", "_write", "chunks", "size")
+    __slots__ = ("_broken", "_owner", "_sending", "_stall", "_waiting", "_write", "chunks", "size")
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -38,13 +41,14 @@ class Outbound:
         self._sending: Outcome[None] | None = None  # what the host hasn't answered yet
         self._waiting: list[Outcome[None]] | None = None  # of sends that somebody may await
         self._stall: Timer | None = None
+        self._broken = False
         self.chunks: list[bytes] = []
         self.size = 0
 
     @property
     def busy(self) -> bool:
         """Whether anything is on its way."""
-        return bool(self.chunks) or self._sending is not None
+        return (bool(self.chunks) and not self._broken) or self._sending is not None
 
     def put(self, data: bytes) -> Outcome[None]:
         """Send *data* behind what waits; the outcome tells when there is room again."""
@@ -87,7 +91,7 @@ class Outbound:
     def _flush(self, chunks: list[bytes]) -> None:
         owner = self._owner
         self.size = size = sum(map(len, chunks))
-        if self._sending is not None or owner.waits & WRITE_BLOCKED or owner.state >= CLOSED:
+        if self._broken or self._sending is not None or owner.waits & WRITE_BLOCKED or owner.state >= CLOSED:
             self._check()
             return
         owner.counters["bytes_sent"] += size
@@ -117,13 +121,14 @@ class Outbound:
         """Stop sending: the device reads too slowly. Turns wait."""
         owner = self._owner
         owner.waits |= WRITE_BLOCKED
-        if self._stall is None and not owner.gone:
+        if self._stall is None and not owner.gone and not self._broken:
             self._stall = owner.engine.runtime.call_later(owner.engine.limits.stall, self._stalled)
 
     def unblock(self) -> None:
         """Send again."""
         self._owner.waits &= ~WRITE_BLOCKED
-        self._cancel_stall()
+        if not self._broken:
+            self._cancel_stall()
         self._settle()
 
     def close(self, error: ClosedError) -> int:
@@ -149,9 +154,17 @@ class Outbound:
                 owner.tracer.refused("send", result.error)
             log.warning("%s ! send failed: %s", owner, result.error)
             if owner.conn.info.socktype not in ("udp", "dtls"):
-                owner.lose("a send failed, so its stream has a hole", drain=True)
+                self._break()
         if not owner.waits & RUNNING:
             owner.later()
+
+    def _break(self) -> None:
+        """Send no more: the stream has a hole. Perhaps the device has hung up, as the host is about to say."""
+        if not self._broken:
+            self._broken = True
+            self._cancel_stall()
+            lose = self._owner.lose
+            self._stall = self._owner.engine.runtime.call_later(GRACE, lose, "a send failed")
 
     def _settle(self) -> None:
         waiting, self._waiting = self._waiting, None

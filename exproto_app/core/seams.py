@@ -212,7 +212,7 @@ class Owner(Protocol):
     def choose_path(self) -> None: ...  # noqa: D102 - see above
     def move_on(self, state: State, /) -> None: ...  # noqa: D102 - see above
     def end(self, reason: Reason, detail: str = ..., *, drain: bool = ...) -> None: ...  # noqa: D102 - see above
-    def lose(self, detail: str, /, *, drain: bool = ...) -> None: ...  # noqa: D102 - see above
+    def lose(self, detail: str, /) -> None: ...  # noqa: D102 - see above
     def drop(self, what: str, count: int, why: str, /) -> None: ...  # noqa: D102 - see above
     def failed(  # noqa: D102 - see above
         self, where: Handler | str | None, after: Callable[[], None] | None, error: BaseException, /
