@@ -159,7 +159,7 @@ class Outbound:
             owner.later()
 
     def _break(self) -> None:
-        """Send no more: the stream has a hole. Perhaps the device has hung up, as the host is about to say."""
+        """Send no more: the stream has a hole. The host may be about to say why."""
         if not self._broken:
             self._broken = True
             self._cancel_stall()
