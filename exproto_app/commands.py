@@ -118,6 +118,16 @@ class Outcome(Generic[T]):
             self.done, self.error = True, error
             self._call_back()
 
+    def follow(self, other: Outcome[T]) -> None:
+        """Come to what *other* comes to."""
+        other.when_done(self._follow)
+
+    def _follow(self, other: Outcome[T]) -> None:
+        if other.error is None:
+            self.settle(other.value)  # type: ignore[arg-type] # settled without an error, so it is a T
+        else:
+            self.fail(other.error)
+
     def when_done(self, callback: Callable[[Outcome[T]], None]) -> None:
         """Call *callback* with this outcome once it is settled; at once if it is."""
         if self.done:

@@ -12,7 +12,6 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
-from .channel import Channel
 from .commands import (
     DONE,
     GRANTED,
@@ -25,6 +24,7 @@ from .commands import (
     all_of,
     refused,
 )
+from .core import Channel
 from .errors import DeniedError, UnavailableError
 from .models import ClientInfo, Message
 from .topics import Filters, Topics, split_share

@@ -39,10 +39,9 @@ from typing import IO, Any, Final, TypeAlias
 
 import attrs
 
-from .channel import Channel
 from .connection import Connection
+from .core import Channel, Sniffer
 from .models import Address, ClientInfo, ConnectionInfo
-from .sniff import Sniffer
 
 __all__ = [
     "FORMATS",

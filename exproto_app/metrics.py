@@ -24,7 +24,8 @@ from typing import Any, Final, Protocol
 import attrs
 
 from .app import App
-from .channel import Channel
+from .core import Channel
+from .core.states import WRITE_BLOCKED
 from .errors import ExprotoError
 from .listening import listen
 from .models import Address
@@ -77,17 +78,29 @@ HELP: Final = {
 LOOK: Final[tuple[tuple[str, str, Callable[[Channel], int]], ...]] = (
     ("connections", "Open connections.", lambda _: 1),
     ("clients", "Connections that are registered.", lambda channel: channel.client is not None),
-    ("inbox_bytes", "Bytes that wait to be handled.", lambda channel: channel.queued),
-    ("outbox_bytes", "Bytes for devices, in front of their sockets.", lambda channel: channel.outbox_bytes),
-    ("deliveries_waiting", "Messages that wait for on_deliver.", lambda channel: channel.deliveries),
+    ("inbox_bytes", "Bytes that wait to be handled.", lambda channel: channel.inbound.size),
+    ("outbox_bytes", "Bytes for devices, in front of their sockets.", lambda channel: channel.outbound.size),
+    (
+        "deliveries_waiting",
+        "Messages that wait for on_deliver.",
+        lambda channel: 0 if channel.deliveries is None else channel.deliveries.waiting,
+    ),
     (
         "commands_waiting",
         "Verbs that wait for the broker.",
-        lambda channel: 0 if channel.lane is None else channel.lane.waiting,
+        lambda channel: channel.commands_waiting,
     ),
-    ("requests_waiting", "Requests without an answer yet.", lambda channel: len(channel.asked)),
+    (
+        "requests_waiting",
+        "Requests without an answer yet.",
+        lambda channel: 0 if channel.requests is None else len(channel.requests.waiting),
+    ),
     ("connections_paused", "Connections that aren't read: too much waits.", lambda channel: channel.paused),
-    ("connections_stalled", "Devices that read too slowly.", lambda channel: not channel.writable),
+    (
+        "connections_stalled",
+        "Devices that read too slowly.",
+        lambda channel: channel.waits & WRITE_BLOCKED != 0,
+    ),
 )
 """What is summed up over the connections of each protocol: name, meaning, of one connection."""
 

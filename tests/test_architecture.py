@@ -31,9 +31,7 @@ LAYERS = (
     "signatures",
     "router",
     "app",
-    "channel",
-    "sniff",
-    "engine",
+    "core",
     "recording",
     "hexdump",
     "logs",
@@ -106,6 +104,24 @@ def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
 def test_nothing_above_the_log_does_io_or_reads_a_clock(name: str) -> None:
     if name.split(".", maxsplit=1)[0] in SANS_IO:
         assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & FORBIDDEN
+
+
+def test_no_files_of_the_core_import_each_other_in_a_circle() -> None:
+    """Not even for types."""
+    names = [name for name in MODULES if name.startswith("core.") and name != "core.__init__"]
+    uses = {
+        name: {
+            f"core.{one.split('.')[2]}"
+            for one in imports(MODULES[name])
+            if one.startswith("exproto_app.core.")
+        }
+        for name in names
+    }
+    while uses:
+        free = [name for name, others in uses.items() if not others & uses.keys() - {name}]
+        assert free, f"a circle among {sorted(uses)}"
+        for name in free:
+            del uses[name]
 
 
 @pytest.mark.parametrize("name", SANS_IO_DRIVERS)

@@ -24,12 +24,11 @@ import pytest
 
 from exproto_app import App, Connection
 from exproto_app.addresses import AddressLimits, networks
-from exproto_app.channel import Channel
 from exproto_app.commands import Command, Outcome
+from exproto_app.core import Channel, Engine
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.drivers.gateway.users import CHECKS, Users, hash_password
 from exproto_app.drivers.gateway.waiting import EACH
-from exproto_app.engine import Engine
 from exproto_app.framing import Line
 from exproto_app.hub import MemoryHub
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import App, Connection, logs
-from exproto_app.channel import Channel
+from exproto_app.core import Channel
 from exproto_app.errors import DeniedError
 from exproto_app.framing import Line
 from exproto_app.logs import JsonFormatter, Repeats, TextFormatter, configure_from

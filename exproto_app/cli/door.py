@@ -11,7 +11,7 @@ from typing import Any, Final
 import attrs
 import click
 
-from ..channel import Hub
+from ..core import Hub
 from ..drivers.door import MqttServer
 from ..drivers.gateway import Gateway
 from ..hub import MemoryHub

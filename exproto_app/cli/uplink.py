@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from ..channel import Hub
+from ..core import Hub
 from ..errors import SetupError
 from ..hub import Login, MemoryHub
 from .secrets import MQTT_PASSWORD, with_password

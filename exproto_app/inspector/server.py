@@ -27,8 +27,8 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from ..app import App
-from ..channel import Channel
 from ..commands import Outcome
+from ..core import Channel
 from ..errors import CommandError, ExprotoError
 from ..hexdump import undump
 from ..listening import listen

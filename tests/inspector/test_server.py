@@ -204,7 +204,7 @@ def test_two_pages_look_at_one_connection_and_one_leaves() -> None:
             await page.say("watch", id="none")
             await page.hear("gone")
         (channel,) = site.gateway.runner.engine.channels
-        assert channel.tap is None, "nobody looks, so it costs nothing"
+        assert channel.tracer is None, "nobody looks, so it costs nothing"
 
     on_site(test)
 
@@ -216,7 +216,7 @@ def test_a_page_that_goes_lets_its_connection_go() -> None:
             await page.say("watch", id=await site.id_of("truck"))
             await page.hear("watching")
         (channel,) = site.gateway.runner.engine.channels
-        while channel.tap is not None:
+        while channel.tracer is not None:
             await device.ask("more")
         while (await site.get("/api/state"))[1]["pages"]:
             pass
@@ -728,7 +728,7 @@ def test_a_device_whose_protocol_its_first_bytes_tell_is_seen_from_the_beginning
         (after,) = await site.rows()
         assert (after["protocol"], after["since"], after["received"]) == ("meter", row["since"], 8)
         (channel,) = site.gateway.runner.engine.channels
-        while channel.tap is not None:
+        while channel.tracer is not None:
             await device.ask("more")
 
     on_site(test, app=app, listens=["truck,meter=tcp://127.0.0.1:0"])

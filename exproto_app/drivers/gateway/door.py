@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
-from ...engine import Engine
+from ...core import Engine
 from ...models import Address
 from ...router import Router
 from .listeners import Listen

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...channel import Channel
+from ...core import Channel, Sniffer
 from ...models import Address, ConnectionInfo
-from ...sniff import Sniffer
 from ...tap import Event, Failed, Tap
 
 __all__ = ["BadFrames", "info_of"]

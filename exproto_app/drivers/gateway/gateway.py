@@ -17,8 +17,7 @@ import attrs
 from ...addresses import AddressLimits, Guard
 from ...app import App
 from ...certificates import validity
-from ...channel import Channel, Hub
-from ...engine import Engine
+from ...core import Channel, Engine, Hub
 from ...errors import SetupError
 from ...hub import MemoryHub
 from ...models import Address
@@ -222,12 +221,11 @@ class Gateway:
     def _give_up(self) -> None:
         """Cut the connections that are still there; tell what is lost with them."""
         left = self.runner.engine.connections()
-        lanes = [one.lane for one in left if isinstance(one, Channel) and one.lane is not None]
         log.warning(
             "gateway ! gave up after %g s: %d connections had not ended, %d verbs waited for %s",
             self.options.stop_timeout,
             len(left),
-            sum(lane.waiting for lane in lanes),
+            sum(one.commands_waiting for one in left if isinstance(one, Channel)),
             self.hub,
         )
         for one in left:

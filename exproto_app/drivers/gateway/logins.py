@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, cast
 
 from ...addresses import APPLICANT, Applicant
-from ...channel import Channel, Hub
 from ...commands import Command, Outcome, Register, refused
+from ...core import Channel, Hub
 from ...errors import DeniedError, UnavailableError
 from ...models import Address
 

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from ...channel import Intake
+from ...core import Intake
 from ...models import Address, Certificate, ConnectionInfo
 
 if TYPE_CHECKING:

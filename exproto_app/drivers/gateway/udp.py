@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from ...channel import Intake
+from ...core import Intake
 from ...models import Address, ConnectionInfo, Reason
 
 if TYPE_CHECKING:

@@ -1,11 +1,4 @@
-"""The sans-IO heart: events in, turns of handlers, bytes and commands out.
-
-A driver has a `Channel` made for each connection (`Engine.connected`) and feeds it: `received`, `delivered`,
-`unwritable`, `drained`, `terminated`; where several protocols share a listener, it is a `Sniffer` first. The
-channel runs the handlers, one turn after another, and drains into the driver's `Link` (the device's side) and
-`Hub` (the broker's side). What it can't do itself, running a coroutine or telling the time, it asks of the
-`Runtime`.
-"""
+"""The engine: all connections of one app on one host."""
 
 from __future__ import annotations
 
@@ -15,17 +8,19 @@ from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
-from .app import App
-from .channel import Channel, Hub, Link, Served
-from .codec import giving_bytes
-from .commands import Outcome, Publish
-from .framing import RAW, Framing
-from .framing.modes import STOCK
-from .host import Runtime
-from .models import ConnectionInfo, Message, Reason
-from .router import Router
-from .sniff import Rules, Sniffer
-from .tap import Mask, Published, Refused, Tap, Watcher
+from ..app import App
+from ..codec import giving_bytes
+from ..commands import Outcome, Publish
+from ..framing import RAW, Framing
+from ..framing.modes import STOCK
+from ..host import Runtime
+from ..models import ConnectionInfo, Message, Reason
+from ..router import Router
+from ..tap import Mask, Published, Refused, Tap, Watcher
+from .channel import Channel, Hub
+from .scheduler import Scheduler
+from .seams import CompiledRouter, Link
+from .sniffing import Rules, Sniffer
 
 __all__ = ["Engine", "Observer"]
 
@@ -77,6 +72,7 @@ class Engine:
         self.app = app
         self.runtime = runtime
         self.hub = hub
+        self.scheduler = Scheduler(runtime)
         self.limits = app.limits
         self.counters = app.counters
         self.channels: set[Channel] = set()
@@ -88,8 +84,7 @@ class Engine:
         self.watchers: tuple[Watcher, ...] = ()
         self.masks: list[Mask] = app.masks
         self._tap = self.new_tap("", "")  # of the app itself
-        self._protocols: dict[str, Served] = {}
-        self._ready: list[Channel] = []
+        self._protocols: dict[str, CompiledRouter] = {}
         self._ids = count(1)
         self._said: set[Hashable] = set()
 
@@ -147,7 +142,7 @@ class Engine:
         channel.since, channel.bytes_received = sniffer.since, len(sniffer.data)
         log.debug("%s = told by %d bytes", channel, len(sniffer.data))
         if sniffer.tap is not None:
-            channel.take_tap(sniffer.tap)
+            channel.trace(sniffer.tap)
         if sniffer.gone:
             channel.unwritable()  # it hears no answer any more
         channel.begin(resumed=sniffer.resumed, sniffed=sniffer.data)
@@ -191,7 +186,7 @@ class Engine:
 
     def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> Outcome[None]:
         """Publish for the app itself."""
-        if self.runtime.elsewhere():
+        if self.runtime.in_other_thread():
             return self.from_thread(partial(self.publish, topic, payload, qos, retain=retain))
         self.counters["messages_published"] += 1
         if self.watchers:
@@ -221,23 +216,10 @@ class Engine:
         for one in self.connections():
             one.end("shutdown", drain=True)
 
-    def later(self, channel: Channel) -> None:
-        """Pump *channel* after what runs now."""
-        if not self._ready:
-            self.runtime.call_soon(self._pump_ready)
-        self._ready.append(channel)
-
     def from_thread(self, verb: Callable[[], Outcome[Any]]) -> Outcome[Any]:
         """Run *verb* in the loop's thread; return its outcome to be."""
         outcome: Outcome[Any] = Outcome(self.runtime.waiter)
-
-        def settle(inner: Outcome[Any]) -> None:
-            if inner.error is None:
-                outcome.settle(inner.value)
-            else:
-                outcome.fail(inner.error)
-
-        self.runtime.call_from_thread(lambda: verb().when_done(settle))
+        self.runtime.call_from_thread(lambda: outcome.follow(verb()))
         return outcome
 
     def forget(self, channel: Channel) -> None:
@@ -283,28 +265,21 @@ class Engine:
         if not self.open and self.when_empty is not None:
             self.when_empty()
 
-    def _protocol(self, router: Router[Any]) -> Served:
+    def _protocol(self, router: Router[Any]) -> CompiledRouter:
         own, apps = router.routes.error, self.app.routes.error
         errors = tuple(dict.fromkeys(handler for handler in (own, apps) if handler is not None))
         encode = _checked(router.reply_framing)
         if router.codec is None:
-            return Served(router, router.routes.only, encode, errors)
+            return CompiledRouter(router, router.routes.catch_all, encode, errors)
         parse, build = router.codec.parse, router.codec.build
         built = encode if build is None else _built(build, encode)
-        return Served(router, None, built, errors, parse=parse, builds=build is not None)
+        return CompiledRouter(router, None, built, errors, parse=parse, builds=build is not None)
 
     def _published(self, topic: str, outcome: Outcome[None]) -> None:
         if outcome.error is not None:
             self._tap.show(Refused("publish", topic, outcome.error))
             self.counters["commands_failed"] += 1
-            log.warning("app ! publish failed: %s", outcome.error)
-
-    def _pump_ready(self) -> None:
-        # Those that become ready meanwhile wait for the next round, so that sockets get their share.
-        ready, self._ready = self._ready, []
-        for channel in ready:
-            channel.scheduled = False
-            channel.pump()
+            log.warning("app ! publish to %r failed: %s", topic, outcome.error)
 
 
 def _built(build: Callable[[Any], bytes], encode: Callable[[bytes], bytes]) -> Callable[[Any], bytes]:

@@ -1,4 +1,4 @@
-"""The lane of one connection to the broker."""
+"""The broker queue: what one connection asks of the broker, in order."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from ..commands import Command, Outcome, Publish, Register, Waiter, refused
 from ..errors import ClosedError, UnavailableError
 
-__all__ = ["BrokerLane"]
+__all__ = ["BrokerQueue"]
 
 
-class BrokerLane:
+class BrokerQueue:
     """Commands on their way to the broker, in order.
 
     *execute* carries one out. While a register has no outcome, or where the hub keeps no order itself
@@ -22,10 +22,10 @@ class BrokerLane:
     """
 
     __slots__ = (
+        "_blocked",
         "_closed",
         "_execute",
         "_failed",
-        "_held",
         "_idle",
         "_limit",
         "_ordered",
@@ -50,7 +50,7 @@ class BrokerLane:
         self._waiter = waiter
         self._failed = failed
         self._idle = idle
-        self._held = False
+        self._blocked = False
         self._closed = False
         self._queue: deque[tuple[Command, Outcome[Any]]] = deque()
         self._pending: set[Outcome[Any]] = set()
@@ -58,7 +58,7 @@ class BrokerLane:
     @property
     def busy(self) -> bool:
         """Whether a command waits or is on its way."""
-        return self._held or bool(self._pending)
+        return self._blocked or bool(self._pending)
 
     @property
     def waiting(self) -> int:
@@ -67,7 +67,7 @@ class BrokerLane:
 
     def issue(self, command: Command) -> Outcome[Any]:
         """Carry *command* out when those before it allow."""
-        if not self._held:
+        if not self._blocked:
             return self._run(command, None)
         if len(self._queue) >= self._limit:
             outcome = refused(
@@ -100,7 +100,7 @@ class BrokerLane:
             return result
         holds = not result.done and (not self._ordered or type(command) is Register)
         outcome = target or (Outcome(self._waiter) if holds else result)
-        self._held = holds
+        self._blocked = holds
         self._pending.add(outcome)
         result.when_done(partial(self._done, command, outcome, holds))
         return outcome
@@ -108,21 +108,18 @@ class BrokerLane:
     def _done(self, command: Command, outcome: Outcome[Any], holds: bool, result: Outcome[Any]) -> None:
         self._pending.discard(outcome)
         if outcome is not result:
-            if result.error is None:
-                outcome.settle(result.value)
-            else:
-                outcome.fail(result.error)
+            outcome.follow(result)
         if result.error is not None:
             self._failed(command, outcome)
         if holds:
-            self._held = False
+            self._blocked = False
             self._next()
         if not self.busy:
             self._idle()
 
     def _next(self) -> None:
-        """Carry out what waited, until a command holds the lane again."""
-        while self._queue and not self._held:
+        """Carry out what waited, until a command blocks the queue again."""
+        while self._queue and not self._blocked:
             command, outcome = self._queue.popleft()
             if not self._closed or type(command) is Publish:
                 self._run(command, outcome)

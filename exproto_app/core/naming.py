@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..commands import Register
+from ..commands import Publish, Register, Subscribe, Unsubscribe
 
-__all__ = ["name_of", "object_of", "one_word", "shown"]
+__all__ = ["described", "name_of", "object_of", "one_word", "shown"]
 
 LONGEST = 64
 """Characters of a clientid in the log."""
@@ -35,3 +35,15 @@ def name_of(command: object) -> str:
 def object_of(command: object) -> str:
     """Return what *command* is about."""
     return command.client.clientid if isinstance(command, Register) else getattr(command, "topic", "")
+
+
+def described(command: object) -> str:
+    """Return *command* with what it is about: `publish to 'a/b'`."""
+    match command:
+        case Publish(topic) | Subscribe(topic):
+            return f"{name_of(command)} to {topic!r}"
+        case Unsubscribe(topic):
+            return f"unsubscribe from {topic!r}"
+        case Register(client):
+            return f"register as {client.clientid!r}"
+    return name_of(command)

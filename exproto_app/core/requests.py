@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Hashable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..commands import Outcome, Waiter
-from ..errors import CommandError, RequestTimeout
-from ..host import Timer
-from .turns import TURN, Parking, Turn
+from ..errors import CommandError, RequestTimeout, UnavailableError
+from .calls import CURRENT, Call, HandlerCalls
+
+if TYPE_CHECKING:
+    from ..host import Timer
+    from .seams import Owner
 
 __all__ = ["Request", "Requests"]
 
@@ -20,11 +23,11 @@ log = logging.getLogger("exproto_app")
 class Request(Outcome[Any]):
     """A frame sent to the device, waiting for the frame that answers it."""
 
-    __slots__ = ("channel", "deadline", "frame", "key", "match", "retries", "timeout", "tries", "turn")
+    __slots__ = ("call", "deadline", "frame", "key", "match", "requests", "retries", "timeout", "tries")
 
     def __init__(
         self,
-        channel: Parking,
+        requests: Requests,
         waiter: Callable[[], Waiter],
         frame: bytes,
         *,
@@ -34,90 +37,81 @@ class Request(Outcome[Any]):
         key: Hashable,
     ) -> None:
         super().__init__(waiter)
-        self.channel = channel
+        self.requests = requests
         self.frame = frame
         self.match = match
         self.timeout = timeout
         self.retries = retries
         self.key = key
         self.tries = 0
-        self.turn: Turn | None = None
+        self.call: Call | None = None
         self.deadline: Timer | None = None
 
     def __await__(self) -> Generator[Any, None, Any]:
         self.awaited = True
-        turn = TURN.get()
-        if self.done or turn is None or turn.channel is not self.channel or turn.ended:
+        call, calls = CURRENT.get(), self.requests.calls
+        if self.done or call is None or call.owner is not calls or call.ended:
             return (yield from super().__await__())
-        self.turn = turn
-        self.channel.park(turn)
+        self.call = call
+        calls.suspend(call)
         try:
             return (yield from super().__await__())
         except GeneratorExit:
-            self.channel.withdraw(self)
+            self.requests.withdraw(self)
             raise
         except CommandError:
             raise
         except BaseException:
             # Cancelled, by a timeout of the handler's own: it goes on in the next free turn all the same.
-            if self.channel.withdraw(self):
-                yield from self.channel.regain(turn)
+            if self.requests.withdraw(self):
+                yield from calls.regain(call)
             elif not self.done:
                 yield from self._wait()
             raise
 
 
 class Requests:
-    """The requests of one connection, *waiting* in order.
+    """The requests of one connection, *waiting* in order; those with the same key are asked one by one."""
 
-    Those with the same key are asked one after another. *send* hands a frame over, *go_on* has a handler go
-    on in its turn, *unawaited* takes the error of a request that nobody awaits; *owner* names the connection
-    in the log.
-    """
+    __slots__ = ("_owner", "_released", "_send", "calls", "waiting")
 
-    __slots__ = (
-        "_call_later",
-        "_counters",
-        "_go_on",
-        "_owner",
-        "_released",
-        "_send",
-        "_unawaited",
-        "waiting",
-    )
-
-    def __init__(
-        self,
-        owner: object,
-        *,
-        send: Callable[[bytes], object],
-        go_on: Callable[[Turn | None, Callable[[], None]], None],
-        call_later: Callable[..., Timer],
-        counters: dict[str, int],
-        unawaited: Callable[[RequestTimeout], object],
-    ) -> None:
+    def __init__(self, owner: Owner, calls: HandlerCalls, send: Callable[[bytes], object]) -> None:
         self._owner = owner
         self._send = send
-        self._go_on = go_on
-        self._call_later = call_later
-        self._counters = counters
-        self._unawaited = unawaited
         self._released = False
+        self.calls = calls
         self.waiting: list[Request] = []
 
-    def add(self, request: Request) -> None:
-        """Ask *request*, behind those that wait with the same key."""
-        waits = request.key is not None and any(other.key == request.key for other in self.waiting)
+    def ask(
+        self,
+        frame: bytes,
+        *,
+        match: Callable[[Any], object] | None,
+        timeout: float,
+        retries: int,
+        key: Hashable,
+    ) -> Outcome[Any]:
+        """Send *frame*, behind those that wait with the same key, and wait for its answer."""
+        owner = self._owner
+        limit = owner.engine.limits.requests
+        if len(self.waiting) >= limit:
+            words = f"{limit} requests wait already, that is the limit"
+            return owner.refuse("request", UnavailableError(words))
+        waiter = owner.engine.runtime.waiter
+        request = Request(self, waiter, frame, match=match, timeout=timeout, retries=retries, key=key)
+        waits = key is not None and any(other.key == key for other in self.waiting)
         self.waiting.append(request)
+        owner.choose_path()
         if not waits:
             self._ask(request)
+        return request
 
     def offer(self, message: Any) -> bool:
         """Offer *message* to those that are asked; tell whether it answers one."""
         for request in self.waiting:
             if request.tries and (request.match is None or request.match(message)):
                 self._close(request)
-                self._go_on(request.turn, partial(request.settle, message))
+                self.calls.resume(request.call, partial(request.settle, message))
                 return True
         return False
 
@@ -133,31 +127,37 @@ class Requests:
         self._released = True
         for request in tuple(self.waiting):
             self._close(request)
-            self._go_on(request.turn, partial(request.fail, error))
+            self.calls.resume(request.call, partial(request.fail, error))
 
     def _ask(self, request: Request) -> None:
         request.tries += 1
         self._send(request.frame)
-        request.deadline = self._call_later(request.timeout, self._unanswered, request)
+        call_later = self._owner.engine.runtime.call_later
+        request.deadline = call_later(request.timeout, self._unanswered, request)
 
     def _unanswered(self, request: Request) -> None:
+        owner = self._owner
+        if request not in self.waiting:  # a timer that fires although it was cancelled
+            return
         if request.tries <= request.retries:
-            self._counters["requests_retried"] += 1
-            log.debug("%s = no answer within %g s, it is sent again", self._owner, request.timeout)
+            owner.counters["requests_retried"] += 1
+            log.debug("%s = no answer within %g s, it is sent again", owner, request.timeout)
             self._ask(request)
             return
-        self._counters["requests_timed_out"] += 1
+        owner.counters["requests_timed_out"] += 1
         self._close(request)
         times = f", sent {request.tries} times" if request.tries > 1 else ""
         error = RequestTimeout(f"no answer within {request.timeout:g} s{times}")
         if not request.awaited:
-            self._unawaited(error)
-        self._go_on(request.turn, partial(request.fail, error))
+            owner.refuse("request", error)
+        self.calls.resume(request.call, partial(request.fail, error))
 
     def _close(self, request: Request) -> None:
         if request.deadline is not None:
             request.deadline.cancel()
         self.waiting.remove(request)
+        if not self.waiting:
+            self._owner.choose_path()
         if request.key is not None and not self._released:
             first = next((other for other in self.waiting if other.key == request.key), None)
             if first is not None and not first.tries:

@@ -13,17 +13,18 @@ from typing import Any, Protocol
 
 import attrs
 
-from . import tap as events
-from .channel import Channel, Link, Shared
-from .channel.channel import HOLD
-from .channel.turns import Turn
-from .channel.words import shown
-from .connection import Connection
-from .errors import FramingError
-from .host import Timer
-from .models import ConnectionInfo, Message, Reason
-from .router import Router
-from .tap import Tap, Watcher
+from .. import tap as events
+from ..connection import Connection
+from ..errors import FramingError
+from ..host import Timer
+from ..models import ConnectionInfo, Message, Reason
+from ..router import Router
+from ..tap import Tap, Watcher
+from .calls import Call
+from .channel import Channel
+from .naming import shown
+from .seams import Context, Link
+from .tracing import HOLD
 
 __all__ = ["Rules", "SniffFailed", "Sniffer", "Sniffing"]
 
@@ -98,7 +99,7 @@ def _ask(router: Router[Any, Any], sniff: Callable[[bytes], bool | None], data: 
         return None
     try:
         verdict = sniff(data)
-    except Exception as error:
+    except BaseException as error:  # as handlers may raise whatever they like
         raise SniffFailed(f"sniff= of {router!r} failed: {error!r}") from error
     if verdict is not None and not isinstance(verdict, bool):
         kind = type(verdict).__name__
@@ -106,7 +107,7 @@ def _ask(router: Router[Any, Any], sniff: Callable[[bytes], bool | None], data: 
     return verdict
 
 
-class Sniffing(Shared, Protocol):
+class Sniffing(Context, Protocol):
     """What a sniffer needs of the engine."""
 
     def decided(self, sniffer: Sniffer, router: Router[Any, Any], /) -> Channel:
@@ -258,7 +259,7 @@ class Sniffer:
         return self.channel is None or self.channel.held
 
     @property
-    def turn(self) -> Turn | None:
+    def turn(self) -> Call | None:
         """The turn that runs."""
         return None if self.channel is None else self.channel.turn
 
@@ -316,6 +317,9 @@ class Sniffer:
             self.tap.show(events.Failed("sniff", cause))
         if self.engine.when_failed is not None:
             self.engine.when_failed(cause)
+        runtime = self.engine.runtime
+        if isinstance(cause, runtime.exits):
+            runtime.exit(cause)
         self._close("error", str(error))
 
     def _close(self, reason: Reason, detail: str) -> None:
