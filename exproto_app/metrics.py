@@ -24,13 +24,12 @@ from typing import Any, Final, Protocol
 import attrs
 
 from .app import App
-from .core import Channel
+from .core import Channel, Engine
 from .core.states import WRITE_BLOCKED
 from .errors import ExprotoError
 from .listening import listen
 from .models import Address
 from .probes import CONNECTIONS, Answer, Probes, Request
-from .runner import Runner
 from .timing import BOUNDS, Times, Timing
 
 __all__ = ["Metrics"]
@@ -105,10 +104,22 @@ LOOK: Final[tuple[tuple[str, str, Callable[[Channel], int]], ...]] = (
 """What is summed up over the connections of each protocol: name, meaning, of one connection."""
 
 
+class Running(Protocol):
+    """An app that runs."""
+
+    @property
+    def engine(self) -> Engine:
+        """Its connections."""
+        ...
+
+
 class Host(Protocol):
     """What runs the app: a `Gateway` or a `Service`."""
 
-    runner: Runner
+    @property
+    def runner(self) -> Running:
+        """The app; there is none before the start."""
+        ...
 
     @property
     def serving(self) -> bool:
@@ -251,7 +262,7 @@ class Metrics:
         looks = {name: [0] * len(LOOK) for name in self._app.protocols}
         hub: Any = None
         sniffing = 0
-        runner: Runner | None = getattr(self._host, "runner", None)  # not there before the start
+        runner: Running | None = getattr(self._host, "runner", None)  # not there before the start
         if runner is not None:
             hub = runner.engine.hub
             sniffing = len(runner.engine.sniffers)
