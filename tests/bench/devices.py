@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 
 from exproto_app.checksums import CRC16_X25
-from exproto_app.drivers.gateway import Gateway
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.target import load as load_app
 from tests.devices import GT06
 

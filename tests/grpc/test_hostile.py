@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from exproto_app import Address, App, Connection, Limits
 from exproto_app.core import Channel
-from exproto_app.drivers.grpc import AdapterMap, Service, caller
-from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.caller import Caller
-from exproto_app.drivers.grpc.client import Client
-from exproto_app.drivers.grpc.client import Connection as ClientConnection
-from exproto_app.drivers.grpc.http2 import PREFACE, framed
+from exproto_app.hosts.grpc import AdapterMap, Service, caller
+from exproto_app.hosts.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc.caller import Caller
+from exproto_app.hosts.grpc.client import Client
+from exproto_app.hosts.grpc.client import Connection as ClientConnection
+from exproto_app.hosts.grpc.http2 import PREFACE, framed
 
 from .test_wire import SETTINGS, Sink
 

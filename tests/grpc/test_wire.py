@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.blocks import BlockError as HpackError
-from exproto_app.drivers.grpc.blocks import Decoder, Encoder
-from exproto_app.drivers.grpc.http2 import PREFACE, Wire, framed
-from exproto_app.drivers.grpc.service import _start
-from exproto_app.drivers.reasons import reason
+from exproto_app.hosts.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc.blocks import BlockError as HpackError
+from exproto_app.hosts.grpc.blocks import Decoder, Encoder
+from exproto_app.hosts.grpc.http2 import PREFACE, Wire, framed
+from exproto_app.hosts.grpc.service import _start
+from exproto_app.hosts.reasons import reason
 
 RECORDED = sorted((Path(__file__).parent.parent / "data" / "exproto-grpc").glob("*.jsonl"))
 

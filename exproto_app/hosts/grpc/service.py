@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ...app import App
+from ...asyncio_host.runner import Runner
 from ...errors import not_opened
 from ...models import Address, Certificate, ConnectionInfo, Message, SockType
 from ...router import Router
-from ...runner import Runner
 from ..reasons import reason
 from . import exproto_pb2 as pb
 from .adapter import AdapterHub
