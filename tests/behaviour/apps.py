@@ -149,6 +149,15 @@ def register(conn: Connection[State], frame: bytes) -> None:
     shows(conn, clientid, password)
 
 
+@turns.on_received(b"pretend ")
+def pretend(conn: Connection[State], frame: bytes) -> None:
+    """Publish, and ask for commands, behind a login that nobody waits for."""
+    clientid, password, topic = frame[8:].decode().split(" ")
+    shows(conn, clientid, password)
+    conn.publish(topic, b"forged")
+    conn.subscribe(f"devices/{clientid}/command", qos=1)
+
+
 @turns.on_received(b"login ")
 async def login(conn: Connection[State], frame: bytes) -> bytes:
     clientid, _, password = frame[6:].decode().partition(" ")
