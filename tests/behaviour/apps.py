@@ -701,7 +701,7 @@ def pour(conn: Connection[State], frame: bytes) -> None:
 @bounded.on_received(b"listen ")
 async def listen(conn: Connection[State], frame: bytes) -> bytes:
     # Some brokers take subscriptions of clients only.
-    await conn.register(f"listener of {frame[7:].decode()}")
+    await conn.register(f"listener of {frame[7:].decode().replace('/', ' ')}")
     await conn.subscribe(frame[7:].decode())
     return b"listening"
 
