@@ -224,6 +224,8 @@ class Channel(Verbs):
         self.outbound.flush()
         if self.ending is not None:
             self.ending.close_when_flushed()
+        if self.state >= ENDED:  # what was flushed couldn't be sent
+            return
         if self.backlog or self.inbound.waiting:
             self.waits |= BACKLOG
             if not self.waits & BLOCKS:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import tap as events
 from ..commands import Outcome, Register
-from ..errors import ClosedError, FramingError, InvalidNameError
+from ..errors import ClosedError, CommandError, FramingError, InvalidNameError
 from ..masking import hide_hex, hide_said, hide_secrets, log_error, secrets_in
 from ..router import Handler
 from .calls import HandlerCalls
@@ -90,7 +90,8 @@ class Failures:
     ) -> None:
         """Ask the first of the `on_error` *handlers*, and the next one if that fails."""
         owner = self._owner
-        hide = self._hiding(said)
+        # What a verb came to is told in our own words.
+        hide = owner.hide if isinstance(error, CommandError) else self._hiding(said)
         if not handlers:
             self._end(name, error, hide)
             if after is not None:
