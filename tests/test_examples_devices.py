@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from exproto_app import ClientInfo, FramingError
 from exproto_app.checksums import CRC16_X25
-from exproto_app.framing import Checked, Decoder, LengthPrefix
+from exproto_app.framing import Checked, Decoder, Framing, LengthPrefix
 from exproto_app.models import SockType
 from exproto_app.target import load
 from exproto_app.testing import TestClient
@@ -251,15 +251,19 @@ def damage(data: bytes, place: int, value: int) -> bytes:
 
 def contents(device: Device) -> list[bytes]:
     """Return what is in the frames of *device*, behind its checksums."""
-    decoder = Decoder(app_of(device.path).protocols[device.protocol].framing)
+    decoder = Decoder(framing_of(device))
     steps = (device.login, *device.steps, *device.commands)
     return [frame for step in steps for frame in decoder.feed(step.sends)]
+
+
+def framing_of(device: Device) -> Framing:
+    return device.framing or app_of(device.path).protocols[device.protocol].framing
 
 
 def wire_of(device: Device, frame: bytes) -> bytes:
     """Return *frame* with its checksum, as *device* would send it; nothing if it can't."""
     try:
-        return app_of(device.path).protocols[device.protocol].framing.encode(frame)
+        return framing_of(device).encode(frame)
     except FramingError:
         return b""
 
