@@ -124,10 +124,11 @@ class Content:
         return len(self.data) - self.place
 
     def take(self, size: int) -> bytes:
-        start, self.place = self.place, self.place + size
-        if self.left < 0:
+        start = self.place
+        self.place = end = start + size
+        if end > len(self.data):
             raise ValueError("the content is cut off")
-        return self.data[start : self.place]
+        return self.data[start:end]
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "big")
@@ -202,30 +203,29 @@ def rest(content: Content) -> Values:
 
 
 def gps(content: Content) -> Values:
-    data = content.take(GPS.size)
-    *clock, satellites, lat, lon, speed, flags = GPS.unpack(data)
-    return {**dated(*clock), **placed(lat, lon, flags, speed, satellites)}
+    *when, satellites, lat, lon, speed, flags = GPS.unpack(content.take(GPS.size))
+    values = dated(*when)
+    values.update(placed(lat, lon, flags))
+    values.update(moving(speed, satellites))
+    return values
 
 
 def dated(*clock: int) -> Values:
     year, month, day, hour, minute, second = clock
-    known = any(clock)  # zeros before the first fix
-    time = datetime(2000 + year, month, day, hour, minute, second, tzinfo=timezone.utc) if known else None
-    return {"time": time and time.isoformat()}
+    if not any(clock):
+        return {"time": None}  # before the first fix
+    return {"time": datetime(2000 + year, month, day, hour, minute, second, tzinfo=timezone.utc).isoformat()}
 
 
-def placed(lat: int, lon: int, flags: int, speed: int | None, satellites: int | None) -> Values:
+def placed(lat: int, lon: int, flags: int) -> Values:
     if lat > 90 * 1_800_000 or lon > 180 * 1_800_000:
         raise ValueError("this is no place")
-    values = {
+    return {
         "lat": round((lat if flags & 0x0400 else -lat) / 1_800_000, 6),
         "lon": round((-lon if flags & 0x0800 else lon) / 1_800_000, 6),
-        "speed": speed,
         "course": flags & 0x03FF,
-        "satellites": satellites and satellites & 0x0F,  # above it: how long the GPS part is
         "fix": bool(flags & 0x1000),
     }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def clock(content: Content) -> Values:
@@ -234,19 +234,18 @@ def clock(content: Content) -> Values:
 
 def cell(lac: int, cid: int, mnc: int = 1) -> Part:
     """Return the part that is a cell; a flag in its MCC makes its MNC longer."""
+    place = f"{'H' if lac == 2 else 'I'}{cid}s"
+    usual, flagged = (struct.Struct(f">H{code}{place}") for code in ("B" if mnc == 1 else "H", "H"))
 
     def part(content: Content) -> Values:
-        found = network(content, mnc) | {"lac": content.number(lac), "cid": content.number(cid)}
-        return {"cell": found} if found["mcc"] else {}
+        layout = flagged if content.data[content.place : content.place + 1] >= b"\x80" else usual
+        mcc, mnc, lac, cid = layout.unpack(content.take(layout.size))
+        if mcc & 0x7FFF > 999:
+            raise ValueError(f"there is no MCC {mcc & 0x7FFF}")
+        found = {"mcc": mcc & 0x7FFF, "mnc": mnc, "lac": lac, "cid": int.from_bytes(cid, "big")}
+        return {"cell": found} if mcc & 0x7FFF else {}
 
     return part
-
-
-def network(content: Content, mnc: int = 1) -> Values:
-    mcc = content.number(2)
-    if mcc & 0x7FFF > 999:
-        raise ValueError(f"there is no MCC {mcc & 0x7FFF}")
-    return {"mcc": mcc & 0x7FFF, "mnc": content.number(2 if mcc & 0x8000 else mnc)}
 
 
 def sized(lac: int, cid: int, mnc: int = 1) -> Part:
@@ -359,7 +358,8 @@ def cells(lac: int, cid: int) -> Part:
     """Return the part that is up to seven cells of one network, each with its signal."""
 
     def part(content: Content) -> Values:
-        names, found = network(content), []
+        mcc, found = content.number(2), []
+        names = {"mcc": mcc & 0x7FFF, "mnc": content.number(2 if mcc & 0x8000 else 1)}
         for _ in range(7):
             place = {"lac": content.number(lac), "cid": content.number(cid)}
             found.append({**names, **place, "signal": content.number(1)})
@@ -389,8 +389,12 @@ def modules(size: int) -> Part:
 
 def module_gps(content: Content) -> Values:
     seconds, satellites, altitude, lat, lon, speed, flags = struct.unpack(">IBhIIBH", content.rest())
-    time = datetime.fromtimestamp(seconds, timezone.utc).isoformat()
-    return {"time": time, "altitude": altitude, **placed(lat, lon, flags, speed, satellites)}
+    time = datetime.fromtimestamp(seconds, timezone.utc).isoformat() if seconds else None
+    return {"time": time, "altitude": altitude, **placed(lat, lon, flags), **moving(speed, satellites)}
+
+
+def moving(speed: int, satellites: int) -> Values:
+    return {"speed": speed, "satellites": satellites & 0x0F}  # above it: how long the GPS part is
 
 
 def event(content: Content) -> Values:
@@ -404,32 +408,33 @@ def files(content: Content) -> Values:
 
 
 def camera(content: Content) -> Values:
-    """Where a camera was: without satellites and speed, or behind FFFF and a version with them."""
+    """Read where a camera was: without satellites and speed, or behind FFFF and a version with them."""
     if content.data[:2] == b"\xff\xff":
         skip(3)(content)
         when = clock(content)
         satellites, lat, lon, flags, speed = struct.unpack(">BIIHH", content.take(13))
-        return when | placed(lat, lon, flags, speed, satellites) | {"volts": content.number(2) / 10}
+        volts = content.number(2) / 10
+        return when | placed(lat, lon, flags) | moving(speed, satellites) | {"volts": volts}
     when = clock(content)
-    lat, lon, flags = struct.unpack(">IIH", content.take(10))
-    return when | placed(lat, lon, flags, None, None)
+    return when | placed(*struct.unpack(">IIH", content.take(10)))
+
+
+def short_gps(data: bytes) -> Values:
+    satellites, lat, lon, speed, flags = struct.unpack(">BIIBH", data)
+    return placed(lat, lon, flags) | moving(speed, satellites)
 
 
 def obd(content: Content) -> Values:
     """Read what the engine says, PID=value in hex, and a place behind it."""
     pairs = content.take(content.left - 12).decode("ascii").split(",")
-    satellites, lat, lon, speed, flags = struct.unpack(">BIIBH", content.rest())
     values = {name: value for name, mark, value in (pair.partition("=") for pair in pairs) if mark}
-    return {"obd": values, **placed(lat, lon, flags, speed, satellites)}
+    return {"obd": values, **short_gps(content.rest())}
 
 
 def az735(content: Content) -> Values:
     """Read a position whose parts have their sizes before them: place, cell, neighbours."""
     values, size = clock(content), content.number(1)
-    if size:
-        place = Content(content.take(size))
-        satellites, lat, lon, speed, flags = struct.unpack(">BIIBH", place.rest())
-        values |= placed(lat, lon, flags, speed, satellites)
+    values |= short_gps(content.take(size)) if size else {}
     size = content.number(1)
     return values | (cell(2, 3)(content) | {"gsm": content.number(1)} if size else {})
 
