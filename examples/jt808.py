@@ -212,6 +212,7 @@ class Terminal:
     registration: Values = attrs.Factory(dict)
     serials: Iterator[int] = attrs.Factory(lambda: itertools.cycle(range(0x10000)))
     parts: dict[int, dict[int, Packet]] = attrs.Factory(dict)  # of messages that come, by their ids
+    joined: dict[int, Packet] = attrs.Factory(dict)  # the parts of the last one that was whole
 
 
 app = App()
@@ -336,7 +337,12 @@ def joined(terminal: Terminal, packet: Packet) -> Packet | None:
     if old.body != packet.body or any(part.parts != packet.parts for part in parts.values()):
         parts = begun_anew(packet, parts)
     parts[packet.part] = packet
+    again = [number for number, part in parts.items() if terminal.joined.get(number) == part]
+    if len(parts) == packet.parts and len(again) < len(parts):
+        for number in again:  # parts of the message before, sent twice
+            del parts[number]
     if len(parts) == packet.parts:
+        terminal.joined = parts
         body = b"".join(parts[number].body for number in sorted(parts))
         return understood(attrs.evolve(packet, body=body, part=1, parts=1))
     if len(terminal.parts) == MOST_MESSAGES:
