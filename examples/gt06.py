@@ -97,15 +97,12 @@ def parse(frame: bytes) -> Packet:
         raise ValueError("the frame is cut off")
     code, content, serial = frame[start], frame[start + 1 : -2], frame[-2:]
     kind, layouts = (READERS if start == 1 else LONG_READERS).get(code, ("message", ()))
-    values, waits = read(content, layouts), kind in ("status", "alarm")
+    kind, values = read(content, layouts) or (kind, None)
+    waits = kind in ("status", "alarm")
     if values is None and kind == "login":
         raise ValueError(f"{content[:8].hex()[1:]!r} is no IMEI")
     if values is None and kind != "time":
         kind, values = "message", {"type": f"{code:02x}", "content": content.hex()}
-    if values and "lat" in values and kind in ("status", "cells", "info"):
-        kind = "position"  # some models have a type for something else
-    if values and "lat" not in values and kind == "position":
-        kind = "cells"
     return Packet(kind, values or {}, frame[start : start + 1] + serial, waits, code in LOCAL)
 
 
@@ -138,12 +135,12 @@ class Content:
 
 
 Part = Callable[[Content], Values]
-Layout = Sequence[Part]
+Layout = tuple[str, Sequence[Part]]
 
 
-def read(data: bytes, layouts: Sequence[Layout]) -> Values | None:
-    """Return what *data* says by the first of *layouts* that fits it exactly, None if none does."""
-    for layout in layouts:
+def read(data: bytes, layouts: Sequence[Layout]) -> tuple[str, Values] | None:
+    """Return what *data* is and says by the first of *layouts* that fits it exactly, None if none does."""
+    for kind, layout in layouts:
         content, values = Content(data), {}
         try:
             for part in layout:
@@ -151,7 +148,7 @@ def read(data: bytes, layouts: Sequence[Layout]) -> Values | None:
         except (ValueError, struct.error):
             continue
         if not content.left:
-            return values
+            return kind, values
     return None
 
 
@@ -373,7 +370,7 @@ def wifi(content: Content) -> Values:
     return {"wifi": [{"mac": mac, "signal": signal} for mac, signal in found]}
 
 
-def modules(size: int) -> Part:
+def modules(size: int, *, place: bool = False) -> Part:
     """Return the part that is numbers of two bytes, each with a length of *size*, and values."""
 
     def part(content: Content) -> Values:
@@ -382,6 +379,8 @@ def modules(size: int) -> Part:
             number, data = content.number(2), content.take(content.number(size))
             known = MODULES.get((number, len(data)))
             values.update(known(Content(data)) if known else {f"{number:04x}": data.hex()})
+        if place and "lat" not in values:
+            raise ValueError("there is no place")
         return values
 
     return part
@@ -431,12 +430,22 @@ def obd(content: Content) -> Values:
     return {"obd": values, **short_gps(content.rest())}
 
 
-def az735(content: Content) -> Values:
-    """Read a position whose parts have their sizes before them: place, cell, neighbours."""
-    values, size = clock(content), content.number(1)
-    values |= short_gps(content.take(size)) if size else {}
+def sized_gps(content: Content) -> Values:
     size = content.number(1)
-    return values | (cell(2, 3)(content) | {"gsm": content.number(1)} if size else {})
+    if size != 12:
+        raise ValueError(f"a place of {size} bytes")
+    return short_gps(content.take(size))
+
+
+def no_gps(content: Content) -> Values:
+    if content.number(1):
+        raise ValueError("there is a place")
+    return {}
+
+
+def heard_cell(content: Content) -> Values:
+    """Read a size, and a cell with its signal, if there is one."""
+    return cell(2, 3)(content) | {"gsm": content.number(1)} if content.number(1) else {}
 
 
 def answer(content: Content) -> Values:
@@ -489,8 +498,21 @@ MODULES: dict[tuple[int, int], Part] = {  # by number and size
     (0x0033, 18): module_gps,
     (0x006A, 1): number("battery", 1),
 }
-NAMED: list[Part] = [alarm, answer, az735, camera, card, clock, event, files, flags, gps, heartbeat, info]
-NAMED += [level, login, long_answer, no_cell, obd, owner, rest, serial, wifi, worn]
+NAMED: list[Part] = [
+    alarm,
+    answer,
+    camera,
+    card,
+    clock,
+    event,
+    files,
+    flags,
+    gps,
+    heard_cell,
+    heartbeat,
+    info,
+]
+NAMED += [level, login, long_answer, no_cell, no_gps, obd, owner, rest, serial, sized_gps, wifi, worn]
 PARTS: dict[str, Part] = {
     "altitude": number("altitude", 2, signed=True),
     "battery10": number("battery_volts", 1, 10),
@@ -511,8 +533,10 @@ PARTS: dict[str, Part] = {
     "hours": number("hours", 3, 60),
     "ignition": flag("ignition"),
     "mileage": number("mileage", 4),
+    "seconds": number("hours", 4, 3600),
     "modules": modules(1),
     "long-modules": modules(2),
+    "placed-modules": modules(2, place=True),
     "temperature": number("temperature", 1, signed=True),
     "volts": number("volts", 2, 100),
     **{str(size): skip(size) for size in range(1, 7)},  # languages, reasons, fences
@@ -556,15 +580,22 @@ TYPES = {
     0x24: ("cells", CELLS),
     0x25: ("position", "1 owner 6 gps rest"),
     0x26: ("alarm", ALARM),
-    0x27: ("alarm", f"gps sized-cell {STATUS} 2 | {ALARM}"),
+    0x27: ("alarm", f"gps sized-cell {STATUS} 2 | gps sized-cell {STATUS} 2 mileage | {ALARM}"),
     0x28: ("cells", CELLS),
     0x2C: ("cells", "clock cells 1 wifi | clock cells 1 wifi 2"),
     0x2D: ("position", "gps cell ignition 2 | gps cell ignition 2 mileage | gps rest"),
     0x2E: ("cells", CELLS),
     0x31: ("position", "gps cell+4 ignition 2 mileage altitude | gps cell+4 ignition 2 altitude | gps rest"),
-    0x32: ("alarm", f"gps sized-cell+4 {STATUS} 1 | gps sized-cell+4 {STATUS} 1 altitude | gps rest"),
+    0x32: (
+        "alarm",
+        f"""gps sized-cell+4 {STATUS} 1 | gps sized-cell+4 {STATUS} 1 altitude |
+        position: gps cell4 ignition 2 mileage volts seconds 2 | gps rest""",
+    ),
     0x34: ("position", "head gps rest"),
-    0x36: ("status", f"{STATUS} 1 modules | gps cell4 ignition 2 raw4 volts battery10 hours driver"),
+    0x36: (
+        "status",
+        f"{STATUS} 1 modules | position: gps cell4 ignition 2 raw4 volts battery10 hours driver",
+    ),
     0x37: ("position", "gps cell ignition 2 modules | gps rest"),
     0x38: ("position", "gps rest"),
     0x61: ("position", "owner gps cell4 raw6 | owner gps rest"),
@@ -575,35 +606,40 @@ TYPES = {
     0x9B: ("serial", "serial"),
     0xA0: ("position", "gps wide ignition 2 | gps wide ignition 2 mileage | gps wide | gps rest"),
     0xA1: ("cells", "clock wide-cells 3 | clock wide-cells 1"),
-    0xA2: ("cells", "clock wide-cells 1 wifi | clock wide-cells 1 wifi 2 | gps wide rest"),
+    0xA2: ("cells", "clock wide-cells 1 wifi | clock wide-cells 1 wifi 2 | position: gps wide rest"),
     0xA3: ("alarm", f"gps sized-wide {STATUS} 1 | gps sized-wide {STATUS} 2 | gps rest"),
     0xA4: ("alarm", f"gps sized-wide {STATUS} 2 | gps sized-wide {STATUS} 1 | gps rest"),
     0xA5: ("alarm", f"wide {STATUS} 1"),
 }
 LONG_TYPES = TYPES | {  # what is otherwise in a long frame
-    0x32: ("position", "az735 rest"),
-    0x33: ("position", "az735 rest"),
-    0x70: ("info", "long-modules"),
+    0x32: ("position", "clock sized-gps heard-cell rest | cells: clock no-gps heard-cell rest"),
+    0x33: ("position", "clock sized-gps heard-cell rest | cells: clock no-gps heard-cell rest"),
+    0x70: ("info", "position: placed-modules | long-modules"),
     0x94: ("info", "info"),
 }
 
 
 def readers(types: dict[int, tuple[str, str]]) -> dict[int, tuple[str, list[Layout]]]:
     return {
-        code: (kind, [[PARTS[name] for name in layout.split()] for layout in layouts.split("|")])
+        code: (kind, [layout_of(layout, kind) for layout in layouts.split("|") if layout])
         for code, (kind, layouts) in types.items()
     }
+
+
+def layout_of(text: str, kind: str) -> Layout:
+    *other, names = text.split(":")  # what some models have a type for
+    return "".join(other).strip() or kind, [PARTS[name] for name in names.split()]
 
 
 READERS, LONG_READERS = readers(TYPES), readers(LONG_TYPES)
 
 
 def position(content: bytes) -> Values:
-    return read(content, READERS[0x12][1]) or {}
+    return (read(content, READERS[0x12][1]) or ("", {}))[1]
 
 
 def status(content: bytes) -> Values:
-    return read(content, READERS[0x13][1]) or {}
+    return (read(content, READERS[0x13][1]) or ("", {}))[1]
 
 
 # --- what is done with it

@@ -44,6 +44,7 @@ from exproto_app.framing import Checked, Line, Resync
 LINES = Resync(Line(ending=b"\r\n"), (b"$", b"!"))
 CHECKED = Resync(Checked(Line(ending=b"\r\n"), XOR, start=1, mark=b"*", text=True), (b"$", b"!"))
 START = re.compile(r"(?=[$!][A-Z]{2})")
+DEGREES = re.compile(r"(\d{1,3})(\d\d(?:\.\d*)?)")
 KNOT = 1.852  # km/h
 
 Values = dict[str, Any]
@@ -115,7 +116,7 @@ def fix(fields: list[str]) -> Values:
         **place,
         "altitude": number(altitude),
         "satellites": int(satellites or "0"),
-        "fix": quality not in ("", "0") and None not in place.values(),
+        "fix": quality in set("123456789") and None not in place.values(),
     }
 
 
@@ -130,15 +131,15 @@ def placed(lat: str, north: str, lon: str, east: str) -> Values:
 
 def degrees(text: str, side: str, sides: str, most: int) -> float | None:
     """Return degrees for degrees and minutes without a point between them, 4807.038 for 48° 7.038'."""
-    value = number(text)
-    if value is None or value < 0 or side not in sides or not side:
+    # Fewer digits before the point are degrees with decimals, by receivers that have the standard wrong.
+    match = DEGREES.fullmatch(text)
+    if match is None or side not in sides or not side or len(match[1]) < len(str(most)) - 1:
         return None
-    # Receivers with RTK tell 7 digits of a minute and more, each of which counts.
-    whole, digits = divmod(value, 100)[0], len(text.partition(".")[2])
-    minutes = value - whole * 100
+    whole, minutes, digits = int(match[1]), float(match[2]), len(text.partition(".")[2])
     found = whole + minutes / 60
     if minutes >= 60 or found > most:
         return None
+    # Receivers with RTK tell 7 digits of a minute and more, each of which counts.
     return round(-found if side == sides[1] else found, max(6, digits + 1))
 
 
