@@ -97,7 +97,7 @@ def parse(frame: bytes) -> Packet:
         raise ValueError("the frame is cut off")
     code, content, serial = frame[start], frame[start + 1 : -2], frame[-2:]
     kind, layouts = (READERS if start == 1 else LONG_READERS).get(code, ("message", ()))
-    kind, values = read(content, layouts) or (kind, None)
+    kind, values = read(content, layouts) or read(behind_imei(content), layouts) or (kind, None)
     waits = kind in ("status", "alarm")
     if values is None and kind == "login":
         raise ValueError(f"{content[:8].hex()[1:]!r} is no IMEI")
@@ -325,22 +325,17 @@ def card(content: Content) -> Values:
     return values | rest(content)
 
 
-def owner(content: Content) -> Values:
-    """Check for an IMEI in front, which isn't told again."""
-    imei(content.take(8))
-    return {}
-
-
-def imei(data: bytes) -> str:
-    found = data.hex()[1:]
-    if len(found) != 15 or not found.isdigit():
-        raise ValueError(f"{found!r} is no IMEI")
-    return found
+def behind_imei(content: bytes) -> bytes:
+    """Return what stands behind an IMEI, which some models have in front, or nothing."""
+    return content[8:] if content[:8].hex().isdigit() and content[:1] < b"\x10" else b""
 
 
 def login(content: Content) -> Values:
     """Read IMEI, type, and zone: in the upper 12 bits 800 for 8:00, in bit 3 whether it is west."""
-    values: Values = {"imei": imei(content.take(8))}
+    imei = content.take(8).hex()[1:]
+    if not imei.isdigit():
+        raise ValueError(f"{imei!r} is no IMEI")
+    values: Values = {"imei": imei}
     if content.left == 4:
         skip(2)(content)
         extension = content.number(2)
@@ -512,7 +507,7 @@ NAMED: list[Part] = [
     heartbeat,
     info,
 ]
-NAMED += [level, login, long_answer, no_cell, no_gps, obd, owner, rest, serial, sized_gps, wifi, worn]
+NAMED += [level, login, long_answer, no_cell, no_gps, obd, rest, serial, sized_gps, wifi, worn]
 PARTS: dict[str, Part] = {
     "altitude": number("altitude", 2, signed=True),
     "battery10": number("battery_volts", 1, 10),
@@ -539,16 +534,18 @@ PARTS: dict[str, Part] = {
     "placed-modules": modules(2, place=True),
     "temperature": number("temperature", 1, signed=True),
     "volts": number("volts", 2, 100),
-    **{str(size): skip(size) for size in range(1, 7)},  # languages, reasons, fences
+    **{str(size): skip(size) for size in (1, 2, 3, 4, 6, 8)},  # languages, reasons, fences
     **{f"raw{size}": raw("rest", size) for size in (2, 3, 4, 6)},
     **{part.__name__.replace("_", "-"): part for part in NAMED},
 }
 
-NT = "1 owner 6 gps {} flags volts battery10 gsm alarm 1 raw3 hours"  # source, IMEI, a time of its own
+# A source, an IMEI, a time of its own; then a position, a cell and a status.
+NT = "1 8 6 gps {} flags volts battery10 gsm alarm 1 raw3 hours"
 STATUS = "flags level gsm alarm"
 ALARM = f"""gps sized-cell {STATUS} 1 | gps cell flags volts gsm alarm | gps sized-cell4 {STATUS} 1 |
     gps sized-cell {STATUS} 1 mileage | gps sized-cell {STATUS} 1 driver | gps no-cell {STATUS} 1 |
-    gps sized-cell {STATUS} | gps rest"""
+    gps sized-cell {STATUS} | gps sized-cell4 {STATUS} 1 mileage |
+    gps sized-cell flags volts gsm alarm 1 | gps rest"""
 CELLS = "clock cells 3 | clock cells 1"  # timing advance, language
 
 # What each type says, and the layouts that its content may have: the first that fits exactly is taken.
@@ -560,7 +557,7 @@ TYPES = {
         "position",
         """gps cell | gps | gps cell mileage | gps cell flags volts gsm alarm |
         gps cell flags volts gsm alarm fuel temperature raw4 | gps cell mileage card | gps cell raw2 |
-        owner gps cell | gps rest""",
+        gps cell4 | gps rest""",
     ),
     0x13: ("status", "heartbeat | worn | worn 2"),
     0x15: ("message", "answer"),
@@ -574,11 +571,11 @@ TYPES = {
     0x22: (
         "position",
         f"""gps cell ignition 2 | gps cell ignition 2 mileage | gps cell | {NT.format("sized-cell")} |
-        gps cell4 ignition 2 mileage 4 raw4 | gps rest""",
+        gps cell4 ignition 2 mileage 4 raw4 | gps cell4 ignition 2 | gps cell4 ignition 2 mileage | gps rest""",
     ),
     0x23: ("status", "flags volts gsm 2 | flags volts gsm"),
     0x24: ("cells", CELLS),
-    0x25: ("position", "1 owner 6 gps rest"),
+    0x25: ("position", "1 8 6 gps rest"),
     0x26: ("alarm", ALARM),
     0x27: ("alarm", f"gps sized-cell {STATUS} 2 | gps sized-cell {STATUS} 2 mileage | {ALARM}"),
     0x28: ("cells", CELLS),
@@ -598,7 +595,7 @@ TYPES = {
     ),
     0x37: ("position", "gps cell ignition 2 modules | gps rest"),
     0x38: ("position", "gps rest"),
-    0x61: ("position", "owner gps cell4 raw6 | owner gps rest"),
+    0x61: ("position", "gps cell4 raw6 | gps rest"),
     0x8A: ("time", ""),
     0x8C: ("position", "clock ignition obd"),
     0x94: ("info", "volts"),
@@ -610,6 +607,7 @@ TYPES = {
     0xA3: ("alarm", f"gps sized-wide {STATUS} 1 | gps sized-wide {STATUS} 2 | gps rest"),
     0xA4: ("alarm", f"gps sized-wide {STATUS} 2 | gps sized-wide {STATUS} 1 | gps rest"),
     0xA5: ("alarm", f"wide {STATUS} 1"),
+    0xA9: ("alarm", ""),  # answered, not read
 }
 LONG_TYPES = TYPES | {  # what is otherwise in a long frame
     0x32: ("position", "clock sized-gps heard-cell rest | cells: clock no-gps heard-cell rest"),

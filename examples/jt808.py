@@ -15,7 +15,7 @@ that the doors are locked, 13 to 17 which are open; 0 is no alarm. Without a fix
 known, null if there is no such place. Bytes that are no text come in hex, as plate_hex for plate. Long
 messages may come in parts, between others and in any order.
 
-    read      0001, 0002, 0004, 0100, 0102, 0200, 0201, 0704; of what 0200 adds 01, 02, 30, 31
+    read      0001, 0002, 0004, 0100, 0102, 0200, 0201, 0500, 0704; of what 0200 adds 01, 02, 30, 31
     not read  all others, such as 0801 (pictures), 0900 and other messages of makers, those of JT/T 1078
               (video), and whatever is encrypted: published as they are, and acknowledged
 
@@ -199,6 +199,7 @@ READERS: dict[int, Callable[[bytes, bool], Values]] = {
     0x0102: authentication,
     0x0200: position,
     0x0201: answered_position,
+    0x0500: answered_position,
     0x0704: positions,
 }
 

@@ -87,9 +87,9 @@ def parse(frame: bytes) -> Packet:
 
 
 def parse_datagram(frame: bytes) -> Packet:
-    """Return what a datagram says: its number, IMEI and records."""
+    """Return what a datagram says: its number, its IMEI, and a packet."""
     end = 6 + int.from_bytes(frame[4:6], "big")
-    return Packet("records", checked(frame[6:end]), records(frame[end:]), number=frame[:4])
+    return attrs.evolve(parse(frame[end:]), imei=checked(frame[6:end]), number=frame[:4])
 
 
 def checked(imei: bytes) -> str:
@@ -213,6 +213,9 @@ async def on_datagram(conn: Conn, packet: Packet) -> bytes | None:
         await conn.register(packet.imei)
     except DeniedError:
         conn.terminate()
+        return None
+    if packet.kind != "records":
+        publish(conn, packet.kind, packet.text)
         return None
     return packet.number + bytes([len(packet.records)]) if await stored(conn, packet) else None
 
