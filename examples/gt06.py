@@ -571,7 +571,8 @@ TYPES = {
     0x22: (
         "position",
         f"""gps cell ignition 2 | gps cell ignition 2 mileage | gps cell | {NT.format("sized-cell")} |
-        gps cell4 ignition 2 mileage 4 raw4 | gps cell4 ignition 2 | gps cell4 ignition 2 mileage | gps rest""",
+        gps cell4 ignition 2 mileage 4 raw4 | gps cell4 ignition 2 | gps cell4 ignition 2 mileage |
+        gps rest""",
     ),
     0x23: ("status", "flags volts gsm 2 | flags volts gsm"),
     0x24: ("cells", CELLS),
@@ -630,14 +631,6 @@ def layout_of(text: str, kind: str) -> Layout:
 
 
 READERS, LONG_READERS = readers(TYPES), readers(LONG_TYPES)
-
-
-def position(content: bytes) -> Values:
-    return (read(content, READERS[0x12][1]) or ("", {}))[1]
-
-
-def status(content: bytes) -> Values:
-    return (read(content, READERS[0x13][1]) or ("", {}))[1]
 
 
 # --- what is done with it

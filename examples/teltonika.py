@@ -214,7 +214,7 @@ async def on_datagram(conn: Conn, packet: Packet) -> bytes | None:
     except DeniedError:
         conn.terminate()
         return None
-    if packet.kind != "records":
+    if packet.text:
         publish(conn, packet.kind, packet.text)
         return None
     return packet.number + bytes([len(packet.records)]) if await stored(conn, packet) else None
