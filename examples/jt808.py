@@ -178,7 +178,8 @@ def additions(data: bytes) -> Values:
             name, scale = "02", 0  # some tell percent so
         while name in values:
             name += "_"  # some send a number again
-        values[name] = int.from_bytes(value, "big") / scale if scale else value.hex()
+        told = int.from_bytes(value, "big")
+        values[name] = told / scale if scale > 1 else told if scale else value.hex()
         data = data[2 + size :]
     return values
 
