@@ -17,13 +17,15 @@ from 0 to 6, battery is in percent, volts and battery_volts in V; gsm is from 0 
 Without a fix, lat and lon are the last known. An alarm that models number differently stays a number. Bytes
 that are no text come in hex, as text_hex for text.
 
-Models differ in what stands behind a position or in a status. TYPES below has the layouts that are known; one
-fits if it takes every byte and makes sense, and what is behind the part that is sure is told as rest, in hex.
+Models differ in what stands behind a position or in a status. TYPES below has the layouts that are known;
+one fits if it takes every byte and makes sense, perhaps behind an IMEI. Behind what is sure, the remainder is
+told as rest, in hex. Languages, reasons for a report and numbers of fences aren't told.
 
-    read      01; 10 11 12 1a 1e 22 25 2d 31 34 36 37 38 61 a0 (positions); 16 19 26 27 32 a2 a3 a4 a5 95
-              (alarms); 13 23 36 (status); 18 28 2c 2e a1 a2 (cells); 70, 8c (OBD); 15 21 94 9b; 8a
-    not read  17 and 69 of Wi-Fi, which have no checksum; 40 (BMS), 41, 35 and 36 (pictures), f1 to f3, and
-              all others: hex
+    read      01; 10 11 12 17 1a 1e 22 25 2d 31 32 34 36 37 38 61 8c (OBD) a0 a2 (positions);
+              16 19 26 27 32 95 a3 a4 a5 (alarms); 13 23 36 (status); 18 24 28 2c 2e a1 a2 (cells);
+              15 21 70 94 9b; 8a
+    not read  40 (BMS), 35, 36 and 41 (pictures), 65 and 66 (OBD), a9 (Wi-Fi), f1 to f3, and all others: told
+              as message. 17 and 69 of Wi-Fi that end without a checksum are skipped.
 
 What is published to devices/IMEI/command, such as Relay,1#, is sent to the tracker.
 
@@ -97,7 +99,10 @@ def parse(frame: bytes) -> Packet:
         raise ValueError("the frame is cut off")
     code, content, serial = frame[start], frame[start + 1 : -2], frame[-2:]
     kind, layouts = (READERS if start == 1 else LONG_READERS).get(code, ("message", ()))
-    kind, values = read(content, layouts) or read(behind_imei(content), layouts) or (kind, None)
+    found = read(content, layouts)
+    if found is None and kind in ("position", "alarm"):
+        found = read(behind_imei(content), layouts)
+    kind, values = found or (kind, None)
     waits = kind in ("status", "alarm")
     if values is None and kind == "login":
         raise ValueError(f"{content[:8].hex()[1:]!r} is no IMEI")
@@ -373,7 +378,10 @@ def modules(size: int, *, place: bool = False) -> Part:
         while content.left:
             number, data = content.number(2), content.take(content.number(size))
             known = MODULES.get((number, len(data)))
-            values.update(known(Content(data)) if known else {f"{number:04x}": data.hex()})
+            name = f"{number:04x}"
+            while name in values:
+                name += "_"  # some come again
+            values.update(known(Content(data)) if known else {name: data.hex()})
         if place and "lat" not in values:
             raise ValueError("there is no place")
         return values
@@ -493,21 +501,8 @@ MODULES: dict[tuple[int, int], Part] = {  # by number and size
     (0x0033, 18): module_gps,
     (0x006A, 1): number("battery", 1),
 }
-NAMED: list[Part] = [
-    alarm,
-    answer,
-    camera,
-    card,
-    clock,
-    event,
-    files,
-    flags,
-    gps,
-    heard_cell,
-    heartbeat,
-    info,
-]
-NAMED += [level, login, long_answer, no_cell, no_gps, obd, rest, serial, sized_gps, wifi, worn]
+NAMED: list[Part] = [alarm, answer, camera, card, clock, event, files, flags, gps, heard_cell, heartbeat]
+NAMED += [info, level, login, long_answer, no_cell, no_gps, obd, rest, serial, sized_gps, wifi, worn]
 PARTS: dict[str, Part] = {
     "altitude": number("altitude", 2, signed=True),
     "battery10": number("battery_volts", 1, 10),
