@@ -6,7 +6,8 @@ A tracker logs in with its IMEI; one that reports anything before that is closed
     devices/IMEI/status     alarm, armed, ignition, charging, gps, cut; voltage, battery or volts; gsm
     devices/IMEI/alarm      what a position and a status have, or of the first cell alone
     devices/IMEI/cells      time, cells and wifi: what a tracker hears where it has no fix
-    devices/IMEI/info       volts; imei, imsi, iccid; temperature, humidity; text; or type and content, in hex
+    devices/IMEI/info       volts; imei, imsi, iccid; temperature, humidity; text; door; or type and content,
+                            in hex
     devices/IMEI/serial     text that came from its serial port
     devices/IMEI/message    type and content, in hex: whatever has no reader here, or can't be read
     devices/IMEI/answer     command, and its answer or error
@@ -475,7 +476,11 @@ def info(content: Content) -> Values:
     if kind == 0x1E and len(data) == 8:
         temperature, humidity = struct.unpack(">iI", data)
         return {"temperature": temperature / 10, "humidity": humidity / 10}
-    return {"type": f"94{kind:02x}", "content": data.hex()}
+    unread = {"type": f"94{kind:02x}", "content": data.hex()}
+    if kind == 0x05 and len(data) in (1, 7):  # some have a time in front
+        return unread | {"door": bool(data[-1] & 0x01)}
+    told = text("text", data) if kind in (0x0D, 0x1B) else {}
+    return told if "text" in told else unread
 
 
 def serial(content: Content) -> Values:

@@ -245,7 +245,7 @@ GT06_VARIANTS = (  # Published frames of other models, but for two.
             f"{GT06_TOPIC}/info",
             {"imei": "359857082366758", "imsi": "520050218721401", "iccid": "8966051912408052452"},
         ),
-        (f"{GT06_TOPIC}/info", {"type": "9405", "content": "00"}),
+        (f"{GT06_TOPIC}/info", {"type": "9405", "content": "00", "door": False}),
     ),
     step(  # Made up after one that doesn't tell how long its answer is.
         gt06_frame("1500000000004459443d5375636365737321" + 40 * "00" + "00010009"),
