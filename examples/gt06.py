@@ -59,10 +59,8 @@ from exproto_app.framing import Checked, FirstOf, LengthPrefix, Resync
 
 # --- what is on the wire: 7878 and one byte of length, or 7979 and two; type, content, serial; CRC; 0D0A
 
-# Frames keep their length: some types have another content in a long frame.
-SHORT = Checked(LengthPrefix(1, start=b"\x78\x78", end=b"\r\n", strip=2), CRC16_X25)
-LONG = Checked(LengthPrefix(2, start=b"\x79\x79", end=b"\r\n", strip=2), CRC16_X25)
-REPLIES = Checked(LengthPrefix(1, start=b"\x78\x78", end=b"\r\n"), CRC16_X25, start=-1)
+SHORT = Checked(LengthPrefix(1, start=b"\x78\x78", end=b"\r\n"), CRC16_X25, start=-1)
+LONG = Checked(LengthPrefix(2, start=b"\x79\x79", end=b"\r\n"), CRC16_X25, start=-2)
 GPS = struct.Struct(">6BBIIBH")
 ALARMS = dict(  # those that differ between models stay numbers
     enumerate(("none", "sos", "power cut", "vibration", "entered fence", "left fence", "speeding"))
@@ -95,11 +93,10 @@ class Packet:
 
 def parse(frame: bytes) -> Packet:
     """Return what *frame* says; what it raises has the frame dropped, logged and counted."""
-    start = 1 if frame[0] == len(frame) + 1 else 2
-    if len(frame) < start + 3:
+    if len(frame) < 3:
         raise ValueError("the frame is cut off")
-    code, content, serial = frame[start], frame[start + 1 : -2], frame[-2:]
-    kind, layouts = (READERS if start == 1 else LONG_READERS).get(code, ("message", ()))
+    code, content = frame[0], frame[1:-2]
+    kind, layouts = READERS.get(code, ("message", ()))
     found = read(content, layouts)
     if found is None and kind in ("position", "alarm"):
         found = read(behind_imei(content), layouts)
@@ -109,7 +106,7 @@ def parse(frame: bytes) -> Packet:
         raise ValueError(f"{content[:8].hex()[1:]!r} is no IMEI")
     if values is None and kind != "time":
         kind, values = "message", {"type": f"{code:02x}", "content": content.hex()}
-    return Packet(kind, values or {}, frame[start : start + 1] + serial, waits, code in LOCAL)
+    return Packet(kind, values or {}, frame[:1] + frame[-2:], waits, code in LOCAL)
 
 
 # --- how contents are read
@@ -465,20 +462,29 @@ def long_answer(content: Content) -> Values:
     return values | text("text", content.rest(), "utf-16-be" if encoding == 2 else "utf-8")
 
 
+def short_info(content: Content) -> Values:
+    """Read what short frames tell, volts, unless it may as well be of a long one: a door, a network."""
+    data = content.rest()
+    volts, most = int.from_bytes(data, "big"), {0x00: 0xFF, 0x05: 0x07, 0x0B: 0x01}
+    if len(data) != 2 or data[1] <= most.get(data[0], -1):
+        raise ValueError("this may be something else")
+    return {"volts": volts / 100}
+
+
 def info(content: Content) -> Values:
     kind, data = content.number(1), content.rest()
+    unread = {"type": f"94{kind:02x}", "content": data.hex()}
     if kind in (0x00, 0x0B) and len(data) == 2:
         return {"volts": int.from_bytes(data, "big") / 100}
     if kind == 0x04:
         return text("text", data)
+    if kind == 0x05 and len(data) == 7:  # behind a time
+        return unread | {"door": bool(data[-1] & 0x01)}
     if kind == 0x0A and len(data) == 26:
         return {"imei": data[:8].hex()[1:], "imsi": data[8:16].hex()[1:], "iccid": data[16:].hex().strip("f")}
     if kind == 0x1E and len(data) == 8:
         temperature, humidity = struct.unpack(">iI", data)
         return {"temperature": temperature / 10, "humidity": humidity / 10}
-    unread = {"type": f"94{kind:02x}", "content": data.hex()}
-    if kind == 0x05 and len(data) in (1, 7):  # some have a time in front
-        return unread | {"door": bool(data[-1] & 0x01)}
     told = text("text", data) if kind in (0x0D, 0x1B) else {}
     return told if "text" in told else unread
 
@@ -507,7 +513,21 @@ MODULES: dict[tuple[int, int], Part] = {  # by number and size
     (0x006A, 1): number("battery", 1),
 }
 NAMED: list[Part] = [alarm, answer, camera, card, clock, event, files, flags, gps, heard_cell, heartbeat]
-NAMED += [info, level, login, long_answer, no_cell, no_gps, obd, rest, serial, sized_gps, wifi, worn]
+NAMED += [
+    info,
+    level,
+    login,
+    long_answer,
+    no_cell,
+    no_gps,
+    obd,
+    rest,
+    serial,
+    short_info,
+    sized_gps,
+    wifi,
+    worn,
+]
 PARTS: dict[str, Part] = {
     "altitude": number("altitude", 2, signed=True),
     "battery10": number("battery_volts", 1, 10),
@@ -587,8 +607,10 @@ TYPES = {
     0x32: (
         "alarm",
         f"""gps sized-cell+4 {STATUS} 1 | gps sized-cell+4 {STATUS} 1 altitude |
-        position: gps cell4 ignition 2 mileage volts seconds 2 | gps rest""",
+        position: gps cell4 ignition 2 mileage volts seconds 2 | position: clock sized-gps heard-cell rest |
+        cells: clock no-gps heard-cell rest | gps rest""",
     ),
+    0x33: ("position", "clock sized-gps heard-cell rest | cells: clock no-gps heard-cell rest"),
     0x34: ("position", "head gps rest"),
     0x36: (
         "status",
@@ -597,9 +619,10 @@ TYPES = {
     0x37: ("position", "gps cell ignition 2 modules | gps rest"),
     0x38: ("position", "gps rest"),
     0x61: ("position", "gps cell4 raw6 | gps rest"),
+    0x70: ("info", "position: placed-modules | long-modules"),
     0x8A: ("time", ""),
     0x8C: ("position", "clock ignition obd"),
-    0x94: ("info", "volts"),
+    0x94: ("info", "short-info | info"),
     0x95: ("alarm", "clock event | camera event files"),
     0x9B: ("serial", "serial"),
     0xA0: ("position", "gps wide ignition 2 | gps wide ignition 2 mileage | gps wide | gps rest"),
@@ -609,12 +632,6 @@ TYPES = {
     0xA4: ("alarm", f"gps sized-wide {STATUS} 2 | gps sized-wide {STATUS} 1 | gps rest"),
     0xA5: ("alarm", f"wide {STATUS} 1"),
     0xA9: ("alarm", ""),  # answered, not read
-}
-LONG_TYPES = TYPES | {  # what is otherwise in a long frame
-    0x32: ("position", "clock sized-gps heard-cell rest | cells: clock no-gps heard-cell rest"),
-    0x33: ("position", "clock sized-gps heard-cell rest | cells: clock no-gps heard-cell rest"),
-    0x70: ("info", "position: placed-modules | long-modules"),
-    0x94: ("info", "info"),
 }
 
 
@@ -630,7 +647,7 @@ def layout_of(text: str, kind: str) -> Layout:
     return "".join(other).strip() or kind, [PARTS[name] for name in names.split()]
 
 
-READERS, LONG_READERS = readers(TYPES), readers(LONG_TYPES)
+READERS = readers(TYPES)
 
 
 # --- what is done with it
@@ -646,7 +663,7 @@ app = App()
 gt06 = app.protocol(
     "gt06",
     framing=Resync(FirstOf(SHORT, LONG)),
-    reply_framing=REPLIES,
+    reply_framing=SHORT,
     codec=(parse, None),
     key=lambda packet: packet.kind,
     state=Tracker,

@@ -14,7 +14,7 @@ import attrs
 
 from exproto_app.checksums import CRC16_ARC, CRC16_MODBUS, CRC16_X25, XOR
 from exproto_app.framing import JT808 as JT808_FRAMES
-from exproto_app.framing import Checked, Decoder, FirstOf, Framing, LengthPrefix, Resync
+from exproto_app.framing import Checked, Decoder
 
 __all__ = [
     "AMONG_OTHERS",
@@ -79,8 +79,6 @@ class Device:
     """Whether the protocol has no login; then there may still be a first exchange."""
     header: int = 0
     """How many bytes of a frame tell what it is and who sends it."""
-    framing: Framing | None = None
-    """What makes frames as the device does, where that of the example can only receive."""
     plain: Callable[[bytes], bytes] = bytes
     """Takes out of answers what may differ: numbers that the server counts up."""
 
@@ -96,13 +94,6 @@ def step(sends: str, answer: str = "", *published: tuple[str, Any], **fields: An
 
 
 # --- GT06
-
-GT06_WIRE = Resync(
-    FirstOf(
-        Checked(LengthPrefix(1, start=b"\x78\x78", end=b"\r\n"), CRC16_X25, start=-1),
-        Checked(LengthPrefix(2, start=b"\x79\x79", end=b"\r\n"), CRC16_X25, start=-2),
-    )
-)
 
 
 def gt06_frame(body: str, *, long: bool = False) -> str:
@@ -245,7 +236,7 @@ GT06_VARIANTS = (  # Published frames of other models, but for two.
             f"{GT06_TOPIC}/info",
             {"imei": "359857082366758", "imsi": "520050218721401", "iccid": "8966051912408052452"},
         ),
-        (f"{GT06_TOPIC}/info", {"type": "9405", "content": "00", "door": False}),
+        (f"{GT06_TOPIC}/info", {"type": "9405", "content": "00"}),
     ),
     step(  # Made up after one that doesn't tell how long its answer is.
         gt06_frame("1500000000004459443d5375636365737321" + 40 * "00" + "00010009"),
@@ -327,7 +318,6 @@ GT06 = Device(
     ),
     b"\x00\x78junk\r\n",
     header=1,
-    framing=GT06_WIRE,
 )
 # --- Teltonika
 

@@ -74,7 +74,7 @@ class Gt06ByHand(ByHand):
                 start = self.next_start(data, start + 1)
                 continue
             if crc(data[start + 2 : end - 4]) == data[end - 4] << 8 | data[end - 3]:
-                self.frame_received(data[start + 2 : end - 4])
+                self.frame_received(data[start + 3 : end - 4])
             start = end
         self.rest = data[start:]
 
