@@ -22,7 +22,7 @@ Models differ in what stands behind a position or in a status. TYPES below has t
 one fits if it takes every byte and makes sense, perhaps behind an IMEI. Behind what is sure, the remainder is
 told as rest, in hex. Languages, reasons for a report and numbers of fences aren't told.
 
-    read      01; 10 11 12 17 1a 1e 22 25 2d 31 32 34 36 37 38 61 8c (OBD) a0 a2 (positions);
+    read      01; 10 11 12 17 1a 1e 22 25 2d 31 32 33 34 36 37 38 61 8c (OBD) a0 a2 (positions);
               16 19 26 27 32 95 a3 a4 a5 (alarms); 13 23 36 (status); 18 24 28 2c 2e a1 a2 (cells);
               15 21 70 94 9b; 8a
     not read  40 (BMS), 35, 36 and 41 (pictures), 65 and 66 (OBD), a9 (Wi-Fi), f1 to f3, and all others: told
