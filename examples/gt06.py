@@ -155,11 +155,13 @@ def read(data: bytes, layouts: Sequence[Layout]) -> tuple[str, Values] | None:
     return None
 
 
-def number(name: str, size: int, per_unit: float = 1, *, signed: bool = False) -> Part:
-    """Return the part that is a number of *size* bytes."""
+def number(name: str, size: int, per_unit: int = 1, *, signed: bool = False, most: int = 1 << 32) -> Part:
+    """Return the part that is a number of *size* bytes; above *most* it is something else."""
 
     def part(content: Content) -> Values:
         value = int.from_bytes(content.take(size), "big", signed=signed)
+        if value > most * per_unit:
+            raise ValueError(f"{name} is {value}")
         return {name: value if per_unit == 1 else round(value / per_unit, 3)}
 
     return part
@@ -304,8 +306,8 @@ def heartbeat(content: Content) -> Values:
     volts = len(data) == 4 and 1 <= data[2] <= 4 and data[0] >= 3 and not data[3]
     if volts and data[1] > 6:
         return told | {"volts": int.from_bytes(data[:2], "big") / 100, "gsm": data[2]}
-    if volts:
-        return told | {"rest": data.hex()}  # it may be either
+    if volts or data[1] > 100:
+        return told | {"rest": data.hex()}  # it may be either, or something else
     return told | level(Content(data)) | {"gsm": data[1]}
 
 
@@ -543,7 +545,7 @@ PARTS: dict[str, Part] = {
     "wide-cells": cells(4, 8),
     "driver": raw("driver", 8),
     "fuel": raw("fuel", 2),
-    "gsm": number("gsm", 1),
+    "gsm": number("gsm", 1, most=100),
     "head": raw("head", 4),
     "hours": number("hours", 3, 60),
     "ignition": flag("ignition"),
@@ -553,7 +555,7 @@ PARTS: dict[str, Part] = {
     "long-modules": modules(2),
     "placed-modules": modules(2, place=True),
     "temperature": number("temperature", 1, signed=True),
-    "volts": number("volts", 2, 100),
+    "volts": number("volts", 2, 100, most=150),
     **{str(size): skip(size) for size in (1, 2, 3, 4, 6, 8)},  # languages, reasons, fences
     **{f"raw{size}": raw("rest", size) for size in (2, 3, 4, 6)},
     **{part.__name__.replace("_", "-"): part for part in NAMED},

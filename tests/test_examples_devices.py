@@ -688,6 +688,18 @@ GT06_PLACE = "1a0102030405cf0300000006000000101458"
         pytest.param("13 06 04ea 04 00 0006", "status", {"volts": 12.58, "gsm": 4}, id="volts-in-status"),
         pytest.param("13 46 0b12 04 00 1606", "status", {"volts": 28.34, "gsm": 4}, id="more-volts"),
         pytest.param(
+            "13 06 04ea 04 01 0006",
+            "status",
+            {"rest": "04ea0401", "gsm": None, "voltage": None},
+            id="unlike-any",
+        ),
+        pytest.param(
+            "12 P 0172025336 0027db 62 ffff 04 00 004b",
+            "position",
+            {"rest": "01720253360027db62ffff0400", "volts": None},
+            id="no-such-volts",
+        ),
+        pytest.param(
             "1340b2fa000201040000000000011c0040", "status", {"temperature": 28.4, "battery": 1}, id="worn"
         ),
         pytest.param(
