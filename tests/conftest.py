@@ -66,7 +66,10 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         pytest.skip(f"Mosquitto isn't installed: no {NO_MOSQUITTO}")
     pytest.importorskip("mqtt5", reason="the uplink needs Python 3.11 and mqtt5")
     folder = tmp_path_factory.mktemp("mosquitto")
-    with free_port() as port, Broker(folder, port, users={"device": PASSWORD}, anonymous=True) as broker:
+    with (
+        free_port() as port,
+        Broker(folder, port, users={"device": PASSWORD, "own-user": PASSWORD}, anonymous=True) as broker,
+    ):
         yield broker
 
 
