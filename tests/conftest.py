@@ -13,6 +13,7 @@ from .erlang.broker import MISSING as NO_ERLANG
 from .erlang.broker import Vm, running
 from .mqtt.broker import MISSING as NO_MOSQUITTO
 from .mqtt.broker import Broker, free_port
+from .published import TABLE, lines
 
 # A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
 settings.register_profile("usual", deadline=None)
@@ -65,5 +66,16 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         pytest.skip(f"Mosquitto isn't installed: no {NO_MOSQUITTO}")
     pytest.importorskip("mqtt5", reason="the uplink needs Python 3.11 and mqtt5")
     folder = tmp_path_factory.mktemp("mosquitto")
-    with free_port() as port, Broker(folder, port, users={"device": PASSWORD}, anonymous=True) as broker:
+    with (
+        free_port() as port,
+        Broker(folder, port, users={"device": PASSWORD, "own-user": PASSWORD}, anonymous=True) as broker,
+    ):
         yield broker
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how the values of published frames were told."""
+    if TABLE:
+        terminalreporter.section("values of published frames")
+        for line in lines():
+            terminalreporter.write_line(line)
