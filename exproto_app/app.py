@@ -11,9 +11,11 @@ from .commands import Outcome
 from .connection import Connection, M, S, check_payload
 from .errors import SetupError
 from .framing import RAW, Framing
+from .masking import Mask, Secret
 from .models import Limits
+from .names import NameRule
 from .router import DEFAULT, Handler, Router, Sniff, only_form
-from .tap import Mask, Watcher
+from .tap import Watcher
 from .topics import check_qos, check_topic
 
 T = TypeVar("T")
@@ -57,6 +59,9 @@ class App(Router[S, M]):
         state: None = ...,
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     @overload
@@ -70,6 +75,9 @@ class App(Router[S, M]):
         state: Callable[[], S],
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     @overload
@@ -83,6 +91,9 @@ class App(Router[S, M]):
         state: None = ...,
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     @overload
@@ -96,6 +107,9 @@ class App(Router[S, M]):
         state: Callable[[], S],
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
         limits: Limits | None = ...,
     ) -> None: ...
     def __init__(
@@ -108,10 +122,14 @@ class App(Router[S, M]):
         state: Callable[[], Any] | None = None,
         resume: bool = False,
         sniff: Sniff | None = None,
+        clientid: NameRule | None = None,
+        slash: bool = False,
+        secret: Secret | None = None,
         limits: Limits | None = None,
     ) -> None:
         # One of Router's overloads.
         options: dict[str, Any] = {"codec": codec, "key": key, "state": state, "sniff": sniff}
+        options.update(clientid=clientid, slash=slash, secret=secret)
         super().__init__(DEFAULT, framing=framing, reply_framing=reply_framing, resume=resume, **options)
         self.limits = limits or Limits()
         self.startup: list[Handler] = []
@@ -169,6 +187,9 @@ class App(Router[S, M]):
         state: None = ...,
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> Router[None, bytes]: ...
     @overload
     def protocol(
@@ -182,6 +203,9 @@ class App(Router[S, M]):
         state: Callable[[], T],
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> Router[T, bytes]: ...
     @overload
     def protocol(
@@ -195,6 +219,9 @@ class App(Router[S, M]):
         state: None = ...,
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> Router[None, U]: ...
     @overload
     def protocol(
@@ -208,6 +235,9 @@ class App(Router[S, M]):
         state: Callable[[], T],
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> Router[T, U]: ...
     def protocol(self, name: str, **options: Any) -> Router[Any, Any]:
         """Make a `Router` with these options and include it."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
 import attrs
 
 from .commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe
+from .errors import InvalidNameError
 from .models import ClientInfo, ConnectionInfo, Message, Reason
+from .names import HARMFUL, INVISIBLE, LONGEST, shortened
 from .topics import check_filter, check_qos, check_topic
 
 if TYPE_CHECKING:
@@ -41,6 +43,14 @@ class Verbs(Protocol):
     @property
     def builds(self) -> bool:
         """Whether a codec makes frames of what is sent."""
+        ...
+
+    def check_client(self, client: ClientInfo) -> None:
+        """Refuse names that the protocol doesn't take."""
+        ...
+
+    def hide(self, text: str) -> str:
+        """Return *text* with what is secret in it masked."""
         ...
 
     # Each is explained at the verb of the same name.
@@ -121,6 +131,10 @@ class Connection(Generic[S, M]):
         """The host's own words about the end, such as the text of a socket error."""
         return self._verbs.detail
 
+    def hide(self, text: str) -> str:
+        """Return *text* with the passwords that this connection registered with masked, as the log has it."""
+        return self._verbs.hide(text)
+
     def send(self, data: M | bytes, *, raw: bool = False) -> Outcome[None]:
         """Send *data* to the device, framed as the router's framing says, or as it is if *raw*.
 
@@ -173,6 +187,9 @@ class Connection(Generic[S, M]):
         """Make the device a client of the broker, under *clientid* or as a whole `ClientInfo` says.
 
         *username* is *clientid* where a *password* is given without one: brokers look passwords up by it.
+        A name that would be more than one level of a topic raises `InvalidNameError`, which is both a
+        `DeniedError` and a `ValueError`; see `Router`.
+
         *keepalive* is in seconds, 0 for none. The next frame is handled when the outcome is known. Refused,
         and nobody awaits it: the connection ends. Once registered, the same client again is a success that
         changes nothing; another is denied.
@@ -189,6 +206,7 @@ class Connection(Generic[S, M]):
         else:
             client = ClientInfo(clientid, **fields)
         _check_client(client)
+        self._verbs.check_client(client)
         if password is not None and not isinstance(password, str):
             raise TypeError(f"password is {type(password).__name__}, not str")
         if password is not None and not client.username:
@@ -271,10 +289,10 @@ def _check_client(client: ClientInfo) -> None:
         text = getattr(client, field)
         if not isinstance(text, str):
             raise TypeError(f"{field} is {type(text).__name__}, not str")
-        if "\0" in text or not _encodable(text):
-            raise ValueError(f"{field} {text!r} can't be sent as UTF-8 text; escape it first")
-        if len(text.encode()) > 65_535:
-            raise ValueError(f"{field} has {len(text.encode())} bytes, limit is 65535")
+        if HARMFUL.search(text):
+            raise InvalidNameError(f"{field} {shortened(text)} {INVISIBLE}")
+        if len(text.encode()) > LONGEST:
+            raise InvalidNameError(f"{field} has {len(text.encode())} bytes, limit is {LONGEST}")
     if not client.clientid:
         raise ValueError("clientid is empty; a device needs a name of its own")
     if client.mountpoint:
@@ -300,11 +318,3 @@ def _check_expiry(seconds: object) -> None:
         raise TypeError(f"session_expiry is {type(seconds).__name__}, not int")
     if not 0 <= seconds <= 0xFFFFFFFF:
         raise ValueError(f"session_expiry is {seconds}, it has to be from 0 to 4294967295 seconds")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

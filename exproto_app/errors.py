@@ -8,6 +8,7 @@ __all__ = [
     "DeniedError",
     "ExprotoError",
     "FramingError",
+    "InvalidNameError",
     "RequestTimeout",
     "SetupError",
     "UnavailableError",
@@ -34,6 +35,13 @@ class CommandError(ExprotoError):
 
 class DeniedError(CommandError):
     """The broker refused: a wrong password, a topic that is not allowed."""
+
+
+class InvalidNameError(DeniedError, ValueError):
+    """A device can't be called what it says that it is called; `register` raises it at once.
+
+    The device is at fault, so it counts as a refused login, not as an error of the handler.
+    """
 
 
 class UnavailableError(CommandError):

@@ -26,6 +26,7 @@ from .commands import (
 )
 from .core import Channel
 from .errors import DeniedError, UnavailableError
+from .masking import hide_secrets, log_error, password_forms
 from .models import ClientInfo, Message
 from .topics import Filters, Topics, split_share
 
@@ -145,6 +146,10 @@ class MemoryHub:
         if isinstance(command, Register):
             return self._register(channel, command)
         return self.serve(channel, command)
+
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
+        """Tell whether a login may be refused."""
+        return self._login is not None
 
     def serve(self, member: Member, command: Publish | Subscribe | Unsubscribe) -> Outcome[Any]:
         """Carry out what a member asks."""
@@ -313,31 +318,32 @@ class MemoryHub:
         try:
             answer = self._login(command.client, command.password)
         except Exception as error:  # noqa: BLE001 - a login rule is the user's code
-            return refused(self._broken(error))
+            return refused(self._broken(error, command.password))
         if not inspect.isawaitable(answer):
             return DONE if answer else refused(self._denied(command.client))
         outcome: Outcome[None] = Outcome(channel.engine.runtime.waiter)
-        channel.engine.runtime.run_task(answer, partial(self._answered, command.client, outcome))
+        channel.engine.runtime.run_task(answer, partial(self._answered, command, outcome))
         return outcome
 
     def _answered(
-        self, client: ClientInfo, outcome: Outcome[None], answer: object, error: BaseException | None
+        self, command: Register, outcome: Outcome[None], answer: object, error: BaseException | None
     ) -> None:
         if error is not None:
-            outcome.fail(self._broken(error))
+            outcome.fail(self._broken(error, command.password))
         elif answer:
             outcome.settle(None)
         else:
-            outcome.fail(self._denied(client))
+            outcome.fail(self._denied(command.client))
 
     @staticmethod
     def _denied(client: ClientInfo) -> DeniedError:
         return DeniedError(f"{client.clientid!r} may not register: wrong clientid, username or password")
 
     @staticmethod
-    def _broken(error: BaseException) -> UnavailableError:
-        log.error("hub ! the login rule failed: %r", error, exc_info=error)
-        return UnavailableError(f"the login rule failed: {error!r}")
+    def _broken(error: BaseException, password: str | None) -> UnavailableError:
+        hide = partial(hide_secrets, secrets=password_forms(password or ""))
+        log_error(log, "hub ! the login rule failed: %s", error=error, hide=hide)
+        return UnavailableError(f"the login rule failed: {hide(repr(error))}")
 
 
 def _size(message: Message) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import GenericAlias, MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, overload
@@ -15,7 +16,9 @@ from .codec import AnyCodec, functions_of
 from .connection import Connection
 from .errors import SetupError
 from .framing import RAW, Framing
-from .models import ConnectionInfo, Message, Reason
+from .masking import Mask, Secret, mask_for
+from .models import ClientInfo, ConnectionInfo, Message, Reason
+from .names import NameRule, check_name, check_rule, name_rule
 from .signatures import (
     B,
     BatchDecorator,
@@ -178,6 +181,15 @@ class Router(Generic[S, M]):
     `Limits.sniff_bytes` have come, `Limits.sniff_time` is over or the device hangs up, what can't tell by
     then is out; a datagram decides by itself. A connection that none takes is closed, logged and counted
     (`connections_undecided`). On a listener of its own a router doesn't look at it.
+
+    A clientid or username with a wildcard, an invisible character or a `/`, or one that begins with `$`, is
+    refused by `register`: topics made of it would be somebody else's. *slash* allows `/`. *clientid* is a
+    rule of one's own beside that: a regular expression for the whole clientid, or a function that takes it.
+
+    *secret* says where secrets stand in what a device sends: a regular expression over its bytes (its groups,
+    or without any the whole match), or a function that returns the bytes with what is secret replaced, of the
+    same length. It is masked wherever bytes are shown. Without it, nothing that a device has said before it
+    registered is shown in the log at warning or above: it is counted.
     """
 
     if not TYPE_CHECKING:
@@ -196,6 +208,9 @@ class Router(Generic[S, M]):
         state: None = ...,
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -209,6 +224,9 @@ class Router(Generic[S, M]):
         state: Callable[[], S],
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -222,6 +240,9 @@ class Router(Generic[S, M]):
         state: None = ...,
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -235,6 +256,9 @@ class Router(Generic[S, M]):
         state: Callable[[], S],
         resume: bool = ...,
         sniff: Sniff | None = ...,
+        clientid: NameRule | None = ...,
+        slash: bool = ...,
+        secret: Secret | None = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -247,6 +271,9 @@ class Router(Generic[S, M]):
         state: Callable[[], Any] | None = None,
         resume: bool = False,
         sniff: Sniff | None = None,
+        clientid: NameRule | None = None,
+        slash: bool = False,
+        secret: Secret | None = None,
     ) -> None:
         if not isinstance(name, str) or not name or not name.isprintable() or set(name) & set("=,:/ "):
             raise SetupError(f"{name!r} can't name a protocol; use letters, digits, '-', '_' and '.'")
@@ -258,6 +285,9 @@ class Router(Generic[S, M]):
         self.state = state
         self.resume = resume
         self.sniff = None if sniff is None else _checked_sniff(self, sniff)
+        self.slash = slash
+        self.clientid = None if clientid is None else _checked_rule(self, clientid)
+        self.secret = None if secret is None else _checked_secret(self, secret)
         _check_framing(self, framing, ("encode", "decode or split"))
         _check_framing(self, self.reply_framing, ("encode",))
         for what, function in (("key", key), ("state", state)):
@@ -269,6 +299,13 @@ class Router(Generic[S, M]):
 
     def __repr__(self) -> str:
         return f"Router({self.name!r})"
+
+    def check_client(self, client: ClientInfo) -> None:
+        """Refuse the names of a device that this protocol doesn't take: raises `InvalidNameError`."""
+        check_name(client.clientid, slash=self.slash)
+        check_rule(client.clientid, self.clientid)
+        if client.username and client.username != client.clientid:
+            check_name(client.username, "username", slash=self.slash)
 
     @property
     def connections(self) -> Mapping[str, Connection[S, M]]:
@@ -533,6 +570,20 @@ def _check_framing(router: Router[Any, Any], framing: object, needs: tuple[str, 
         raise SetupError(
             f"{router!r}: {framing.__name__} is a class; give an instance, {framing.__name__}(…)"
         )
+
+
+def _checked_rule(router: Router[Any, Any], rule: NameRule) -> Callable[[str], object]:
+    try:
+        return name_rule(rule)
+    except (TypeError, re.error) as error:
+        raise SetupError(f"{router!r}: clientid={rule!r} can't be a rule: {error}") from None
+
+
+def _checked_secret(router: Router[Any, Any], secret: Secret) -> Mask:
+    try:
+        return mask_for(secret)
+    except SetupError as error:
+        raise SetupError(f"{router!r}: secret=: {error}") from None
 
 
 def _checked_sniff(

@@ -14,14 +14,14 @@ for a second. What an earlier frame told, or tells in another form, needs a mask
 from __future__ import annotations
 
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import attrs
 
-from .errors import CommandError, SetupError
+from .errors import CommandError
+from .masking import Mask, hide_secrets, masking, password_forms
 from .models import ClientInfo, ConnectionInfo, Message, Reason
 from .runtime import Timer
 
@@ -54,9 +54,6 @@ HELD: Final = 1_000
 
 SECRETS: Final = 16
 """Passwords of one connection that are remembered, to be masked."""
-
-HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2}){4,}")
-"""A password that may be the hex form of bytes; shorter ones would mask what only looks alike."""
 
 
 class Enough(Exception):  # noqa: N818 - like StopIteration, no error
@@ -197,35 +194,6 @@ Event: TypeAlias = (
 Watcher: TypeAlias = "Callable[[Tap, float, Event], object]"
 """Gets the events of a connection, with the time in seconds on the runtime's clock."""
 
-Mask: TypeAlias = Callable[[bytes], bytes]
-"""Returns bytes of the same length, with what is secret in them replaced."""
-
-
-def masking(pattern: str, *, same_length: bool = True) -> Mask:
-    r"""Return the mask for a regular expression over bytes: its groups, or without any the whole match.
-
-    `.` matches every byte, and `\x01` is one. Without *same_length* one asterisk stands for it all.
-    Raises `SetupError` for what is no expression.
-    """
-    try:
-        regex = re.compile(pattern.encode(), re.DOTALL)
-    except (re.error, UnicodeEncodeError) as error:
-        raise SetupError(f"{pattern!r} is no regular expression: {error}") from None
-
-    groups = range(1, regex.groups + 1) if regex.groups else (0,)
-
-    def mask(data: bytes) -> bytes:
-        spans = [match.span(group) for match in regex.finditer(data) for group in groups]
-        if not spans:
-            return data
-        hidden = bytearray(data)
-        for start, end in sorted(spans, reverse=True):
-            if start >= 0:  # the group took part in the match
-                hidden[start:end] = b"*" * (end - start) if same_length else b"*"
-        return bytes(hidden)
-
-    return mask
-
 
 class Tap:
     """One connection as its watchers know it; *id* and *protocol* are empty for the app's own publishing.
@@ -279,16 +247,18 @@ class Tap:
         """Have *watcher* look no more."""
         self._watchers = tuple(other for other in self._watchers if other != watcher)
 
-    def keep_secret(self, password: str | None, client: ClientInfo) -> None:
+    def keep_secret(self, password: str | None, client: ClientInfo | None = None) -> None:
         """Mask *password* from now on, unless it is no secret: the clientid or the username itself."""
-        if not password or password in (client.clientid, client.username):
+        if not password or (client is not None and password in (client.clientid, client.username)):
             return
-        forms = {password.encode(errors="replace"), password.encode("latin-1", "replace")}
-        if HEX.fullmatch(password):
-            forms.add(bytes.fromhex(password))
+        forms = password_forms(password)
         if self._secrets is None:
             self._secrets = deque(maxlen=3 * SECRETS)
         self._secrets.extend(form for form in forms if form not in self._secrets)
+
+    def mask_too(self, mask: Mask) -> None:
+        """Apply *mask* beside the others."""
+        self._masks = (*self._masks, mask)
 
     def show(self, event: Event, *, hold: bool = False) -> None:
         """Show *event*; held back, it waits for `release`."""
@@ -326,6 +296,7 @@ class Tap:
         """Return *text* with what is secret in it masked."""
         if not self._secrets and not self._masks:
             return text
+        text = hide_secrets(text, self._secrets or ())
         return self._hidden(text.encode(errors="backslashreplace")).decode(errors="replace")
 
     def _tell(self, watcher: Watcher, now: float, event: Event) -> None:

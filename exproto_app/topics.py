@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
+from .names import CONTROL, LONGEST, shortened
+
 __all__ = [
     "Filters",
     "Topics",
@@ -19,9 +21,6 @@ __all__ = [
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-LONGEST: Final = 65_535
-"""Bytes of a topic's UTF-8 text (MQTT 5, 1.5.4)."""
 
 REMEMBERED: Final = 256
 """Characters of a topic that is worth remembering as a good one."""
@@ -319,12 +318,16 @@ def _check_text(what: str, text: object) -> None:
         raise TypeError(f"{what} is {type(text).__name__}, not str")
     if not text:
         raise ValueError(f"{what} is empty; it needs at least one character")
-    if "\0" in text:
-        raise ValueError(f"{what} {text!r} has a NUL character; MQTT allows none")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} {text!r} can't be sent as UTF-8; replace its surrogates") from None
+    bad = CONTROL.search(text)
+    if bad:
+        if bad[0] == "\0":
+            words = "has a NUL character; MQTT allows none"
+        elif "\ud800" <= bad[0] <= "\udfff":
+            words = "can't be sent as UTF-8; replace its surrogates"
+        else:
+            words = "has a control character or a noncharacter; brokers close connections for these"
+        raise ValueError(f"{what} {shortened(text)} {words}")
+    size = len(text.encode())
     if size > LONGEST:
         raise ValueError(f"{what} has {size} bytes, limit is {LONGEST}")
 

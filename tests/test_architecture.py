@@ -17,6 +17,7 @@ ROOT = Path(exproto_app.__file__).parent
 # From the top down; a package stands for all that is in it.
 LAYERS = (
     "errors",
+    "names",
     "models",
     "addresses",
     "topics",
@@ -25,6 +26,7 @@ LAYERS = (
     "framing",
     "codec",
     "runtime",
+    "masking",
     "tap",
     "connection",
     "signatures",

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import App, Connection
+from exproto_app.checksums import XOR
 from exproto_app.core import Channel
 from exproto_app.errors import DeniedError
-from exproto_app.framing import Line
+from exproto_app.framing import Checked, Line
 from exproto_app.models import Address
 from exproto_app.ops import logs
 from exproto_app.ops.logs import JsonFormatter, Repeats, TextFormatter, configure_from
@@ -78,7 +79,7 @@ def test_a_line_tells_the_connection_its_protocol_and_its_client() -> None:
 
 @pytest.mark.parametrize(
     ("clientid", "shown"),
-    [("a b", "a\\x20b"), ("a\nb", "a\\nb"), ("é", "é"), ("x" * 100, "x" * 64 + "…"), ("<b>", "<b>")],
+    [("a b", "a\\x20b"), ("é", "é"), ("x" * 100, "x" * 64 + "…"), ("<b>", "<b>")],
 )
 def test_a_clientid_is_one_word_of_one_line(clientid: str, shown: str) -> None:
     app = App()
@@ -248,3 +249,140 @@ def test_a_host_without_options_takes_the_environment(monkeypatch: pytest.Monkey
     configure_from(environment, stream, text="%(message)s")
     line: dict[str, Any] = json.loads(stream.getvalue())
     assert line["message"].startswith("app ! EXPROTO_LOG_LEVEL is 'loud'; it has to be one of debug, info, ")
+
+
+FORGED = "dev5\n2026-01-01 00:00:00,000 INFO 9/gt06 = registered 'admin'\r\x1b[2J\x9b\u2028\u202e\ud800"
+"""What forges a line, clears a terminal, can't be written."""
+
+
+def forger() -> App:
+    app = App(framing=Line(limit=1000))
+
+    @app.on_received(b"login ")
+    def login(conn: Connection, frame: bytes) -> None:
+        conn.register(frame[6:].decode(), password="s3cret")
+
+    @app.on_received(b"log")
+    def say(conn: Connection, frame: bytes) -> None:
+        log.info("a user's line: " + FORGED)  # noqa: G003 - as people write it
+        log.warning("%s says %s", conn, FORGED)
+
+    @app.on_received(b"raise")
+    def broken(conn: Connection, frame: bytes) -> None:
+        raise ValueError(f"no such device: {FORGED} {frame.decode()}")
+
+    return app
+
+
+def test_no_line_can_be_forged_whoever_writes_it() -> None:
+    """What is logged is one line, and whatever stands below it, a traceback, is indented."""
+    formatter = TextFormatter("%(levelname)s %(message)s")
+    with written(formatter) as lines, TestClient(forger(), raise_errors=False) as device:
+        device.send(b"log\nlogin 1\nraise\n")
+    whole = "\n".join(lines)
+    whole.encode()
+    assert not set(whole) & set("\r\x1b\x9b\u2028\u202e")
+    for line in whole.split("\n"):
+        assert line.startswith(("DEBUG ", "INFO ", "WARNING ", "ERROR ", "    ")), line
+    (error,) = (line for line in lines if line.startswith("ERROR"))
+    assert "Traceback (most recent call last):" in error
+    assert "    ValueError: no such device: dev5\n    2026-01-01" in error
+
+
+def test_json_escapes_whatever_a_line_tells() -> None:
+    with written(JsonFormatter()) as lines, TestClient(forger(), raise_errors=False) as device:
+        device.send(b"log\nlogin 1\nraise\n")
+    for line in lines:
+        line.encode()
+        assert line.isprintable()
+        assert "\n" not in json.loads(line)["message"]
+
+
+def test_a_stack_stands_below_its_line() -> None:
+    with written(TextFormatter("%(message)s")) as lines:
+        log.info("a line", stack_info=True)
+    first, *below = lines[0].split("\n")
+    assert first == "a line"
+    assert below[0] == "    Stack (most recent call last):"
+    assert all(line.startswith("    ") for line in below)
+
+
+@pytest.mark.parametrize("told", ["{!r}", "{}", "hex"])
+@pytest.mark.parametrize("formatter", [TextFormatter("%(message)s"), JsonFormatter(), None])
+def test_a_password_is_masked_in_all_that_a_failing_handler_logs(
+    told: str, formatter: logging.Formatter | None
+) -> None:
+    """Also for handlers of logging that aren't ours, tracebacks and the words of the end included."""
+    app = App(framing=Line())
+
+    @app.on_received
+    def login(conn: Connection, frame: bytes) -> None:
+        name, password = frame.decode().split()
+        conn.register(name, password=password)
+        log.warning("%s has %s", conn, password)
+        cause = KeyError(password)
+        raise ValueError(frame.hex() if told == "hex" else told.format(frame)) from cause
+
+    formatter = formatter or logging.Formatter("%(levelname)s %(message)s")
+    with written(formatter) as lines, TestClient(app, raise_errors=False) as device:
+        device.send(b"860 s3cret\n")
+        assert "s3cret" not in device.close_detail
+        assert b"s3cret".hex() not in device.close_detail
+    failed = [line for line in lines if "failed" in line]
+    assert len(failed) == 1
+    for line in lines if type(formatter) is not logging.Formatter else failed:
+        assert "s3cret" not in line
+        assert b"s3cret".hex() not in line
+
+
+@pytest.mark.parametrize(
+    "kind", ["raise", "await", "thread", "bad frame", "framing", "unhandled", "on_error"]
+)
+def test_what_a_device_said_before_it_registered_is_counted(kind: str) -> None:
+    """From warning on; at debug it is shown."""
+    app = App(framing=Line(limit=30)) if kind != "bad frame" else App(framing=Checked(Line(), XOR))
+
+    def fail(conn: Connection, frame: bytes) -> None:
+        raise ValueError(f"no idea what {frame!r} is, {frame.hex()}")
+
+    async def fail_later(conn: Connection, frame: bytes) -> None:
+        fail(conn, frame)
+
+    app.on_received(b"other")(lambda conn, frame: None)
+    if kind == "await":
+        app.on_received(b"LOGIN")(fail_later)
+    elif kind in ("raise", "thread", "on_error"):
+        app.on_received(b"LOGIN", blocking=kind == "thread")(fail)
+    if kind == "on_error":
+        app.on_error(lambda conn, error: fail(conn, str(error).encode()))
+    with written(level=logging.WARNING) as lines, TestClient(app, raise_errors=False) as device:
+        device.send(b"LOGIN 860 s3cret" + (b"x" * 30 if kind == "framing" else b"") + b"\n")
+        device.advance(1)
+    assert lines
+    for line in lines:
+        assert "s3cret" not in line
+        assert b"s3cret".hex() not in line
+
+
+def test_a_router_that_says_where_secrets_stand_shows_the_rest() -> None:
+    app = App(framing=Line(), secret=rb"LOGIN \w+ (\w+)".decode())
+
+    @app.on_received
+    def fail(conn: Connection, frame: bytes) -> None:
+        raise ValueError(f"no idea what {frame!r} is: {frame[-6:]!r}")
+
+    with written(level=logging.WARNING) as lines, TestClient(app, raise_errors=False) as device:
+        device.send(b"LOGIN 860 s3cret\n")
+    assert "no idea what b'LOGIN 860 ******' is: b'******'" in lines[0]
+    assert "s3cret" not in lines[0]
+
+
+def test_a_login_rule_that_fails_does_not_tell_the_password() -> None:
+    def rule(client: object, password: str | None) -> bool:
+        raise RuntimeError(f"the database refuses {password}")
+
+    with written() as lines, TestClient(tracker(), login=rule, raise_errors=False) as device:
+        device.send(b"login 860 s3cret\n")
+        assert "the login rule failed" in device.close_detail
+    assert any("the database refuses ******" in line for line in lines)
+    assert not any("s3cret" in line for line in lines)

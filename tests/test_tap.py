@@ -317,3 +317,25 @@ def test_a_watched_connection_behaves_like_any_other(socktype: Any) -> None:
             device.send(data)
             plain.send(data)
             assert device.recv() == plain.recv()
+
+
+def test_a_watcher_that_comes_late_never_sees_the_password(first: TestClient) -> None:
+    seen = Seen()
+    device = first.another()
+    device.send(b"login 42 s3cret\n")
+    channel_of(device).watch(seen)
+    device.send(b"up s3cret\n")
+    device.recv()
+    assert Published(Message("up", b"up ******", 1)) in seen.take()
+
+
+def test_a_router_says_where_secrets_stand() -> None:
+    """They are masked for watchers as those are that the user masks."""
+    seen = Seen()
+    app = App(framing=Line(), secret=r"key=(\w+)")
+    app.on_received(lambda conn, frame: frame)
+    app.watch(seen)
+    with TestClient(app) as device:
+        device.send(b"key=1234 a\n")
+        assert device.recv() == b"key=1234 a\n"
+        assert Received(b"key=**** a\n") in seen.take()

@@ -286,12 +286,10 @@ class Watchdog:
         if frame is None:
             return
         stack = "".join(traceback.format_stack(frame)).rstrip()
-        log.warning(
-            "app ! %s has held everybody up for %g s; make it a def with blocking=True. It is here:\n%s",
-            _culprit(frame),
-            SLOW,
-            stack,
-        )
+        text = "app ! %s has held everybody up for %g s; make it a def with blocking=True. It is here:"
+        record = log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (_culprit(frame), SLOW), None)
+        record.stack_info = stack
+        log.handle(record)
 
 
 def _culprit(frame: FrameType) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from ..errors import ExprotoError, SetupError
+from ..names import escaped_lines
 
 __all__ = ["main"]
 
@@ -67,7 +68,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ExprotoError as error:
-            click.echo(f"exproto-app: {error}", err=True)
+            click.echo(f"exproto-app: {escaped_lines(str(error))}", err=True)
             sys.exit(2 if isinstance(error, SetupError) else 1)
 
 

@@ -19,6 +19,7 @@ from ..app import App
 from ..core import Channel, Sniffer
 from ..errors import SetupError
 from ..models import Address, ConnectionInfo
+from ..names import escaped
 from ..router import Router
 from ..tap import Event, Failed, Opened, Received, Tap
 from ..target import load
@@ -69,7 +70,7 @@ def command(
     routers = app.find_protocols(protocol, how=": --protocol NAME")
     recording = _input(hexes, port=port, udp=udp)
     for note in recording.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {escaped(note)}", err=True)
     shows = _Shows(as_json=as_json, several=len({entry.conn for entry in recording.entries}) > 1)
     with contextlib.redirect_stdout(sys.stderr):  # what the app itself prints
         left = _feed(app, routers, recording, shows, chunk)
@@ -156,7 +157,7 @@ class _Shows:
 
     def _print(self, text: str) -> None:
         try:
-            click.echo(text, file=self._out)
+            click.echo(escaped(text), file=self._out)
         except OSError as error:  # what a watcher raises would only be logged
             self.unwritten = error
 

@@ -6,7 +6,6 @@ stable name such as `broker.login`, `outcome` is `ok`, `failed` or `skipped`.
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import sys
@@ -19,6 +18,7 @@ import click
 from ..errors import SetupError
 from ..hosts.gateway import Listen
 from ..hosts.gateway.listeners import DEFAULT_LISTEN
+from ..names import to_json
 from .checks import CHECKS, Finding, Gateway, Setup, Uplink
 from .checks.setup import in_container
 from .emqx_ports import protocol_option
@@ -109,7 +109,7 @@ def command(target: str, *, wait: float, as_json: bool, **given: Any) -> None:
     well = not any(finding.outcome == "failed" for finding in findings)
     if as_json:
         facts = {"ok": well, "findings": [finding.facts() for finding in findings]}
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        click.echo(to_json(facts, indent=2))
     sys.exit(0 if well else 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Final
 import attrs
 
 from ..models import Address
+from ..names import escaped, to_json
 from .emqx_ports import NAMES_SINCE, Listener, Version
 
 __all__ = ["Handler", "configuration", "dns_names", "handler"]
@@ -21,6 +23,7 @@ MAX_CONNECTIONS: Final = 1_024_000
 
 SUBJECT_ALT_NAME: Final = b"\x06\x03\x55\x1d\x11"
 DNS_NAME: Final = 0x82
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9*._-]+")
 
 # Where EMQX has its own files by default; the CA is the one that signed our certificate.
 CA: Final = (("cacertfile", "etc/certs/cacert.pem"),)
@@ -107,7 +110,9 @@ def _alternatives(der: bytes) -> list[str]:
         kind = der[at]
         at, behind = _opened(der, at)
         if kind == DNS_NAME:
-            names.append(der[at:behind].decode("ascii"))
+            name = der[at:behind].decode("ascii")
+            if _HOST_NAME.fullmatch(name):  # whoever made the certificate might have put anything there
+                names.append(name)
         at = behind
     return names
 
@@ -131,7 +136,7 @@ def configuration(
 ) -> str:
     """Return what belongs into the configuration of an EMQX of *version*; *adapter* is a port."""
     files = () if called.url.startswith("http:") else CA if not client_certificate else (*CA, *OWN)
-    warnings = [f"# {line}" for line in called.warnings]
+    warnings = [f"# {escaped(line)}" for line in called.warnings]
     if version[0] == 4:
         return "\n".join([*warnings, *_plugin(called, adapter, listeners, files)])
     return "\n".join([*warnings, *_gateway(called, adapter, listeners, version, files)])
@@ -144,19 +149,19 @@ def _gateway(
     version: Version,
     files: tuple[tuple[str, str], ...],
 ) -> list[str]:
-    tls, own = (", ".join(f'{key} = "{path}"' for key, path in some) for some in (files, (*CA, *OWN)))
+    tls, own = (", ".join(f"{key} = {to_json(path)}" for key, path in some) for some in (files, (*CA, *OWN)))
     if files:
         tls = f", ssl_options {{ enable = true, verify = verify_peer, {tls} }}"
     lines = [
         f"# EMQX {'.'.join(map(str, version))}, in emqx.conf or etc/base.hocon",
         "gateway.exproto {",
         f"  server {{ bind = {adapter} }}",
-        f'  handler {{ address = "{called.url}", service_name = "ConnectionUnaryHandler"{tls} }}',
+        f'  handler {{ address = {to_json(called.url)}, service_name = "ConnectionUnaryHandler"{tls} }}',
     ]
     if files:
         lines += [
             "  # It calls an address, so it has to be told which name of the certificate to verify.",
-            f'  handler.ssl_options.server_name_indication = "{called.server_name}"',
+            f"  handler.ssl_options.server_name_indication = {to_json(called.server_name)}",
         ]
     lines += [
         "  # A device on TCP that has sent nothing for so long after it connected is closed by EMQX.",
@@ -183,7 +188,7 @@ def _plugin(
         of = f"exproto.listener.{name}"
         lines += [
             f"{of} = {listener.kind}://0.0.0.0:{listener.port}",
-            f"{of}.connection_handler_url = {called.url}",
+            f"{of}.connection_handler_url = {escaped(called.url)}",
             *(f"{of}.connection_handler_{key} = {path}" for key, path in files),
             f"{of}.max_connections = {MAX_CONNECTIONS}",
             "# A device on TCP that has sent nothing for so long after it connected is closed by EMQX.",

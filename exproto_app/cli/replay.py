@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ..names import escaped, escaped_lines
 from ..target import load
 from ..testing import replay
 from ..traffic.capture import read
@@ -60,12 +61,12 @@ def command(
     for other in others:
         first.join(other)
     for note in first.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {escaped(note)}", err=True)
     app = load(target)
     with contextlib.redirect_stdout(sys.stderr):  # what the app itself prints
         differences = replay(app, first, speed=speed, chunk=chunk, ignore=ignore, protocol=protocol)
     for difference in differences:
-        click.echo(f"{difference!r}\n")
+        click.echo(f"{escaped_lines(repr(difference))}\n")
     count = len(tuple(connections(first.entries)))
     what = f"{count} connection{'' if count == 1 else 's'}, {len(first.entries)} events"
     if differences:

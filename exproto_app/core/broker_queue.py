@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..commands import Command, Outcome, Publish, Register, Waiter, refused
-from ..errors import ClosedError, UnavailableError
+from ..errors import ClosedError, CommandError, DeniedError, UnavailableError
 
 __all__ = ["BrokerQueue"]
 
@@ -19,6 +19,9 @@ class BrokerQueue:
     *execute* carries one out. While a register has no outcome, or where the hub keeps no order itself
     (*ordered*) any other command, those behind it wait here, at most *limit* of them. *failed* gets each
     command that failed, *idle* is called when nothing waits or is on its way any more.
+
+    *refusal* is the outcome of a login that was refused. It takes with it what the same handler asked for
+    behind it, which would else happen in nobody's name: until the handler has awaited it, and so knows.
     """
 
     __slots__ = (
@@ -32,6 +35,7 @@ class BrokerQueue:
         "_pending",
         "_queue",
         "_waiter",
+        "refusal",
     )
 
     def __init__(
@@ -50,6 +54,7 @@ class BrokerQueue:
         self._waiter = waiter
         self._failed = failed
         self._idle = idle
+        self.refusal: Outcome[Any] | None = None
         self._blocked = False
         self._closed = False
         self._queue: deque[tuple[Command, Outcome[Any]]] = deque()
@@ -80,6 +85,20 @@ class BrokerQueue:
         self._queue.append((command, outcome))
         return outcome
 
+    def refusal_of(self, command: Command) -> CommandError | None:
+        """Return why *command* is refused behind a login that was; None if it may be carried out."""
+        refusal = self.refusal
+        if refusal is None or type(command) is Register:
+            return None
+        if refusal.awaited:
+            self.refusal = None
+            return None
+        return _behind(refusal)
+
+    def bar(self) -> None:
+        """Refuse what comes: the device hung up before the broker could judge its login."""
+        self.refusal = refused(ClosedError("the device hung up before the broker could judge it"))
+
     def track(self, outcome: Outcome[Any]) -> None:
         """Have *outcome* fail at the latest when the connection ends."""
         self._pending.add(outcome)
@@ -95,6 +114,8 @@ class BrokerQueue:
     def _run(self, command: Command, target: Outcome[Any] | None) -> Outcome[Any]:
         result = self._execute(command)
         if result.done and target is None:
+            if type(command) is Register:
+                self._note(result, result)
             if result.error is not None:
                 self._failed(command, result)
             return result
@@ -109,6 +130,8 @@ class BrokerQueue:
         self._pending.discard(outcome)
         if outcome is not result:
             outcome.follow(result)
+        if type(command) is Register:
+            self._note(outcome, result)
         if result.error is not None:
             self._failed(command, outcome)
         if holds:
@@ -121,5 +144,30 @@ class BrokerQueue:
         """Carry out what waited, until a command blocks the queue again."""
         while self._queue and not self._blocked:
             command, outcome = self._queue.popleft()
-            if not self._closed or type(command) is Publish:
+            if self.refusal is not None and type(command) is not Register:
+                self._refuse(command, outcome, _behind(self.refusal))
+            elif not self._closed or type(command) is Publish:
                 self._run(command, outcome)
+            elif type(command) is Register:
+                self.bar()
+
+    def _note(self, outcome: Outcome[Any], result: Outcome[Any]) -> None:
+        """Take note of how a login ended; *outcome* is what its issuer has of *result*."""
+        if result.error is None:
+            self.refusal = None
+        elif not isinstance(result.error, ClosedError):  # else the hub knows what still counts
+            self.refusal = outcome
+
+    def _refuse(self, command: Command, outcome: Outcome[Any], error: CommandError) -> None:
+        """Refuse *command*, which waited behind a login that was refused."""
+        self._pending.discard(outcome)
+        if outcome.done:  # its issuer waits no more, but it is lost all the same
+            outcome = refused(error)
+        outcome.fail(error)
+        self._failed(command, outcome)
+
+
+def _behind(refusal: Outcome[Any]) -> CommandError:
+    """Return the error of what stands behind the login that *refusal* is the outcome of."""
+    words = f"the login before it failed: {refusal.error}"
+    return UnavailableError(words) if isinstance(refusal.error, UnavailableError) else DeniedError(words)

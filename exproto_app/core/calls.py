@@ -97,20 +97,21 @@ class HandlerCalls:
             route = owner.route
         elif handler.blocking:
             for item in items:
-                self._start_thread(handler, item, after, failed)
+                self._start_thread(handler, item, after, failed, _said(item))
             return None
         outer = owner.waits
         owner.waits = running = outer | RUNNING
         returned = True
         rest: Iterator[Any] | None = iter(items)
         try:
-            for item in rest:  # type: ignore[union-attr] # just made
+            for frame in rest:  # type: ignore[union-attr] # just made
+                item = frame
                 try:
                     if route is not None:
-                        handler, item = route(item)  # noqa: PLW2901 - the message that the frame holds
+                        handler, item = route(frame)  # the message that it holds
                         if handler is None or handler.blocking:
                             if handler is not None:
-                                self._start_thread(handler, item, None, None)
+                                self._start_thread(handler, item, None, None, _said(frame))
                             if owner.waits != running:
                                 break
                             continue
@@ -118,13 +119,13 @@ class HandlerCalls:
                     if type(reply) is bytes:
                         append(encode(reply))
                     elif reply is not None:
-                        returned = self._take(reply, handler, after, failed)
+                        returned = self._take(reply, handler, after, failed, _said(frame))
                 except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
                     returned = False
                     if failed is not None:
                         failed(error)
                     else:
-                        owner.failed(handler, after, error)
+                        owner.failed(handler, after, error, _said(frame))
                 if owner.waits != running:
                     break
             else:
@@ -197,7 +198,12 @@ class HandlerCalls:
             self._late(self.turn, self._owner.engine.limits.end_timeout)
 
     def _take(
-        self, reply: object, handler: Handler | None, after: After | None, failed: Failed | None
+        self,
+        reply: object,
+        handler: Handler | None,
+        after: After | None,
+        failed: Failed | None,
+        said: bytes | None,
     ) -> bool:
         """Take what *handler* gave, other than bytes; return whether its call has ended with that."""
         owner = self._owner
@@ -208,7 +214,7 @@ class HandlerCalls:
             self._outbound.chunks.append(owner.protocol.encode(reply))
             return True
         if awaitable and handler is not None:
-            self._start(reply, handler, after, failed)
+            self._start(reply, handler, after, failed, said)
             return False
         name = "the handler" if handler is None else handler.name
         hint = "; encode it first" if isinstance(reply, str) else ""
@@ -223,13 +229,22 @@ class HandlerCalls:
             self.turn = None
             self._owner.waits &= ~HANDLER
 
-    def _new_call(self, handler: Handler, after: After | None, failed: Failed | None) -> Call:
-        call = Call(self, handler, after, failed or partial(self._owner.failed, handler, after))
+    def _new_call(
+        self, handler: Handler, after: After | None, failed: Failed | None, said: bytes | None
+    ) -> Call:
+        call = Call(self, handler, after, failed or partial(self._owner.failed, handler, after, said=said))
         self._take_turn(call)
         return call
 
-    def _start(self, awaitable: object, handler: Handler, after: After | None, failed: Failed | None) -> None:
-        call = self._new_call(handler, after, failed)
+    def _start(
+        self,
+        awaitable: object,
+        handler: Handler,
+        after: After | None,
+        failed: Failed | None,
+        said: bytes | None,
+    ) -> None:
+        call = self._new_call(handler, after, failed, said)
         token = CURRENT.set(call)
         try:
             task = self._owner.engine.runtime.run_task(awaitable, partial(self._returned, call), now=True)
@@ -240,8 +255,15 @@ class HandlerCalls:
             if not call.suspended:
                 self._set_deadline(call)
 
-    def _start_thread(self, handler: Handler, item: Any, after: After | None, failed: Failed | None) -> None:
-        call = self._new_call(handler, after, failed)
+    def _start_thread(
+        self,
+        handler: Handler,
+        item: Any,
+        after: After | None,
+        failed: Failed | None,
+        said: bytes | None,
+    ) -> None:
+        call = self._new_call(handler, after, failed, said)
         conn = self._owner.conn
         function = partial(handler.call, conn) if item is ALONE else partial(handler.call, conn, item)
         call.task = self._owner.engine.runtime.run_thread(function, partial(self._returned, call))
@@ -290,7 +312,7 @@ class HandlerCalls:
             if error is None:
                 try:
                     # A coroutine's result is never awaited a second time.
-                    self._take(reply, None if hasattr(reply, "__await__") else call.handler, None, None)
+                    self._take(reply, None if hasattr(reply, "__await__") else call.handler, None, None, None)
                 except BaseException as wrong:  # noqa: BLE001 - a reply that can't be sent is the handler's error
                     error = wrong
             if error is not None:
@@ -301,3 +323,8 @@ class HandlerCalls:
             if not outer:
                 owner.waits &= ~RUNNING
         owner.advance()
+
+
+def _said(item: object) -> bytes | None:
+    """Return the bytes that a device said, if *item* is that: a frame, and no message, reason or error."""
+    return item if type(item) is bytes else None

@@ -12,6 +12,7 @@ from .. import tap as events
 from ..commands import Publish
 from ..errors import ClosedError
 from ..framing import FRAME_LIMIT, Bad
+from ..masking import hide_masked
 from ..models import Message, Reason
 from ..router import Handler
 from .calls import ALONE
@@ -209,7 +210,7 @@ class Channel(Verbs):
 
     # --- turns
 
-    def advance(self) -> None:
+    def advance(self) -> None:  # noqa: C901 - each look at the end may be one
         """Take turns while nothing makes the connection wait; then see to its queues and its end."""
         if self.waits & RUNNING or self.state >= ENDED:
             return
@@ -223,6 +224,8 @@ class Channel(Verbs):
         self.outbound.flush()
         if self.ending is not None:
             self.ending.close_when_flushed()
+        if self.state >= ENDED:  # what was flushed couldn't be sent
+            return
         if self.backlog or self.inbound.waiting:
             self.waits |= BACKLOG
             if not self.waits & BLOCKS:
@@ -295,7 +298,7 @@ class Channel(Verbs):
                 self._unparsed(frame, error)
                 return None, None
             except BaseException as error:  # noqa: BLE001 - as a handler may
-                self.failed("codec", None, error)
+                self.failed("codec", None, error, frame)
                 return None, None
         try:
             if self.requests is not None and self.requests.waiting and self.requests.offer(message):
@@ -304,7 +307,7 @@ class Channel(Verbs):
                 return None, None
             handler = routes.received(frame, message)
         except BaseException as error:  # noqa: BLE001 - the user's key= and match= are judged like handlers
-            self.failed("key= or match=", None, error)
+            self.failed("key= or match=", None, error, frame)
             return None, None
         if self.tracer is not None:
             self.tracer.show(events.Frame(frame, None if handler is None else handler.name))
@@ -321,8 +324,12 @@ class Channel(Verbs):
     def _unhandled(self, message: Any) -> None:
         self.counters["frames_unhandled"] += 1
         name = self.protocol.router.name
-        shown = message[:64] if isinstance(message, bytes) else message
-        self.engine.once(("received", name), "%s ! no on_received of %r takes %r", self, name, shown)
+        shown = repr(message[:64] if isinstance(message, bytes) else message)
+        if self.client is None:
+            log.debug("%s ! no on_received takes %s", self, shown)
+            secret = self.protocol.router.secret
+            shown = f"[{len(shown)} characters]" if secret is None else hide_masked(shown, (secret,))
+        self.engine.once(("received", name), "%s ! no on_received of %r takes %s", self, name, shown)
 
     # --- the end
 

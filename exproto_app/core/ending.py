@@ -103,6 +103,7 @@ class Ending:
             if inbound.waiting:
                 return True
         self.terminating = True
+        owner.forgive()
         inbound.drop_unfinished()
         self._cancel_timer()
         handler = owner.protocol.router.routes.terminated

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import tap as events
 from ..commands import Outcome, Register
-from ..errors import ClosedError, FramingError
+from ..errors import ClosedError, CommandError, FramingError, InvalidNameError
+from ..masking import hide_hex, hide_said, hide_secrets, log_error, secrets_in
 from ..router import Handler
 from .calls import HandlerCalls
 from .naming import described
@@ -40,9 +41,16 @@ class Failures:
     # --- handlers
 
     def handler(
-        self, where: Handler | str | None, after: Callable[[], None] | None, error: BaseException
+        self,
+        where: Handler | str | None,
+        after: Callable[[], None] | None,
+        error: BaseException,
+        said: bytes | None = None,
     ) -> None:
-        """Judge a handler's *error*: the router's on_error, then the app's, else the connection ends."""
+        """Judge a handler's *error*: the router's on_error, then the app's, else the connection ends.
+
+        A device that can't be called what it says is at fault itself: that is no error of the handler.
+        """
         owner = self._owner
         name = where.name if isinstance(where, Handler) else where
         if owner.gone and isinstance(error, ClosedError):
@@ -50,16 +58,21 @@ class Failures:
             if after is not None:
                 after()
             return
-        owner.counters["handler_errors"] += 1
-        if owner.tracer is not None:
-            owner.tracer.show(events.Failed(name or "framing", error))
-        if owner.engine.when_failed is not None and where is not None:
-            owner.engine.when_failed(error)
+        if isinstance(error, InvalidNameError):
+            owner.counters["commands_failed"] += 1
+            if owner.tracer is not None:
+                owner.tracer.refused("register", error)
+        else:
+            owner.counters["handler_errors"] += 1
+            if owner.tracer is not None:
+                owner.tracer.show(events.Failed(name or "framing", error))
+            if owner.engine.when_failed is not None and where is not None:
+                owner.engine.when_failed(error)
         runtime = owner.engine.runtime
         if isinstance(error, runtime.exits):
             runtime.exit(error)
         # Behind on_terminated no handler runs any more.
-        self._ask(() if owner.state >= LEAVING else owner.protocol.errors, name, error, after)
+        self._ask(() if owner.state >= LEAVING else owner.protocol.errors, name, error, after, said)
 
     def keep(self) -> None:
         """Stay connected in spite of the error that is judged."""
@@ -73,26 +86,25 @@ class Failures:
         name: str | None,
         error: BaseException,
         after: Callable[[], None] | None,
+        said: bytes | None,
     ) -> None:
         """Ask the first of the `on_error` *handlers*, and the next one if that fails."""
         owner = self._owner
+        # What a verb came to is told in our own words.
+        hide = owner.hide if isinstance(error, CommandError) else self._hiding(said)
         if not handlers:
-            if isinstance(error, FramingError):
-                log.warning("%s ! %s", owner, error)
-            else:
-                log.error("%s ! %s failed: %r", owner, name, error, exc_info=error)
-            owner.end("error", str(error) or repr(error))
+            self._end(name, error, hide)
             if after is not None:
                 after()
             return
-        log.info("%s ! %s failed: %r", owner, name or "framing", error)
+        log.info("%s ! %s failed: %s", owner, name or "framing", owner.hide(repr(error)))
         handler, *others = handlers
         self.judging, self._keeping = True, False
 
         def judged() -> None:
             self.judging = False
             if not self._keeping:
-                owner.end("error", str(error) or repr(error))
+                owner.end("error", self._detail(error))
             if after is not None:
                 after()
 
@@ -100,13 +112,48 @@ class Failures:
             self.judging = False
             if owner.tracer is not None:
                 owner.tracer.show(events.Failed(handler.name, another))
-            log.error("%s ! %s failed: %r", owner, handler.name, another, exc_info=another)
+            log_error(log, "%s ! %s failed: %s", owner, handler.name, error=another, hide=hide)
             runtime = owner.engine.runtime
             if isinstance(another, runtime.exits):
                 runtime.exit(another)
-            self._ask(tuple(others), name, error, after)
+            self._ask(tuple(others), name, error, after, said)
 
         self._calls.run((error,), handler, judged, failed)
+
+    def _end(self, name: str | None, error: BaseException, hide: Callable[[str], str]) -> None:
+        """End the connection because of *error*."""
+        owner = self._owner
+        detail = self._detail(error)
+        if isinstance(error, InvalidNameError):
+            log.warning("%s ! %s", owner, detail)
+        elif isinstance(error, FramingError):
+            log.warning("%s ! %s", owner, hide(detail if owner.client is not None else hide_hex(detail)))
+        else:
+            log_error(log, "%s ! %s failed: %s", owner, name, error=error, hide=hide)
+        owner.end("error", detail)
+
+    def _hiding(self, said: bytes | None) -> Callable[[str], str]:
+        """Return what masks the text of an error: passwords, and without a client all that the device *said*.
+
+        Nobody knows yet what of that is secret, unless the router says where secrets stand.
+        """
+        owner = self._owner
+        if said is None or owner.client is not None:
+            return owner.hide
+        secret = owner.protocol.router.secret
+
+        def hide(text: str) -> str:
+            text = owner.hide(text)
+            return hide_said(text, said) if secret is None else hide_secrets(text, secrets_in(said, secret))
+
+        return hide
+
+    def _detail(self, error: BaseException) -> str:
+        """Return in one line why *error* ends the connection."""
+        text = str(error) or repr(error)
+        if isinstance(error, InvalidNameError):
+            return f"register failed: {text}"
+        return self._owner.hide(text)
 
     # --- commands
 
@@ -116,7 +163,7 @@ class Failures:
         if isinstance(error, ClosedError):
             log.debug("%s ! %s after the end", owner, described(command))
         else:
-            log.warning("%s ! %s failed: %s", owner, described(command), error)
+            log.warning("%s ! %s failed: %s", owner, described(command), owner.hide(str(error)))
             if owner.tracer is not None:
                 owner.tracer.refused(command, error)
         if owner.waits & (RUNNING | HANDLER):
@@ -138,5 +185,9 @@ class Failures:
             return
         owner = self._owner
         owner.counters["commands_failed"] += 1
-        if isinstance(command, Register) and owner.client is None:
+        if not isinstance(command, Register):
+            return
+        if owner.client is None:
             owner.end("error", f"register failed: {outcome.error}")
+        else:
+            owner.forgive()

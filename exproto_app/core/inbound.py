@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .. import tap as events
 from ..errors import FramingError
 from ..framing import FRAME_LIMIT, RAW, Bad, Decoder
+from ..masking import hide_hex, hide_said, hide_secrets, masked, secrets_in
 from .naming import shown
 from .states import BACKLOG, OPEN, OPENING, PIECE, RUNNING
 
@@ -177,7 +178,20 @@ class Inbound:
                 error = FramingError(f"{item.reason}: {shown(item.data)}")
                 owner.tracer.show(events.Failed("framing", error))
         text = "%s ! %d bad frames dropped, %d bytes skipped: %s: %s"
-        log.warning(text, owner, frames, skipped, bad[0].reason, shown(bad[0].data))
+        first = bad[0]
+        if owner.client is None:
+            log.warning(text, owner, frames, skipped, *self.unsaid(first.reason, first.data))
+        if owner.client is not None or log.isEnabledFor(logging.DEBUG):
+            level = logging.DEBUG if owner.client is None else logging.WARNING
+            log.log(level, text, owner, frames, skipped, first.reason, shown(first.data))
+
+    def unsaid(self, reason: str, data: bytes) -> tuple[str, str]:
+        """Return *reason* and *data*, as the log may show them of a device that isn't registered."""
+        secret = self._owner.protocol.router.secret
+        if secret is None:
+            return hide_said(hide_hex(reason), data), f"[{len(data)} bytes]"
+        secrets = secrets_in(data, secret)
+        return hide_secrets(reason, secrets), shown(masked(data, secret))
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -212,6 +226,7 @@ class Inbound:
         owner.drop("datagrams", 1, "framing")
         if owner.tracer is not None:
             owner.tracer.show(events.Failed("framing", decoder.error))
-        log.warning("%s ! datagram of %d bytes dropped: %s", owner, len(data), decoder.error)
+        text = str(decoder.error) if owner.client is not None else self.unsaid(str(decoder.error), data)[0]
+        log.warning("%s ! datagram of %d bytes dropped: %s", owner, len(data), text)
         self.decoder = Decoder(owner.protocol.router.framing)
         return []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from .. import tap as events
-from ..commands import Outcome, refused
+from ..commands import Outcome, Register, refused
 from ..connection import Connection
 from ..errors import ClosedError, CommandError
+from ..masking import hide_masked, hide_secrets, log_error, password_forms
 from ..models import ClientInfo, ConnectionInfo, Reason
 from ..router import Handler
 from ..runtime import Timer
@@ -45,6 +46,9 @@ __all__ = ["Life"]
 
 log = logging.getLogger("exproto_app")
 
+SECRETS: Final = 16
+"""Passwords of one connection that are remembered, to be masked."""
+
 
 class Life:
     """The ground that `Channel` stands on: its state, its reasons to wait, and its parts."""
@@ -76,6 +80,7 @@ class Life:
         "requests",
         "scheduled",
         "scheduler",
+        "secrets",
         "silence",
         "since",
         "state",
@@ -102,6 +107,7 @@ class Life:
             state=None,
         )
         self.client: ClientInfo | None = None
+        self.secrets: tuple[str, ...] = ()  # passwords that it has registered with, or tried to
         self.mount = ""
         self.since = engine.runtime.time()
         self.bytes_received = self.bytes_sent = 0
@@ -177,6 +183,28 @@ class Life:
         registered = self.registration is not None and self.registration.will is not None
         return registered and self.reason != "terminated"
 
+    def check_client(self, client: ClientInfo) -> None:
+        """Refuse names that the protocol doesn't take."""
+        self.protocol.router.check_client(client)
+
+    def hide(self, text: str) -> str:
+        """Return *text* with what is secret in it masked."""
+        for password in self.secrets:
+            text = hide_secrets(text, password_forms(password))
+        secret = self.protocol.router.secret
+        return hide_masked(
+            text, self.engine.app.masks if secret is None else (*self.engine.app.masks, secret)
+        )
+
+    def keep_secret(self, command: Register) -> None:
+        """Mask the password of a registration from now on."""
+        password, client = command.password, command.client
+        if not password or password in (client.clientid, client.username, *self.secrets):
+            return
+        self.secrets = (*self.secrets[1 - SECRETS :], password)
+        if self.tracer is not None:
+            self.tracer.keep_secret(password)
+
     def watch(self, watcher: Watcher, *, late: bool = True) -> None:
         """Show *watcher* what happens here; with *late* it is told first what it has missed."""
         if self.state is ENDED:
@@ -196,6 +224,11 @@ class Life:
     def trace(self, tap: Tap) -> None:
         """Show what happens by *tap*."""
         tap.protocol = self.protocol.router.name
+        secret = self.protocol.router.secret
+        if secret is not None:
+            tap.mask_too(secret)
+        for password in self.secrets:
+            tap.keep_secret(password)
         self.tracer = Tracer(self, tap)
         self.choose_path()
 
@@ -252,14 +285,18 @@ class Life:
             self.engine.count(f"{what}_dropped.{why}", count)
 
     def failed(
-        self, where: Handler | str | None, after: Callable[[], None] | None, error: BaseException
+        self,
+        where: Handler | str | None,
+        after: Callable[[], None] | None,
+        error: BaseException,
+        said: bytes | None = None,
     ) -> None:
-        """Have a handler's *error* judged; *after* is called in the end."""
+        """Have a handler's *error* judged; *after* is called in the end. *said* is the frame that it had."""
         if self.state is ENDED:  # a thread, or a task that nobody could cancel
             name = where.name if isinstance(where, Handler) else where
-            log.error("%s ! %s failed after the end: %r", self, name, error, exc_info=error)
+            log_error(log, "%s ! %s failed after the end: %s", self, name, error=error, hide=self.hide)
             return
-        self._make_failures().handler(where, after, error)
+        self._make_failures().handler(where, after, error, said)
 
     def command_failed(self, command: object, outcome: Outcome[Any]) -> None:
         """Have the failure of *command* logged and judged."""

@@ -79,7 +79,7 @@ class Registration:
         """Take the host's answer."""
         owner = self._owner
         if owner.gone:
-            outcome.fail(owner.closed_error())
+            outcome.fail(result.error or owner.closed_error())
             return
         if result.error is not None:
             self._done(outcome, result.error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 
-from ..commands import Command, Outcome, Publish
+from ..commands import Command, Outcome, Publish, Register
 from ..errors import ClosedError, CommandError
 from ..models import ClientInfo, Message, Reason
 from .scheduler import Scheduler
@@ -118,6 +118,14 @@ class Broker(Protocol[C_contra]):
         """Carry *command* out; the outcome may come later."""
         ...
 
+    def judges(self, channel: C_contra, command: Register, /) -> bool:
+        """Tell whether a login such as *command* may be refused.
+
+        A device that hung up before it could be asked for counts as refused then: what it says behind its
+        login isn't published. Where nobody judges, it is, as that of a device that never logs in.
+        """
+        ...
+
     def publish(self, command: Publish, /) -> Outcome[None]:
         """Publish for the app itself."""
         ...
@@ -214,8 +222,14 @@ class Owner(Protocol):
     def end(self, reason: Reason, detail: str = ..., *, drain: bool = ...) -> None: ...  # noqa: D102 - see above
     def lose(self, detail: str, /) -> None: ...  # noqa: D102 - see above
     def drop(self, what: str, count: int, why: str, /) -> None: ...  # noqa: D102 - see above
+    def forgive(self) -> None: ...  # noqa: D102 - see above
+    def hide(self, text: str, /) -> str: ...  # noqa: D102 - see above
     def failed(  # noqa: D102 - see above
-        self, where: Handler | str | None, after: Callable[[], None] | None, error: BaseException, /
+        self,
+        where: Handler | str | None,
+        after: Callable[[], None] | None,
+        error: BaseException,
+        said: bytes | None = ...,
     ) -> None: ...
     def command_failed(self, command: object, outcome: Outcome[Any], /) -> None: ...  # noqa: D102 - see above
     def track(self, outcome: Outcome[Any], /) -> None: ...  # noqa: D102 - see above

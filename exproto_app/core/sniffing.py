@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -16,6 +17,7 @@ import attrs
 from .. import tap as events
 from ..connection import Connection
 from ..errors import FramingError
+from ..masking import hide_said, log_error
 from ..models import ConnectionInfo, Message, Reason
 from ..router import Router
 from ..runtime import Timer
@@ -303,7 +305,9 @@ class Sniffer:
     def _refuse(self, reason: Reason) -> None:
         """Close a connection that no protocol takes."""
         why = f"no protocol takes {len(self.data)} bytes"
-        log.warning("%s ! no protocol takes %d bytes: %s", self, len(self.data), shown(self.data))
+        # Nobody knows what of it is secret.
+        log.warning("%s ! no protocol takes %d bytes", self, len(self.data))
+        log.debug("%s ! no protocol takes: %s", self, shown(self.data))
         if self.tap is not None:
             self.tap.show(events.Failed("sniff", FramingError(f"{why}: {shown(self.data)}")))
         self._close(reason, why)
@@ -312,7 +316,8 @@ class Sniffer:
         """Close a connection whose bytes a router's function can't stand."""
         cause = error.__cause__ or error
         self.engine.counters["handler_errors"] += 1
-        log.error("%s ! no protocol is found: %s", self, error, exc_info=cause)
+        hide = partial(hide_said, said=bytes(self.data))
+        log_error(log, "%s ! no protocol is found: %s", self, error=cause, hide=hide, words=str(error))
         if self.tap is not None:
             self.tap.show(events.Failed("sniff", cause))
         if self.engine.when_failed is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import tap as events
-from ..commands import Command, Publish, Register, Subscribe, Unsubscribe
+from ..commands import Command, Publish, Subscribe, Unsubscribe
 from ..errors import ClosedError, CommandError
 from ..models import Message
 from .naming import name_of, object_of
@@ -80,10 +80,9 @@ class Tracer:
             case Unsubscribe(topic):
                 self.show(events.Unsubscribed(topic))
 
-    def keep_secret(self, command: Command) -> None:
-        """Mask the password of a registration from now on."""
-        if type(command) is Register:
-            self.tap.keep_secret(command.password, command.client)
+    def keep_secret(self, password: str) -> None:
+        """Mask *password* from now on."""
+        self.tap.keep_secret(password)
 
     def refused(self, command: object, error: CommandError | None) -> None:
         """Show that a verb has failed, unless the connection's end is the reason."""

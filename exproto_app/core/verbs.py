@@ -49,13 +49,25 @@ class Verbs(Life):
 
     def issue(self, command: Command) -> Outcome[Any]:
         """Have the broker asked for *command*, behind what it was asked before."""
+        if type(command) is Register:
+            self.keep_secret(command)
         if self.gone and (self.state is ENDED or type(command) is not Publish):
+            if type(command) is Register and self.client is None and self.engine.hub.judges(self, command):
+                self._make_broker_queue().bar()
             return self.refuse(command, self.closed_error())
         if self.engine.runtime.in_other_thread():
             return self.engine.from_thread(partial(self.issue, command))
-        if self.tracer is not None:
-            self.tracer.keep_secret(command)
-        return self._make_broker_queue().issue(command)
+        queue = self._make_broker_queue()
+        if queue.refusal is not None and not self.all_handled:
+            refusal = queue.refusal_of(command)
+            if refusal is not None:
+                return self.refuse(command, refusal)
+        return queue.issue(command)
+
+    def forgive(self) -> None:
+        """Take what is asked of the broker again although a login was refused."""
+        if self.broker_queue is not None:
+            self.broker_queue.refusal = None
 
     def request(
         self,

@@ -1,4 +1,4 @@
-"""The log: one grammar, as text or as JSON, and no floods.
+r"""The log: one grammar, as text or as JSON, and no floods.
 
 A line is `WHO SIGN WHAT`. WHO is a connection, as `ID/PROTOCOL` or, once it is registered,
 `ID/PROTOCOL/CLIENTID`, or a part of the host (`app`, `gateway`, `hub`, `grpc`, `broker`…).
@@ -23,12 +23,15 @@ As text, a warning or an error about a connection ends with `(peer HOST:PORT)`, 
 addresses find them in either form.
 
 A line of the user's own belongs to a connection when its first argument is one, or by `extra={"conn": conn}`.
-Passwords are never logged.
+Passwords are never logged: what a connection registered with is masked in its lines, tracebacks included.
+
+Whatever a line tells, it is one line: characters that would end it, or do something to a terminal, are
+spelled (`\n`, `\x1b`, `\u202e`), in users' own lines too. Behind it stands at most a traceback, each of
+its lines indented, so that none looks like a line of the log.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -42,6 +45,7 @@ import attrs
 from ..connection import Connection
 from ..core import Channel, Sniffer
 from ..models import Address, ClientInfo, ConnectionInfo
+from ..names import escaped, escaped_lines, to_json
 
 __all__ = [
     "FORMATS",
@@ -140,7 +144,9 @@ class Repeats(logging.Filter):
                 continue
             if window.said >= burst:
                 window.held += 1
-                record.exc_info = None  # it would keep alive what the frames of its traceback hold
+                record.exc_info = record.exc_text = (
+                    None  # it would keep alive what the frames of its traceback hold
+                )
                 window.last = record
                 return window
             windows.append(window)
@@ -214,15 +220,27 @@ def _raised(error: BaseException) -> tuple[type, str, int]:
 
 
 class TextFormatter(logging.Formatter):
-    """Makes a record a line of text, with the peer's address where something went wrong."""
+    """Makes a record a line of text, with the peer's address where something went wrong.
+
+    The lines of a traceback come behind it, indented.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line, without a traceback."""
-        line = super().formatMessage(record)
+        line = escaped(_masked(record, super().formatMessage(record)))
         if record.levelno < logging.WARNING:
             return line
         whose = _whose(record)
-        return f"{line} (peer {whose['peer']})" if "conn" in whose and "peer" in whose else line
+        return f"{line} (peer {escaped(whose['peer'])})" if "conn" in whose and "peer" in whose else line
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and those of the traceback."""
+        record.message = record.getMessage()
+        if self.usesTime():
+            record.asctime = self.formatTime(record, self.datefmt)
+        line = self.formatMessage(record)
+        below = "\n".join(filter(None, (_traceback(self, record), record.stack_info)))
+        return line + "".join(f"\n    {text}" for text in escaped_lines(below).splitlines())
 
 
 class JsonFormatter(logging.Formatter):
@@ -234,7 +252,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        message = record.getMessage()
+        message = escaped(_masked(record, record.getMessage()))
         time = datetime.fromtimestamp(record.created, tz=timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
             "time": time.replace("+00:00", "Z"),
@@ -249,10 +267,27 @@ class JsonFormatter(logging.Formatter):
             line["repeats"] = repeats
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
-            line["traceback"] = self.formatException(record.exc_info)
-        elif record.exc_text:
-            line["traceback"] = record.exc_text
-        return json.dumps(line, ensure_ascii=False)
+        traceback = _traceback(self, record) or record.stack_info
+        if traceback:
+            line["traceback"] = traceback
+        return to_json(line)
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """Return the traceback of *record* with what is secret in it masked; empty if it has none."""
+    text = record.exc_text  # where it is given, something has masked it already
+    if not text and record.exc_info and record.exc_info[0] is not None:
+        text = formatter.formatException(record.exc_info)
+    return _masked(record, text) if text else ""
+
+
+def _masked(record: logging.LogRecord, text: str) -> str:
+    """Return *text* with the passwords masked of the connection that *record* is about."""
+    arguments = _arguments(record)
+    whose = getattr(record, "conn", None) or (arguments[0] if arguments else None)
+    if isinstance(whose, Connection):
+        return whose.hide(text)
+    return whose.hide(text) if isinstance(whose, Channel) else text
 
 
 def _whose(record: logging.LogRecord) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any, Final, TextIO
 
 from ..app import App
 from ..models import ClientInfo
+from ..names import escaped
 from ..tap import Closed, Delivered, Enough, Event, Frame, Opened, Received, Registered, Tap, masking
 from ..traffic.hexdump import shown
 from ..traffic.recording import Entry, Gap, line, opening
@@ -308,7 +309,7 @@ class HexDump:
             self._offset = self._clock() - now
         stamp = datetime.fromtimestamp(now + self._offset).astimezone().strftime("%H:%M:%S.%f")[:-3]
         head = f"{stamp} {tap.id or 'app'}{' ' if tap.protocol else ''}{tap.protocol} "
-        text = head + "\n".join(shown(event)) + "\n"
+        text = head + "\n".join(map(escaped, shown(event))) + "\n"
         if self._lost:
             text = f"… {self._lost:,} events not shown: the terminal is too slow\n{text}"
         if self._background.put(text):

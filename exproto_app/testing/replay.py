@@ -20,6 +20,7 @@ from ..commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subsc
 from ..core import Channel
 from ..errors import CommandError
 from ..models import Message
+from ..names import escaped
 from ..tap import (
     Closed,
     Delivered,
@@ -67,10 +68,14 @@ class Difference:
     errors: Sequence[str] = ()
 
     def __repr__(self) -> str:
-        who = f"connection {self.conn} ({self.protocol}, {self.peer})" if self.conn else "the app itself"
+        who = (
+            escaped(f"connection {self.conn} ({self.protocol}, {self.peer})")
+            if self.conn
+            else "the app itself"
+        )
         parts = [f"{who} differs (- recorded, + replayed):"]
-        parts += [f"  {line}" for line in (*self.sent, *self.broker)]
-        parts += [f"  ! {line}" for line in self.errors]
+        parts += [f"  {escaped(line)}" for line in (*self.sent, *self.broker)]
+        parts += [f"  ! {escaped(line)}" for line in self.errors]
         return "\n".join(parts)
 
 
@@ -162,6 +167,10 @@ class _Hub:
 
     def _of(self, conn: str, what: str, topic: str) -> deque[CommandError | None]:
         return self._answers.setdefault((conn, what, topic), deque())
+
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
+        """Tell whether a login may be refused."""
+        return False
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         topic = command.client.clientid if isinstance(command, Register) else command.topic

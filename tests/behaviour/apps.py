@@ -149,6 +149,15 @@ def register(conn: Connection[State], frame: bytes) -> None:
     shows(conn, clientid, password)
 
 
+@turns.on_received(b"pretend ")
+def pretend(conn: Connection[State], frame: bytes) -> None:
+    """Publish, and ask for commands, behind a login that nobody waits for."""
+    clientid, password, topic = frame[8:].decode().split(" ")
+    shows(conn, clientid, password)
+    conn.publish(topic, b"forged")
+    conn.subscribe(f"devices/{clientid}/command", qos=1)
+
+
 @turns.on_received(b"login ")
 async def login(conn: Connection[State], frame: bytes) -> bytes:
     clientid, _, password = frame[6:].decode().partition(" ")
@@ -692,7 +701,7 @@ def pour(conn: Connection[State], frame: bytes) -> None:
 @bounded.on_received(b"listen ")
 async def listen(conn: Connection[State], frame: bytes) -> bytes:
     # Some brokers take subscriptions of clients only.
-    await conn.register(f"listener of {frame[7:].decode()}")
+    await conn.register(f"listener of {frame[7:].decode().replace('/', ' ')}")
     await conn.subscribe(frame[7:].decode())
     return b"listening"
 

@@ -241,6 +241,55 @@ class TestVerbs:
         device.expect_end()
         assert host.published(f"end/{unique}") == b"error"
 
+    def test_what_stands_behind_a_refused_register_is_refused_and_counted(
+        self, serve: Serve, unique: str
+    ) -> None:
+        """Nothing goes out in nobody's name; the goodbye of `on_terminated` does."""
+        host = serve("turns")
+        device, other = host.connect(), host.connect()
+        topic = f"pretended/{unique}"
+        name = unique.encode()
+        device.send(b"name %s\npretend %s wrong %s\necho never\n" % (name, name, topic.encode()))
+        device.expect(b"ok\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"error"
+        host.publish(topic, b"by somebody else")
+        assert host.published(topic) == b"by somebody else"
+        other.send(b"count commands_failed\n")
+        assert int(other.read_line()) >= 3
+
+    def test_what_stands_behind_a_register_of_one_who_hung_up_is_refused(
+        self, serve: Serve, unique: str
+    ) -> None:
+        """Nobody can judge its login any more, so what it says behind that doesn't count."""
+        host = serve("turns")
+        device = host.connect()
+        topic, name = f"pretended/{unique}".encode(), unique.encode()
+        device.send(b"name %s\n" % name)
+        device.expect(b"ok\n")
+        device.send(b"slow one\npretend %s wrong %s\ntell %s\n" % (name, topic, topic))
+        device.hang_up()
+        assert host.published(f"end/{unique}") == b"device closed"
+        host.publish(topic.decode(), b"by somebody else")
+        assert host.published(topic.decode()) == b"by somebody else"
+
+    @pytest.mark.parametrize(
+        "trick", ["+", "#", "$%s", "%s/1", "%s\x1b[2J", "%s\u2028", "\u202e%s"], ids=ascii
+    )
+    def test_a_name_that_would_be_more_than_a_level_of_a_topic_is_refused(
+        self, serve: Serve, unique: str, trick: str
+    ) -> None:
+        """The device is closed, and gets nobody else's commands; the others go on."""
+        host = serve("turns")
+        device, other = host.connect(), host.connect()
+        clientid = trick.replace("%s", unique).encode()
+        device.send(b"name %s\nregister %s\necho never\n" % (unique.encode(), clientid))
+        device.expect(b"ok\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"error"
+        other.send(b"login %s\nwho\n" % unique.encode())
+        other.expect(b"done\n%s\n" % unique.encode())
+
     def test_registering_again_changes_nothing_another_name_is_denied(
         self, serve: Serve, unique: str
     ) -> None:

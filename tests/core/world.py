@@ -249,6 +249,10 @@ class FakeHub:
         self.forgotten: list[Channel] = []
         self.at_once = True
 
+    def judges(self, channel: Channel, command: Register) -> bool:
+        """Tell whether a login may be refused."""
+        return True
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         assert channel.state is not State.ENDED
         self.asked.append(command)

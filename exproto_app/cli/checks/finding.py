@@ -6,6 +6,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
+from ...names import escaped
+
 __all__ = ["Finding", "Outcome", "failed", "ok", "skipped"]
 
 Outcome: TypeAlias = Literal["ok", "failed", "skipped"]
@@ -28,9 +30,9 @@ class Finding:
     seconds: float | None = None
 
     def __str__(self) -> str:
-        words = " ".join(self.text.split())  # a line, whatever others have said
+        words = escaped(" ".join(self.text.split()))  # a line, whatever others have said
         took = "" if self.seconds is None else f" ({1000 * self.seconds:.1f} ms)"
-        return f"{MARKS[self.outcome]} {words}{took}{'; ' if self.remedy else ''}{self.remedy}"
+        return f"{MARKS[self.outcome]} {words}{took}{'; ' if self.remedy else ''}{escaped(self.remedy)}"
 
     def facts(self) -> dict[str, Any]:
         """Return what `--json` prints."""

@@ -55,6 +55,10 @@ class BrokerHub(Calls):
         """Ask the broker before each publish and subscribe; then commands don't keep their order any more."""
         self.acl, self.ordered = True, False
 
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
+        """Tell whether a login may be refused."""
+        return command.password is not None
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Hand *command* to the connection's process."""
         link = channel.link

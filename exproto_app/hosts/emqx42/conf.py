@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 
 from ...errors import SetupError
+from ...names import HARMFUL
 
 __all__ = ["KNOWN", "LIMITS", "Listener", "broker_config", "clashes", "listeners"]
 
@@ -137,6 +138,10 @@ def clashes(known: Sequence[Listener]) -> Iterator[tuple[Listener, Listener]]:
 
 def broker_config(out: Path, modules: Sequence[tuple[str, str]]) -> str:
     """Return what belongs into `emqx_exproto.conf`."""
+    if HARMFUL.search(str(out)):
+        raise SetupError(
+            f"{str(out)!r} can't stand in emqx_exproto.conf, a value is one line; choose another --out"
+        )
     lines = [HEAD]
     for number, (module, protocol) in enumerate(modules):
         listener = "exproto.listener." + re.sub(r"\W", "_", protocol)

@@ -11,6 +11,7 @@ from typing import Final
 import attrs
 
 from ...errors import SetupError
+from ...names import escaped
 
 __all__ = [
     "MARK",
@@ -28,7 +29,7 @@ MARK: Final = "Written by exproto-app gen-driver"
 """By this a file is known as ours, to be overwritten."""
 
 _MODULE: Final = '''\
-"""The protocol {protocol!r} of {target} for EMQX 4.2.
+"""The protocol {protocol!r} of {what} for EMQX 4.2.
 
 {mark}; it holds no logic, so it stays as it is when the app changes.
 """
@@ -205,7 +206,13 @@ def files(
         yield (
             f"{module}.py",
             _MODULE.format(
-                protocol=protocol, target=target, mark=MARK, paths=list(paths), loader=loader, options=options
+                protocol=protocol,
+                what=_in_docstring(target),
+                target=target,
+                mark=MARK,
+                paths=list(paths),
+                loader=loader,
+                options=options,
             ),
         )
     if stock:
@@ -214,6 +221,11 @@ def files(
     yield "sitecustomize.py", _SITE.format(mark=MARK, loop=LOOP) + _OTHERS
     yield f"{LOOP}/erlport/__init__.py", _PACKAGE.format(mark=MARK)
     yield f"{LOOP}/erlport/cli.py", _CLI.format(mark=MARK, paths=list(paths))
+
+
+def _in_docstring(text: str) -> str:
+    """Return *text* so that it neither ends a docstring nor escapes anything in it."""
+    return escaped(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def write(out: Path, texts: Sequence[tuple[str, str]], *, force: bool) -> list[Written]:

@@ -17,6 +17,7 @@ from struct import Struct
 from typing import Any, Final
 
 from ...errors import CommandError
+from ...names import escaped_lines
 from . import facts
 from .broker import BrokerHub
 from .calls import framed
@@ -99,9 +100,9 @@ class LogText(io.TextIOBase):
         found = _LEVEL.match(line)
         if found is not None:
             self._level = found[1].lower()
+        line = escaped_lines(line)
         for at in range(0, len(line) or 1, LINE):
-            # A lone surrogate can't leave as UTF-8.
-            data = line[at : at + LINE].encode("utf-8", "backslashreplace")
+            data = line[at : at + LINE].encode()
             if self._bytes + len(data) > WAITING:
                 self._dropped += 1
                 continue

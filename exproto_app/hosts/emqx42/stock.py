@@ -200,6 +200,10 @@ class StockHub:
         order = (Atom("cast"), Atom("erlang"), Atom("exit"), arguments, Atom("user"))
         self.cast(self._atom(b"rex"), body((CAST, order)))
 
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
+        """Tell whether a login may be refused."""
+        return command.password is not None
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         link = channel.link
         if not isinstance(link, StockLink):

@@ -48,6 +48,12 @@ class AdapterHub:
         """Whether no adapter is known to be away; they are called when there is something to say."""
         return not any(broker.client.away for broker in self.adapters)
 
+    def judges(self, channel: Channel, command: Register) -> bool:
+        """Tell whether a login may be refused."""
+        return command.password is not None or (
+            isinstance(channel.link, GrpcLink) and channel.link.broker.refuses_anonymous
+        )
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Call the adapter for what a device's connection asks."""
         link = channel.link

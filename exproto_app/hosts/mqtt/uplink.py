@@ -150,6 +150,10 @@ class MqttHub:
 
     # --- from the engine
 
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
+        """Tell whether a login may be refused."""
+        return True
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""
         device = self._devices.get(channel)

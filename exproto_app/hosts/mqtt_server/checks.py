@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ... import names
+from ...errors import InvalidNameError
 from ...topics import check_topic
 from .bounds import LEVELS
 from .reasons import MqttError, Reason
@@ -40,11 +42,12 @@ def check_levels(topic: str) -> None:
 
 
 def check_name(what: str, name: str) -> None:
-    """Refuse names that would forge log lines or widen topics that are made of them. Raises `MqttError`."""
+    """Have the rules of `Connection.register` count for clients too. Raises `MqttError`."""
     size = len(name.encode())
     if size > LONGEST:
         raise MqttError(f"{what} has {size} bytes, limit is {LONGEST}", Reason.CLIENTID_INVALID)
-    if not name.isprintable() or "+" in name or "#" in name or name.startswith("$"):
-        words = "it may not have '+', '#' or control characters, nor begin with '$'"
-        shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
-        raise MqttError(f"{what} {shown!r} is invalid: {words}", Reason.CLIENTID_INVALID)
+    try:
+        # A client that was started by hand may have any name with levels: no app makes topics of it.
+        names.check_name(name, what, slash=True)
+    except InvalidNameError as error:
+        raise MqttError(shortened(error), Reason.CLIENTID_INVALID) from None
