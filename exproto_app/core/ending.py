@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .calls import HandlerCalls
 from .inbound import Inbound
 from .outbound import Outbound
-from .states import CLOSED, CLOSING, DRAINING, ENDED, GONE, LEAVING, OPEN
+from .states import CLOSED, CLOSING, DRAINING, ENDED, GONE, LEAVING, OPEN, WRITE_BLOCKED
 
 if TYPE_CHECKING:
     from ..runtime import Timer
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Ending"]
 
 log = logging.getLogger("exproto_app")
+
+HURRY: Final = 1.0
+"""Seconds of a shutdown in which what was received before is still handled, and a device may still read."""
 
 
 class Ending:
@@ -41,8 +44,23 @@ class Ending:
     def limit(self) -> None:
         """Give the present step `Limits.end_timeout` seconds, unless it has its limit already."""
         if self._timer is None:
-            engine = self._owner.engine
-            self._timer = engine.runtime.call_later(engine.limits.end_timeout, self._late)
+            owner = self._owner
+            seconds, then = owner.engine.limits.end_timeout, self._late
+            if owner.reason == "shutdown" and owner.state is DRAINING and seconds > HURRY:
+                seconds, then = HURRY, self._hurry
+            self._timer = owner.engine.runtime.call_later(seconds, then)
+
+    def _hurry(self) -> None:
+        """Handle no more of what waits, and give up a device that reads nothing: only we ourselves have time."""
+        owner = self._owner
+        if self._timer is None or owner.state >= GONE:
+            return
+        engine = owner.engine
+        self._timer = engine.runtime.call_later(engine.limits.end_timeout - HURRY, self._late)
+        self._inbound.shut = True
+        if owner.waits & WRITE_BLOCKED and self._calls.turn is None and not owner.commands_waiting:
+            owner.lose("it reads nothing, and the host stops")
+        owner.later()
 
     def close_when_flushed(self) -> None:
         """Close when all is handled that is to be, and both queues are flushed."""
