@@ -33,7 +33,6 @@ from .states import (
     OPEN,
     OPENING,
     PACE,
-    PIECE,
     RESUMES,
     RUNNING,
 )
@@ -93,7 +92,7 @@ class Channel(Verbs):
             frames = [data]
         else:
             decoder = inbound.decoder
-            frames = decoder.feed(data) if size <= PIECE else MANY
+            frames = decoder.feed(data) if size <= inbound.piece else MANY
             if len(frames) > BATCH or decoder.error is not None or decoder.bad is not None:
                 self._sort_out(data, frames)
                 return
@@ -122,6 +121,7 @@ class Channel(Verbs):
                 self.tracer.received(data)
             inbound.add(inbound.cut(data))
             self.advance()
+            self.scheduler.pace()
 
     def _sort_out(self, data: bytes, frames: list[bytes]) -> None:
         """Go on behind the straight path where there is more to do than handle a few *frames* of *data*."""
@@ -130,6 +130,7 @@ class Channel(Verbs):
         else:
             self.inbound.add(self.inbound.sort_out(frames))
         self.advance()
+        self.scheduler.pace()
 
     def delivered(self, messages: Sequence[Message], acknowledge: Callable[[], object] | None = None) -> None:
         """Take *messages* that the broker has for the device.

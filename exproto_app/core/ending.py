@@ -51,7 +51,7 @@ class Ending:
             self._timer = owner.engine.runtime.call_later(seconds, then)
 
     def _hurry(self) -> None:
-        """Handle no more of what waits, and give up a device that reads nothing: only we ourselves have time."""
+        """Handle no more of what waits, and give up a device that reads nothing."""
         owner = self._owner
         if self._timer is None or owner.state >= GONE:
             return
