@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTO := exproto_app/hosts/grpc
 
-.PHONY: run test unit check coverage matrix format lint types bench fuzz proto clean
+.PHONY: run test unit check coverage matrix format lint types bench chaos fuzz proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
@@ -47,6 +47,11 @@ proto: .venv/proto
 
 bench: .venv/dev
 	$(BIN)/python -m tests.bench
+
+# A gateway with workers and a Mosquitto in bad weather, SECONDS long; SEED repeats one.
+SECONDS ?= 180
+chaos: .venv/dev
+	$(BIN)/python -m tests.chaos $(SECONDS) $(SEED)
 
 # Hostile bytes for every framing and example, about four minutes.
 fuzz: .venv/dev

@@ -27,7 +27,6 @@ from .states import (
     DRAINING,
     ENDED,
     FAILURES,
-    GONE,
     INDIRECT,
     LEAVING,
     OPEN,
@@ -198,14 +197,17 @@ class Channel(Verbs):
             if self.state is DRAINING and not drain:
                 self.move_on(CLOSING)
                 self.later()
-            elif self.state is GONE and reason == "shutdown":
-                self._make_ending().limit()
+            if reason == "shutdown":
+                self._make_ending().stop()
             return
         self.reason, self.detail = reason, detail
         self.move_on(DRAINING if drain else CLOSING)
         if drain:
             self.inbound.pause()
-        self._make_ending().limit()
+        ending = self._make_ending()
+        if reason == "shutdown":
+            ending.stop()
+        ending.limit()
         self.later()
 
     # --- turns
