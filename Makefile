@@ -53,9 +53,12 @@ SECONDS ?= 180
 chaos: .venv/dev
 	$(BIN)/python -m tests.chaos $(SECONDS) $(SEED)
 
-# Hostile bytes for every framing and example, about four minutes.
+# Hostile bytes and hostile structure for everything that reads from outside.
+FUZZ := tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py \
+	tests/door/test_hostile.py tests/test_fuzz.py tests/test_terms.py tests/test_proxy.py \
+	tests/test_recording.py tests/test_capture.py tests/grpc/test_hostile.py tests/grpc/test_wire.py
 fuzz: .venv/dev
-	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py tests/door/test_hostile.py -q --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest $(FUZZ) -q --hypothesis-profile=fuzz
 
 # The guide and the docstrings as a site.
 .PHONY: docs

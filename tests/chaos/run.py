@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import attrs
@@ -43,12 +44,15 @@ class Subscriber:
         self._client = paho.Client(CallbackAPIVersion.VERSION2, "subscriber", clean_session=False)
         self._client.reconnect_delay_set(1, 1)
         self._subscribed = threading.Event()
-        self._client.on_connect = lambda *_: self._client.subscribe("records", 1)
+        self._client.on_connect = self._subscribe
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = lambda *arguments: self._take(arguments[2].payload.decode())
         self._client.connect_async("127.0.0.1", port, keepalive=5)
         self._client.loop_start()
         assert self._subscribed.wait(PATIENCE)
+
+    def _subscribe(self, *_: Any) -> None:
+        self._client.subscribe("records", 1)
 
     def _take(self, record: str) -> None:
         with self._news:
@@ -198,9 +202,9 @@ def run(folder: Path, seconds: float, count: int = 100, seed: int = 0) -> Report
             report.figures += f"; process {pid}: {files} files, {memory:.0f} MB"
             if memory > MEMORY:
                 report.wrong.append(f"process {pid} had {memory:.0f} MB, limit is {MEMORY:.0f}")
-        files = [look_at(pid)[0] for pid in site.workers()]
-        if max(files) > min(files) + SPARE:
-            report.wrong.append(f"workers have {files} files open without a device")
+        opened = [look_at(pid)[0] for pid in site.workers()]
+        if max(opened) > min(opened) + SPARE:
+            report.wrong.append(f"workers have {opened} files open without a device")
         code = site.process.end()
         text = "\n".join(site.process.lines)
         if code:

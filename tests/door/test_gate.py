@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_a_device_takes_no_name_of_another_users_client_or_device() -> None:
                     assert await thief.ask(b"login dev5 mallory") == b""
                 async with site.device() as again:
                     assert await again.ask(b"login dev5 fleet") == b"welcome"
-                    options = {"username": "mallory", "password": b"right"}
+                    options: dict[str, Any] = {"username": "mallory", "password": b"right"}
                     async with site.mqtt("dev5", code=Reason.NOT_AUTHORIZED, **options):
                         pass
             assert site.stat("logins_failed") == 3
