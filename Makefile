@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTO := exproto_app/hosts/grpc
 
-.PHONY: run test unit check coverage matrix format lint types bench fuzz proto clean
+.PHONY: run test unit check coverage matrix format lint types bench chaos fuzz proto clean
 
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
@@ -48,9 +48,17 @@ proto: .venv/proto
 bench: .venv/dev
 	$(BIN)/python -m tests.bench
 
-# Hostile bytes for every framing and example, about four minutes.
+# A gateway with workers and a Mosquitto in bad weather, SECONDS long; SEED repeats one.
+SECONDS ?= 180
+chaos: .venv/dev
+	$(BIN)/python -m tests.chaos $(SECONDS) $(SEED)
+
+# Hostile bytes and hostile structure for everything that reads from outside.
+FUZZ := tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py \
+	tests/door/test_hostile.py tests/test_fuzz.py tests/test_terms.py tests/test_proxy.py \
+	tests/test_recording.py tests/test_capture.py tests/grpc/test_hostile.py tests/grpc/test_wire.py
 fuzz: .venv/dev
-	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py tests/door/test_hostile.py -q --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest $(FUZZ) -q --hypothesis-profile=fuzz
 
 # The guide and the docstrings as a site.
 .PHONY: docs

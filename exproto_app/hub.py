@@ -6,7 +6,7 @@ import inspect
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -91,6 +91,11 @@ class MemoryHub:
     is subscribed; overlapping subscriptions of one device deliver once, with the highest QoS. Retained
     messages are kept as long as the hub is there, *retained* of them at most, with *retained_bytes* at most:
     what is beyond that is delivered, but not kept, and its outcome is `UnavailableError`.
+
+    With a login rule a name belongs to its user, who is told by the username, or the clientid where there is
+    none: as long as somebody is connected by a clientid, or has a session kept for it, only the same user may
+    take it over, whether by a listener for devices or as an MQTT client. *guests* are those who aren't
+    devices, by clientid.
     """
 
     ordered = True
@@ -115,6 +120,7 @@ class MemoryHub:
         self._groups: dict[str, Group] = {}
         self._absent: set[Member] = set()
         self._ids = itertools.count(1)
+        self.guests: Mapping[str, Member] = {}
 
     def __str__(self) -> str:
         return "the embedded hub"
@@ -138,6 +144,21 @@ class MemoryHub:
             return True
         answer = self._login(client, password)
         return bool(await answer if inspect.isawaitable(answer) else answer)
+
+    def owner(self, client: ClientInfo, devices: Mapping[str, Member], asker: Member | None = None) -> str:
+        """Return the user, other than that of *client*, who has its clientid; nothing if it is free to take.
+
+        *devices* are those connected; *asker*, one of them, may have the name already.
+        """
+        if self._login is None:
+            return ""
+        for members in (devices, self.guests):
+            member = members.get(client.clientid)
+            if member is None or member is asker or member.client is None:
+                continue
+            if (user := _user(member.client)) != _user(client):
+                return user
+        return ""
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""
@@ -320,30 +341,46 @@ class MemoryHub:
         except Exception as error:  # noqa: BLE001 - a login rule is the user's code
             return refused(self._broken(error, command.password))
         if not inspect.isawaitable(answer):
-            return DONE if answer else refused(self._denied(command.client))
+            denied = self._denied(channel, command.client, answer)
+            return DONE if denied is None else refused(denied)
         outcome: Outcome[None] = Outcome(channel.engine.runtime.waiter)
-        channel.engine.runtime.run_task(answer, partial(self._answered, command, outcome))
+        channel.engine.runtime.run_task(answer, partial(self._answered, channel, command, outcome))
         return outcome
 
     def _answered(
-        self, command: Register, outcome: Outcome[None], answer: object, error: BaseException | None
+        self,
+        channel: Channel,
+        command: Register,
+        outcome: Outcome[None],
+        answer: object,
+        error: BaseException | None,
     ) -> None:
         if error is not None:
             outcome.fail(self._broken(error, command.password))
-        elif answer:
-            outcome.settle(None)
+        elif (denied := self._denied(channel, command.client, answer)) is not None:
+            outcome.fail(denied)
         else:
-            outcome.fail(self._denied(command.client))
+            outcome.settle(None)
 
-    @staticmethod
-    def _denied(client: ClientInfo) -> DeniedError:
-        return DeniedError(f"{client.clientid!r} may not register: wrong clientid, username or password")
+    def _denied(self, channel: Channel, client: ClientInfo, answer: object) -> DeniedError | None:
+        """Return why *client* may not register, though the login rule's *answer* may be that it may."""
+        why = "wrong clientid, username or password"
+        if answer:
+            owner = self.owner(client, channel.engine.clients, channel)
+            if not owner:
+                return None
+            why = f"the clientid belongs to the user {owner!r}"
+        return DeniedError(f"{client.clientid!r} may not register: {why}")
 
     @staticmethod
     def _broken(error: BaseException, password: str | None) -> UnavailableError:
         hide = partial(hide_secrets, secrets=password_forms(password or ""))
         log_error(log, "hub ! the login rule failed: %s", error=error, hide=hide)
         return UnavailableError(f"the login rule failed: {hide(repr(error))}")
+
+
+def _user(client: ClientInfo) -> str:
+    return client.username or client.clientid
 
 
 def _size(message: Message) -> int:

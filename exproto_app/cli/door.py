@@ -61,7 +61,8 @@ async def opened(choice: DoorChoice | None, gateway: Gateway) -> AsyncIterator[l
         yield []
         return
     level = logging.WARNING if choice.asked else logging.INFO
-    server = MqttServer(gateway.hub, choice.address)
+    server = MqttServer(gateway.hub, choice.address, gate=gateway.guests)
+    gateway.guests.end = server.end_clients
     try:
         await server.start(gateway.runner.engine)
     except OSError as error:

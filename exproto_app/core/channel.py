@@ -28,13 +28,11 @@ from .states import (
     DRAINING,
     ENDED,
     FAILURES,
-    GONE,
     INDIRECT,
     LEAVING,
     OPEN,
     OPENING,
     PACE,
-    PIECE,
     RESUMES,
     RUNNING,
 )
@@ -94,7 +92,7 @@ class Channel(Verbs):
             frames = [data]
         else:
             decoder = inbound.decoder
-            frames = decoder.feed(data) if size <= PIECE else MANY
+            frames = decoder.feed(data) if size <= inbound.piece else MANY
             if len(frames) > BATCH or decoder.error is not None or decoder.bad is not None:
                 self._sort_out(data, frames)
                 return
@@ -123,6 +121,7 @@ class Channel(Verbs):
                 self.tracer.received(data)
             inbound.add(inbound.cut(data))
             self.advance()
+            self.scheduler.pace()
 
     def _sort_out(self, data: bytes, frames: list[bytes]) -> None:
         """Go on behind the straight path where there is more to do than handle a few *frames* of *data*."""
@@ -131,6 +130,7 @@ class Channel(Verbs):
         else:
             self.inbound.add(self.inbound.sort_out(frames))
         self.advance()
+        self.scheduler.pace()
 
     def delivered(self, messages: Sequence[Message], acknowledge: Callable[[], object] | None = None) -> None:
         """Take *messages* that the broker has for the device.
@@ -198,14 +198,17 @@ class Channel(Verbs):
             if self.state is DRAINING and not drain:
                 self.move_on(CLOSING)
                 self.later()
-            elif self.state is GONE and reason == "shutdown":
-                self._make_ending().limit()
+            if reason == "shutdown":
+                self._make_ending().stop()
             return
         self.reason, self.detail = reason, detail
         self.move_on(DRAINING if drain else CLOSING)
         if drain:
             self.inbound.pause()
-        self._make_ending().limit()
+        ending = self._make_ending()
+        if reason == "shutdown":
+            ending.stop()
+        ending.limit()
         self.later()
 
     # --- turns

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .calls import HandlerCalls
 from .inbound import Inbound
 from .outbound import Outbound
-from .states import CLOSED, CLOSING, DRAINING, ENDED, GONE, LEAVING, OPEN
+from .states import CLOSED, CLOSING, DRAINING, ENDED, GONE, LEAVING, OPEN, WRITE_BLOCKED
 
 if TYPE_CHECKING:
     from ..runtime import Timer
@@ -19,11 +19,27 @@ __all__ = ["Ending"]
 
 log = logging.getLogger("exproto_app")
 
+HURRY: Final = 1.0
+"""Seconds of a shutdown in which what was received before is still handled, and a device may still read."""
+
+AGAIN: Final = 0.5
+"""Seconds from then on between two looks whether it is the device alone that we wait for."""
+
 
 class Ending:
     """The end of one connection; made when it begins to end."""
 
-    __slots__ = ("_callbacks", "_calls", "_inbound", "_outbound", "_owner", "_timer", "terminating")
+    __slots__ = (
+        "_callbacks",
+        "_calls",
+        "_hurried",
+        "_inbound",
+        "_outbound",
+        "_owner",
+        "_stopping",
+        "_timer",
+        "terminating",
+    )
 
     def __init__(self, owner: Owner, inbound: Inbound, outbound: Outbound, calls: HandlerCalls) -> None:
         self._owner = owner
@@ -31,6 +47,8 @@ class Ending:
         self._outbound = outbound
         self._calls = calls
         self._timer: Timer | None = None
+        self._stopping = False
+        self._hurried = 0
         self.terminating = False
         self._callbacks: list[Callable[[], None]] = []
 
@@ -42,7 +60,34 @@ class Ending:
         """Give the present step `Limits.end_timeout` seconds, unless it has its limit already."""
         if self._timer is None:
             engine = self._owner.engine
-            self._timer = engine.runtime.call_later(engine.limits.end_timeout, self._late)
+            seconds, then = engine.limits.end_timeout, self._late
+            if self._stopping and self._owner.state <= GONE and seconds > HURRY:
+                seconds, then = HURRY, self._hurry
+            self._timer = engine.runtime.call_later(seconds, then)
+
+    def stop(self) -> None:
+        """Take note that the host stops, whoever had the connection end before."""
+        if not self._stopping:
+            self._stopping = True
+            self._cancel_timer()
+            self.limit()
+
+    def _hurry(self) -> None:
+        """Handle no more of what waits, and give up a device that reads nothing."""
+        owner = self._owner
+        if self._timer is None or owner.state > GONE:
+            return
+        self._inbound.shut = True
+        limits = owner.engine.limits
+        self._hurried += 1
+        left = limits.end_timeout - HURRY - self._hurried * AGAIN
+        then = self._hurry if left > 0 else self._late
+        self._timer = owner.engine.runtime.call_later(AGAIN, then)
+        if owner.state is CLOSED:
+            owner.link.abort()
+        elif owner.waits & WRITE_BLOCKED and self._calls.turn is None and not owner.commands_waiting:
+            owner.lose("it reads nothing, and the host stops")
+        owner.later()
 
     def close_when_flushed(self) -> None:
         """Close when all is handled that is to be, and both queues are flushed."""

@@ -12,7 +12,7 @@ from ..errors import FramingError
 from ..framing import FRAME_LIMIT, RAW, Bad, Decoder
 from ..masking import hide_hex, hide_said, hide_secrets, masked, secrets_in
 from .naming import shown
-from .states import BACKLOG, OPEN, OPENING, PIECE, RUNNING
+from .states import BACKLOG, CUT, FIRST_PIECE, LEAST_PIECE, OPEN, OPENING, PIECE, RUNNING
 
 if TYPE_CHECKING:
     from .seams import Owner
@@ -49,7 +49,7 @@ class Inbound:
         self.datagram = owner.conn.info.socktype in ("udp", "dtls")
         self.decoder = Decoder(framing)
         # What isn't cut is no work; a datagram is cut as a whole, for all of it counts or nothing.
-        self.piece = FRAME_LIMIT if framing is RAW or self.datagram else PIECE
+        self.piece = FRAME_LIMIT if framing is RAW or self.datagram else FIRST_PIECE
         self.raw = framing is RAW and not self.datagram
         self.frames: Iterator[bytes] | None = None
         self.size = 0
@@ -98,8 +98,16 @@ class Inbound:
             view = memoryview(data)
             self._owner.put_back(self.take, view[self.piece :])
             data = view[: self.piece]
-        self.size -= len(data)
+        size = len(data)
+        self.size -= size
+        clock = self._owner.engine.runtime.time
+        began = clock()
         self.add(self.cut(data if type(data) is bytes else bytes(data)))
+        took = clock() - began
+        if size == self.piece and took <= CUT / 2:
+            self.piece = min(2 * size, max(PIECE, size))
+        elif took > CUT and LEAST_PIECE < self.piece <= PIECE:
+            self.piece //= 2
 
     def add(self, frames: list[bytes]) -> None:
         """Have *frames* wait for their turns."""

@@ -60,10 +60,11 @@ any, what was just received is handled on the spot. Each reason is set and clear
 `BLOCKS` are those that no turn gets past. The others only say that `advance` has something to see to.
 
 **Slices.** No connection holds the loop. A read of a few frames is handled on the spot. Whatever is more is
-cut in pieces of `PIECE` bytes, and its frames handled a `BATCH` at a time: after each the clock is looked at,
-and after `SLICE` seconds the connection goes to the back of the `Scheduler`'s queue. All slices in one turn
-of the event loop take `ROUND` seconds together at most; sockets and timers come in between. While a
-connection's backlog is above `Limits.inbox`, its socket isn't read.
+cut in pieces, of as many bytes as take `CUT` seconds but `PIECE` at most, and its frames handled a `BATCH`
+at a time: after each the clock is looked at, and after `SLICE` seconds the connection goes to the back of the
+`Scheduler`'s queue. All slices in one turn of the event loop take `ROUND` seconds together at most; sockets
+and timers come in between. While a connection's backlog is above `Limits.inbox`, its socket isn't read. At a
+shutdown what waits has a second.
 """
 
 from __future__ import annotations
@@ -78,13 +79,16 @@ __all__ = [
     "CLOSED",
     "CLOSING",
     "CONGESTED",
+    "CUT",
     "DRAINING",
     "ENDED",
     "ENDING",
     "FAILURES",
+    "FIRST_PIECE",
     "GONE",
     "HANDLER",
     "INDIRECT",
+    "LEAST_PIECE",
     "LEAVING",
     "NOT_RUNNING",
     "OPEN",
@@ -145,7 +149,12 @@ BLOCKS: Final = HANDLER | REGISTER | CONGESTED | WRITE_BLOCKED | OUTBOUND_FULL
 """The reasons that no turn gets past."""
 
 PIECE: Final = 8_192
-"""Bytes that are cut into frames at a time."""
+LEAST_PIECE: Final = 64
+FIRST_PIECE: Final = 512
+"""Bytes that are cut into frames at a time: at most, at least, and at first."""
+
+CUT: Final = 0.002
+"""Seconds that cutting a piece may take; the next one is smaller if it took longer."""
 
 BATCH: Final = 16
 """Frames that are handled before the clock is looked at."""

@@ -1,6 +1,6 @@
 """Well-behaved devices beside hostile peers: 100 devices, one line a second each, beside each attacker.
 
-Run it as `python -m tests.bench hostile [ATTACKER…]`. The server is `exproto-app run` as operators start it,
+Run it as `python -m tests.bench.hostile [ATTACKER…]`. The server is `exproto-app run` as operators start it,
 in a process of its own, anew for each attacker; attackers have processes of their own too. For each, by
 itself and twenty times over, it tells the devices' p99 and maximum, the server's peak of memory, the slowest
 answer of `/healthz`, and how long the server takes to end after SIGTERM while the attack goes on.
@@ -41,6 +41,12 @@ DEVICES: Final = 100
 SECONDS: Final = 5.0
 MANY: Final = 20
 
+FLOOD: Final = 6_000_000
+"""Bytes that a flood sends before it hangs up."""
+
+SPOKEN: Final = ("jt808", "gt06", "nmea", "modbus")
+"""The protocols besides the one of the well-behaved."""
+
 P99: Final = 50.0
 MOST: Final = 250.0
 MEMORY: Final = 150.0
@@ -48,11 +54,30 @@ STOP: Final = 2.0
 HEALTH: Final = 1.0
 """The bars: milliseconds, milliseconds, MB, seconds, seconds."""
 
-APP: Final = """
+EXAMPLES: Final = Path(__file__).parents[2] / "examples"
+
+APP: Final = f"""
+import sys
+
+sys.path.insert(0, {str(EXAMPLES)!r})
+
+import gt06
+import jt808
+import modbus_rtu
+import nmea
 from exproto_app import App, Connection
-from exproto_app.framing import Line
+from exproto_app.framing import FirstOf, Line, Resync
 
 app = App(framing=Line())
+for name, framing in (
+    ("jt808", jt808.FRAMING),
+    ("gt06", Resync(FirstOf(gt06.SHORT, gt06.LONG))),
+    ("nmea", nmea.LINES),
+    ("modbus", modbus_rtu.Answers()),
+):
+    @app.protocol(name, framing=framing).on_received
+    def spoken(conn: Connection, frame: bytes) -> None:
+        pass
 
 
 @app.on_received
@@ -76,6 +101,10 @@ class Target:
     udp: int
     tls: int
     health: int
+    jt808: int
+    gt06: int
+    nmea: int
+    modbus: int
 
 
 Attacker = Callable[[Target], Coroutine[Any, Any, None]]
@@ -182,6 +211,24 @@ async def connects(target: Target) -> None:
             sock.close()
 
 
+def flood(name: str, unit: bytes) -> Attacker:
+    """Return who sends 6 MB of *unit* in two seconds at most, hangs up, and comes again."""
+
+    async def attack(target: Target) -> None:
+        piece = unit * (65_536 // len(unit))
+        while True:
+            sock = await connect(getattr(target, name))
+            if sock is None:
+                await asyncio.sleep(0.1)
+                continue
+            with sock, contextlib.suppress(OSError, asyncio.TimeoutError):
+                for _ in range(FLOOD // len(piece)):
+                    await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(sock, piece), 2)
+            await asyncio.sleep(0.1)
+
+    return attack
+
+
 ATTACKERS: Final[dict[str, Attacker]] = {
     "nobody": nobody,
     "logins": logins,
@@ -190,6 +237,11 @@ ATTACKERS: Final[dict[str, Attacker]] = {
     "half_open": half_open,
     "slow_health": slow_health,
     "connects": connects,
+    "flood_echo": flood("tcp", b"\n"),
+    "flood_jt808": flood("jt808", b"\x7e\x00"),
+    "flood_gt06": flood("gt06", b"\x78"),
+    "flood_nmea": flood("nmea", b"$\n"),
+    "flood_modbus": flood("modbus", b"\x05\x06"),
 }
 
 
@@ -199,7 +251,8 @@ ATTACKERS: Final[dict[str, Attacker]] = {
 @contextmanager
 def server(folder: Path, loop: str) -> Iterator[tuple[subprocess.Popen[str], Target]]:
     """Run a gateway."""
-    listens = [f"{scheme}://127.0.0.1:0" for scheme in ("tcp", "udp", "tls")]
+    listens = [f"default={scheme}://127.0.0.1:0" for scheme in ("tcp", "udp", "tls")]
+    listens += [f"{name}=tcp://127.0.0.1:0" for name in SPOKEN]
     command = [sys.executable, "-m", "exproto_app", "run", str(folder / "app.py"), "--loop", loop]
     options = ["--users", str(folder / "users"), "--cert", str(folder / "server.pem")]
     options += ["--metrics", "127.0.0.1:0", "--mqtt-listen", "off", "--log-level", "error"]
@@ -217,8 +270,10 @@ def server(folder: Path, loop: str) -> Iterator[tuple[subprocess.Popen[str], Tar
             text += line
             if "Ctrl-C" in line:
                 break
-        ports = dict(re.findall(r"(tcp|udp|tls|http)://127\.0\.0\.1:(\d+)", text))
-        yield process, Target(*(int(ports[name]) for name in ("tcp", "udp", "tls", "http")))
+        ports = dict(re.findall(r"((?:\w+ on )?\w+)://127\.0\.0\.1:(\d+)", text))
+        names = [f"default on {scheme}" for scheme in ("tcp", "udp", "tls")]
+        names += ["metrics on http", *(f"{name} on tcp" for name in SPOKEN)]
+        yield process, Target(*(int(ports[name]) for name in names))
     finally:
         process.kill()
         process.wait()

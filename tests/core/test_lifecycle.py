@@ -175,11 +175,46 @@ def test_a_shutdown_is_prompt_whatever_is_queued(life: Life) -> None:
     channel.unwritable()
     channel.received(b"a\n" * 10_000)
     life.world.engine.shutdown()
-    life.world.runtime.advance(6)
-    assert (channel.state, link.told[0]) == (CLOSED, "close")
+    life.world.runtime.advance(1)
+    assert (channel.state, link.told) == (CLOSED, ["abort"])
     channel.terminated()
     assert life.seen == ["connect", "gone: shutdown"]
     assert life.app.stats["bytes_dropped.closing"] == 20_000
+
+
+def test_a_shutdown_gives_what_is_queued_a_second(life: Life) -> None:
+    """What isn't handled by then is dropped and counted."""
+    channel, link = life.world.connect()
+    runtime = life.world.runtime
+    runtime.tick = 0.01
+    channel.received(b"a\n" * 10_000)
+    life.world.engine.shutdown()
+    began = runtime.now
+    while not link.told:
+        runtime.soon.popleft()()
+        for timer in [one for one in runtime.timers if one.due <= runtime.now and not one.cancelled]:
+            runtime.timers.remove(timer)
+            timer.call()
+    assert runtime.now - began < 1.5
+    assert link.told == ["close"]
+    handled = life.seen.count("a")
+    assert 0 < handled < 10_000
+    dropped = life.app.stats["frames_dropped.closing"] + life.app.stats["bytes_dropped.closing"] // 2
+    assert handled + dropped == 10_000
+
+
+def test_a_shutdown_waits_for_what_a_device_published(life: Life) -> None:
+    """Though it reads nothing: the broker has `end_timeout`, as ever."""
+    life.world.hub.at_once = False
+    channel, link = life.world.connect()
+    channel.received(b"x\n")
+    life.conns[0].publish("t", b"", qos=1)
+    channel.unwritable()
+    life.world.engine.shutdown()
+    life.world.runtime.advance(1.5)
+    assert link.told == []
+    life.world.runtime.advance(4)
+    assert link.told == ["close"]
 
 
 def test_bytes_of_an_unfinished_frame_are_told(life: Life, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from exproto_app import App, Connection, Message
 from exproto_app.core.states import ENDED, ROUND, SLICE
-from exproto_app.framing import RAW, Line
+from exproto_app.framing import RAW, Decoding, Line, Reader
 
 from .world import World
 
@@ -122,3 +122,50 @@ def test_what_is_handled_on_the_spot_is_paced() -> None:
     assert world.runtime.now - before <= 0.1
     world.settle()
     assert len(seen) == 50 + 50 * 15
+
+
+def test_a_framing_that_is_slow_is_fed_in_smaller_pieces() -> None:
+    """What a byte costs is up to the framing; how long a slice takes is not."""
+    world: World
+
+    class Slow:
+        def encode(self, frame: bytes) -> bytes:
+            return frame
+
+        def decode(self, reader: Reader) -> Decoding:
+            while True:
+                byte = yield from reader.exactly(1)
+                world.runtime.now += 0.00001
+                if byte == b"!":
+                    yield byte
+
+    app = App(framing=Slow())
+    seen: list[bytes] = []
+
+    @app.on_received
+    def frame(conn: Connection, frame: bytes) -> None:
+        seen.append(frame)
+
+    world = World(app)
+    channels = [world.connect()[0] for _ in range(5)]
+    before = world.runtime.now
+    for channel in channels:
+        channel.received(b"x" * 20_000 + b"!")
+    assert world.runtime.now - before <= 5 * (SLICE + 0.006)
+    assert longest_callback(world) <= ROUND + 0.003
+    assert seen == [b"!"] * 5
+
+
+def test_small_reads_of_many_that_bring_no_frame_are_paced_too() -> None:
+    seen: list[tuple[str, bytes]] = []
+    world = World(app_of(seen))
+    channels = [world.connect()[0] for _ in range(200)]
+    world.runtime.tick = 0.0005
+    before = world.runtime.now
+    for channel in channels:
+        channel.received(b"x")
+    assert world.runtime.now - before <= 2 * ROUND
+    for channel in channels:
+        channel.received(b"\n")
+    world.settle()
+    assert len(seen) == 200

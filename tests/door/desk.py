@@ -88,6 +88,9 @@ class Peer:
         else:
             raise AssertionError("the login rule of these tests doesn't wait")
 
+    def denied(self) -> None:
+        self.desk.stats["denied"] += 1
+
     def close(self) -> None:
         self.closed = True
 

@@ -14,7 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from exproto_app import App, Connection, Message
 from exproto_app.framing import Line
-from exproto_app.hosts.gateway import Gateway
+from exproto_app.hosts.gateway import Gateway, Options
 from exproto_app.hosts.mqtt_server import Bounds, MqttServer
 from exproto_app.hosts.mqtt_server.codec import decode, encode, head_of
 from exproto_app.hosts.mqtt_server.packets import ConnAck, Connect, Packet
@@ -39,6 +39,12 @@ def echo() -> App:
         for number in range(int(frame[5:])):
             await conn.publish("t", b"%4d" % number * 256, qos=1)
         return b"safe"
+
+    @app.on_received(b"login ")
+    async def login(conn: Connection, frame: bytes) -> bytes:
+        clientid, username = frame[6:].decode().split()
+        await conn.register(clientid, username=username, password="right")
+        return b"welcome"
 
     @app.on_received
     def up(conn: Connection, frame: bytes) -> None:
@@ -144,14 +150,19 @@ class Site:
 
 
 def at_a_site(
-    test: Callable[[Site], Awaitable[None]], login: Any = None, uvloop: bool = False, **bounds: Any
+    test: Callable[[Site], Awaitable[None]],
+    login: Any = None,
+    uvloop: bool = False,
+    options: Options | None = None,
+    **bounds: Any,
 ) -> None:
     """Run *test* at a site of its own; at the end nothing may be left over."""
 
     async def main() -> None:
-        async with Gateway(echo(), ["tcp://127.0.0.1:0"], hub=MemoryHub(login)) as host:
+        async with Gateway(echo(), ["tcp://127.0.0.1:0"], hub=MemoryHub(login), options=options) as host:
             assert isinstance(host.hub, MemoryHub)
-            server = MqttServer(host.hub, Address("127.0.0.1", 0), Bounds(**bounds))
+            server = MqttServer(host.hub, Address("127.0.0.1", 0), Bounds(**bounds), host.guests)
+            host.guests.end = server.end_clients
             await server.start(host.runner.engine)
             try:
                 await test(Site(host, server))
@@ -160,6 +171,7 @@ def at_a_site(
                 assert not server.links
                 assert not server.broker.sessions
                 assert server.broker.budget.used == 0
+                assert host.room.open_sockets == host.room.total
 
     if uvloop:
         library = pytest.importorskip("uvloop")

@@ -26,6 +26,7 @@ from ...router import Router
 from .acceptor import Acceptor
 from .door import Door, HalfOpen
 from .faults import BadFrames, info_of
+from .guests import GuestGate
 from .listeners import DEFAULT_LISTEN, Listen
 from .logins import LoginGate
 from .room import Candidate, Room, crowded
@@ -105,6 +106,7 @@ class Gateway:
         self.options = options or Options()
         self.hub = hub or MemoryHub()
         self.guard = Guard(self.options.addresses)
+        self.guests = GuestGate(self)
         self.stopping = False
         self.runner: Runner
         parsed = [Listen.parse(listen) if isinstance(listen, str) else listen for listen in listeners]
@@ -286,6 +288,7 @@ class Gateway:
             info = info_of(one)
             if self.guard.same(info.peername.host, peer.host) and info.socktype != "udp":
                 one.end("error", f"its address is banned: too many {why}")
+        self.guests.end(partial(self.guard.same, peer.host))
 
     def _candidates(self) -> Iterator[Candidate]:
         """Yield the connections that have proved nothing yet."""

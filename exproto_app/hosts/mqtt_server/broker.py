@@ -56,6 +56,7 @@ class Broker:
         self.devices = devices
         self.budget = Budget(self.bounds.total, self.bounds.clients)
         self.sessions: dict[str, Session] = {}
+        hub.guests = self.sessions
         self.absent: OrderedDict[str, float] = OrderedDict()  # when each absent session ends, by clientid
         self.now = 0.0
         self._wills: dict[str, tuple[float, Session, Will]] = {}
@@ -68,14 +69,9 @@ class Broker:
 
     def check_owner(self, client: ClientInfo) -> None:
         """See that a name that somebody has is its user's. Raises `MqttError`."""
-        if not self.hub.asks:
-            return
-        device = self.devices.get(client.clientid)
-        session = self.sessions.get(client.clientid)
-        for member in (device, session):
-            owner = member.client if member is not None else None
-            if owner is not None and _user(owner) != _user(client):
-                raise MqttError(f"the clientid belongs to the user {_user(owner)!r}", Reason.NOT_AUTHORIZED)
+        owner = self.hub.owner(client, self.devices)
+        if owner:
+            raise MqttError(f"the clientid belongs to the user {owner!r}", Reason.NOT_AUTHORIZED)
 
     # --- sessions
 
@@ -215,7 +211,3 @@ class Broker:
             words = f"{TAKEOVERS} takeovers of its clientid in {FIGHT:g} s"
             raise MqttError(f"{words}, the last one by {older.peer}", Reason.BUSY)
         times.append(self.now)
-
-
-def _user(client: ClientInfo) -> str:
-    return client.username or client.clientid

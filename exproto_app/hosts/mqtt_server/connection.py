@@ -68,6 +68,10 @@ class Host(Protocol):
         """Have the login checked; `admitted` gets the answer, unless the connection ends before."""
         ...
 
+    def denied(self) -> None:
+        """Take note that the login is refused."""
+        ...
+
     def close(self) -> None:
         """Send what `take` still has, bounded in time, and close."""
         ...
@@ -213,20 +217,28 @@ class ClientConnection:
 
     # --- login
 
-    def admitted(self, admitted: bool) -> None:
-        """Take the answer of the login rule."""
+    def admitted(self, admitted: bool, *, busy: bool = False) -> None:
+        """Take the answer of the login rule; *busy*: it hasn't looked, for too many wait."""
         if self.state != LOGIN:
+            return
+        if busy:
+            self._broker.count("door_clients_refused", 1)
+            log.warning("%s ! MQTT client%s refused: too many logins wait already", self.peer, self._name())
+            self.close(Reason.BUSY, "")
             return
         if not admitted:
             self._broker.count("door_clients_denied", 1)
             words = "%s ! MQTT client%s denied: wrong clientid, username or password"
             log.warning(words, self.peer, self._name())
             self.close(Reason.BAD_LOGIN, "")
+            self._host.denied()
             return
         try:
             self._let_in()
         except MqttError as error:
             self.fail(error)
+            if error.code == Reason.NOT_AUTHORIZED:
+                self._host.denied()
         self._host.wants_work()
 
     def _take_connect(self, packet: Packet) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol, cast
 
+from ...addresses import APPLICANT, Applicant
 from ...hub import Member, MemoryHub
 from ...models import Address, ClientInfo
 from .bounds import Bounds
@@ -16,7 +17,7 @@ from .broker import Broker
 from .connection import ClientConnection
 from .reasons import Reason
 
-__all__ = ["MqttServer"]
+__all__ = ["Gate", "MqttServer"]
 
 log = logging.getLogger("exproto_app")
 
@@ -43,13 +44,35 @@ class Engine(Protocol):
         ...
 
 
-class MqttServer:
-    """Takes MQTT clients to *hub* at *address*. `start` raises `OSError` where that can't be opened."""
+class Gate(Protocol):
+    """Who judges addresses, for all listeners of a gateway alike."""
 
-    def __init__(self, hub: MemoryHub, address: Address, bounds: Bounds | None = None) -> None:
+    def admit(self, peer: Address, /) -> bool:
+        """Count a connection of *peer*, or refuse it, logged and counted."""
+        ...
+
+    def leave(self, peer: Address, /) -> None:
+        """Count the end of a connection that was admitted."""
+        ...
+
+    def login_failed(self, peer: Address, /) -> None:
+        """Count a refused login."""
+        ...
+
+
+class MqttServer:
+    """Takes MQTT clients, whom *gate* lets in if there is one, to *hub* at *address*.
+
+    `start` raises `OSError` where the address can't be opened.
+    """
+
+    def __init__(
+        self, hub: MemoryHub, address: Address, bounds: Bounds | None = None, gate: Gate | None = None
+    ) -> None:
         self.hub = hub
         self.address = address
         self.bounds = bounds or Bounds()
+        self.gate = gate
         self.stopping = False
         self.broker: Broker
         self.engine: Engine
@@ -113,6 +136,12 @@ class MqttServer:
             self._drop_half_open()
         return True
 
+    def end_clients(self, of: Callable[[str], bool]) -> None:
+        """Close the clients of a banned address, whose host is one *of* its."""
+        for link in tuple(self.links):
+            if of(link.connection.peer.host):
+                link.connection.close(Reason.NOT_AUTHORIZED, "its address is banned")
+
     def _drop_half_open(self) -> None:
         """Drop one that isn't logged in: the oldest of the address and name that have most of them.
 
@@ -139,7 +168,11 @@ class MqttServer:
 
     def forget(self, link: Link) -> None:
         """Let go of *link*: it is closed."""
+        if link not in self.links:
+            return
         self.links.discard(link)
+        if self.gate is not None:
+            self.gate.leave(link.connection.peer)
         self.half_open.pop(link, None)
         if not self.links:
             self._empty.set()
@@ -189,7 +222,7 @@ class Link(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         peer = Address(*peername[:2]) if peername else Address("", 0)
         self.connection = ClientConnection(server.broker, peer, self, server.loop.time())
-        if not peername or not server.admits(peer):
+        if not peername or not self._let_in(peer):
             self._lost = True
             transport.abort()
             return
@@ -198,6 +231,17 @@ class Link(asyncio.Protocol):
         server.engine.count("door_clients_opened")
         server.links.add(self)
         server.half_open[self] = None
+
+    def _let_in(self, peer: Address) -> bool:
+        """Take a place, if the peer's address and the limits allow."""
+        gate = self._server.gate
+        if gate is not None and not gate.admit(peer):
+            return False
+        if self._server.admits(peer):
+            return True
+        if gate is not None:
+            gate.leave(peer)
+        return False
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -240,9 +284,17 @@ class Link(asyncio.Protocol):
         if not self._server.hub.asks:
             self.connection.admitted(True)
             return
-        asked = self._server.hub.admits(client, password)
-        self._login = self._server.loop.create_task(asked)
-        self._login.add_done_callback(self._logged_in)
+        applicant = Applicant(self.connection.peer.host, lambda: self.connection.done)
+        before = APPLICANT.set(applicant)  # the task copies it
+        try:
+            self._login = self._server.loop.create_task(self._server.hub.admits(client, password))
+        finally:
+            APPLICANT.reset(before)
+        self._login.add_done_callback(partial(self._logged_in, applicant))
+
+    def denied(self) -> None:
+        if self._server.gate is not None:
+            self._server.gate.login_failed(self.connection.peer)
 
     def close(self) -> None:
         if not self._closing:
@@ -291,7 +343,7 @@ class Link(asyncio.Protocol):
             self._login.cancel()
             self._login = None
 
-    def _logged_in(self, task: asyncio.Task[bool]) -> None:
+    def _logged_in(self, applicant: Applicant, task: asyncio.Task[bool]) -> None:
         if task.cancelled():
             return
         error = task.exception()
@@ -299,4 +351,4 @@ class Link(asyncio.Protocol):
             words = "%s ! the login rule failed: %r"
             log.error(words, self.connection.peer, error, exc_info=error)
         self._login = None
-        self.connection.admitted(error is None and task.result())
+        self.connection.admitted(error is None and task.result(), busy=applicant.busy)
