@@ -50,6 +50,12 @@ LAYERS = (
 )
 SANS_IO = LAYERS[: LAYERS.index("logs")]
 SANS_IO_DRIVERS = (
+    "drivers.http2.budget",
+    "drivers.http2.connection",
+    "drivers.http2.endpoint",
+    "drivers.http2.flow_control",
+    "drivers.http2.frames",
+    "drivers.http2.header_blocks",
     "drivers.mqtt.connecting",
     "drivers.mqtt.flights",
     "drivers.mqtt.incoming",

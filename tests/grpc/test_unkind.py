@@ -124,8 +124,8 @@ class Wire:
 
     def __init__(self, in_flight: int) -> None:
         self.client = Client("127.0.0.1", 9, in_flight=in_flight)
-        self.connection = client.Connection(self.client)
-        self.connection.wire._settled = True
+        self.connection = client.ClientConnection(self.client)
+        self.connection.http2.settled = True
         self.connection.settled()
         self.outcomes: list[tuple[bytes, int]] = []
         self.method = self.client.method("/a/Send")
@@ -136,7 +136,7 @@ class Wire:
     def answer(self) -> None:
         """Answer the oldest call that is on the wire."""
         call = self.connection.calls[min(self.connection.calls)]
-        call.answer, call.status = bytes(5), 0
+        call.answer, call.status = bytearray(5), 0
         self.connection._ended(call)
 
     def age(self, seconds: float) -> None:
