@@ -50,10 +50,15 @@ bench: .venv/dev
 
 # Hostile bytes for every framing and example, about four minutes.
 fuzz: .venv/dev
-	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py -q --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py tests/door/test_hostile.py -q --hypothesis-profile=fuzz
+
+# The guide and the docstrings as a site.
+.PHONY: docs
+docs: .venv/dev
+	$(BIN)/python -m tests.docs site
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/python:
@@ -70,5 +75,5 @@ clean:
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,door,grpc,metrics,mqtt,reload,uvloop,web]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,crc,grpc,metrics,mqtt,reload,uvloop,web]'
 	touch $@ .venv/run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
@@ -21,6 +21,7 @@ __all__ = [
     "Subscribe",
     "Unsubscribe",
     "Waiter",
+    "all_of",
     "refused",
 ]
 
@@ -117,6 +118,16 @@ class Outcome(Generic[T]):
             self.done, self.error = True, error
             self._call_back()
 
+    def follow(self, other: Outcome[T]) -> None:
+        """Come to what *other* comes to."""
+        other.when_done(self._follow)
+
+    def _follow(self, other: Outcome[T]) -> None:
+        if other.error is None:
+            self.settle(other.value)  # type: ignore[arg-type] # settled without an error, so it is a T
+        else:
+            self.fail(other.error)
+
     def when_done(self, callback: Callable[[Outcome[T]], None]) -> None:
         """Call *callback* with this outcome once it is settled; at once if it is."""
         if self.done:
@@ -181,6 +192,32 @@ def refused(error: CommandError) -> Outcome[Any]:
     outcome: Outcome[Any] = Outcome(_no_waiter)
     outcome.fail(error)
     return outcome
+
+
+def all_of(outcomes: Sequence[Outcome[None]]) -> Outcome[None]:
+    """Return one outcome for several: it is done when all are, and fails if one of them has failed."""
+    pending = [outcome for outcome in outcomes if not outcome.done]
+    failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
+    if not pending:
+        return failed or DONE
+    joint: Outcome[None] = Outcome(pending[0]._waiter)  # noqa: SLF001 - the same class
+    left = len(pending)
+
+    def one_done(outcome: Outcome[None]) -> None:
+        nonlocal left, failed
+        left -= 1
+        if outcome.error is not None:
+            failed = outcome
+        if left:
+            return
+        if failed is not None and failed.error is not None:
+            joint.fail(failed.error)
+        else:
+            joint.settle(None)
+
+    for outcome in pending:
+        outcome.when_done(one_done)
+    return joint
 
 
 DONE: Final[Outcome[None]] = _known(None)

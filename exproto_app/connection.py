@@ -30,9 +30,13 @@ class Verbs(Protocol):
     """The engine's half of a connection, which carries its verbs out; the methods are `Connection`'s."""
 
     client: ClientInfo | None
-    gone: bool
     reason: Reason | None
     detail: str
+
+    @property
+    def gone(self) -> bool:
+        """Whether the device is gone."""
+        ...
 
     @property
     def builds(self) -> bool:

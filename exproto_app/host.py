@@ -21,10 +21,12 @@ class Timer(Protocol):
 class Runtime(Protocol):
     """What the engine can't do itself; the `Runner` does it with asyncio.
 
-    *ticks*: time passes here, so that `call_later` calls.
+    *ticks*: time passes here, so that `call_later` calls. *exits*: the exceptions of a handler that end the
+    whole host, by `exit`; inside somebody else's process there are none, and they are just the handler's.
     """
 
     ticks: bool
+    exits: tuple[type[BaseException], ...]
 
     def time(self) -> float:
         """Return the time in seconds, on a clock that never goes back."""
@@ -38,7 +40,11 @@ class Runtime(Protocol):
         """Call *callback* in *delay* seconds."""
         ...
 
-    def elsewhere(self) -> bool:
+    def exit(self, error: BaseException) -> None:
+        """End the host, as *error*, one of *exits*, asks; the first one counts."""
+        ...
+
+    def in_other_thread(self) -> bool:
         """Tell whether this is another thread than the loop's."""
         ...
 

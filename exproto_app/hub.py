@@ -6,14 +6,25 @@ import inspect
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
-from .channel import Channel
-from .commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
+from .commands import (
+    DONE,
+    GRANTED,
+    Command,
+    Outcome,
+    Publish,
+    Register,
+    Subscribe,
+    Unsubscribe,
+    all_of,
+    refused,
+)
+from .core import Channel
 from .errors import DeniedError, UnavailableError
 from .models import ClientInfo, Message
 from .topics import Filters, Topics, split_share
@@ -34,6 +45,9 @@ RETAINED: Final = 10_000
 RETAINED_BYTES: Final = 16 * 1024 * 1024
 """Bytes of their topics and payloads, likewise."""
 
+LEVEL: Final = 400
+"""Bytes that each further level of a topic counts among them: what a node of the tree takes."""
+
 
 class Member(Hashable, Protocol):
     """Who subscribes and publishes: the `Channel` of a device, or an MQTT client that came in by a door."""
@@ -43,8 +57,13 @@ class Member(Hashable, Protocol):
         """Who it is."""
         ...
 
-    def delivered(self, messages: Sequence[Message], /) -> None:
-        """Take messages that it is subscribed to."""
+    def delivered(self, messages: Sequence[Message], /) -> Outcome[None] | None:
+        """Take messages that it is subscribed to.
+
+        None: it has them, or it drops them by its own rules. An outcome: it has them and is full; the outcome
+        is settled when there is room again, and whoever published is made to wait for it. One that has
+        failed: it has no room for them.
+        """
         ...
 
 
@@ -54,9 +73,11 @@ class Group:
 
     members: dict[Member, int] = attrs.field(factory=dict)
 
-    def take_turn(self) -> tuple[Member, int]:
-        """Return the member whose turn it is, with its QoS, and put it last."""
+    def take_turn(self, absent: set[Member]) -> tuple[Member, int]:
+        """Return the member whose turn it is, with its QoS, and put it last; the *absent* only if all are."""
         channel = next(iter(self.members))
+        if channel in absent:
+            channel = next((member for member in self.members if member not in absent), channel)
         qos = self.members.pop(channel)
         self.members[channel] = qos
         return channel, qos
@@ -91,6 +112,7 @@ class MemoryHub:
         self._retained_bytes = 0
         self._most = retained, retained_bytes
         self._groups: dict[str, Group] = {}
+        self._absent: set[Member] = set()
         self._ids = itertools.count(1)
 
     def __str__(self) -> str:
@@ -140,8 +162,30 @@ class MemoryHub:
         """Publish for the app itself."""
         return self._route(None, command)
 
+    def subscribe(self, member: Member, command: Subscribe) -> None:
+        """Subscribe *member*, which sees to the retained messages itself."""
+        self._add(member, command.topic, command.qos)
+
+    def retained_topics(self, topic_filter: str) -> Iterator[str | None]:
+        """Yield the topics with retained messages that match a plain filter; None for a step without one."""
+        for message in self._retained.walk(topic_filter):
+            yield None if message is None else message.topic
+
+    def retained(self, topic: str) -> Message | None:
+        """Return the retained message of *topic*."""
+        return self._retained.get(topic)
+
+    def absent(self, member: Member) -> None:
+        """Give messages of shared subscriptions to others than *member* where there are any."""
+        self._absent.add(member)
+
+    def present(self, member: Member) -> None:
+        """Give *member* its share again."""
+        self._absent.discard(member)
+
     def gone(self, member: Member) -> None:
         """Forget a member's subscriptions."""
+        self._absent.discard(member)
         for topic in tuple(self._granted.get(member, ())):
             self._unsubscribe(member, topic)
 
@@ -170,17 +214,35 @@ class MemoryHub:
         outcome = self._retain(message) if message.retain else DONE
         if not matching:
             return outcome
+        full = self._deliver(message, matching)
+        if not full or outcome is not DONE:
+            return outcome
+        return full[0] if len(full) == 1 else all_of(full)
+
+    def _deliver(
+        self, message: Message, matching: Sequence[tuple[Member | Group, int]]
+    ) -> list[Outcome[None]]:
+        """Give *message* to each once; return the outcomes of those who have no room."""
+        only, qos = matching[0]
+        if len(matching) == 1 and not isinstance(only, Group):  # as most are
+            outcome = only.delivered((self._for(message, qos),))
+            return [] if outcome is None else [outcome]
         best: dict[Member, int] = {}
+        full: list[Outcome[None]] = []
         for key, qos in matching:
             if isinstance(key, Group):
-                channel, qos = key.take_turn()  # noqa: PLW2901 - the member stands for its group
-                channel.delivered((self._for(message, qos),))
+                channel, qos = key.take_turn(self._absent)  # noqa: PLW2901 - the member stands for its group
+                outcome = channel.delivered((self._for(message, qos),))
+                if outcome is not None:
+                    full.append(outcome)
             elif best.get(key, -1) < qos:
                 best[key] = qos
-        by_qos = [(self._for(message, qos),) for qos in range(3)]
+        by_qos = {qos: (self._for(message, qos),) for qos in set(best.values())}
         for channel, qos in best.items():
-            channel.delivered(by_qos[qos])
-        return outcome
+            outcome = channel.delivered(by_qos[qos])
+            if outcome is not None:
+                full.append(outcome)
+        return full
 
     def _retain(self, message: Message) -> Outcome[None]:
         """Keep *message* for later subscribers, in place of the last one; an empty one just removes that."""
@@ -208,15 +270,20 @@ class MemoryHub:
         return attrs.evolve(message, qos=min(message.qos, qos), retain=False)
 
     def _subscribe(self, channel: Member, topic: str, qos: int) -> None:
+        self._add(channel, topic, qos)
+        group_name, plain = split_share(topic)
+        if group_name:
+            return  # a group gets none (MQTT 5, 4.8.2): each of its members would get them
+        retained = self._retained.matching(plain)
+        if retained:
+            channel.delivered([attrs.evolve(one, qos=min(one.qos, qos)) for one in retained])
+
+    def _add(self, channel: Member, topic: str, qos: int) -> None:
         granted = self._granted.setdefault(channel, {})
         group_name, plain = split_share(topic)
         granted[topic] = qos
         if not group_name:
             self._filters.add(plain, channel, qos)
-            # Not to a group (MQTT 5, 4.8.2): each of its members would get them.
-            retained = self._retained.matching(plain)
-            if retained:
-                channel.delivered([attrs.evolve(one, qos=min(one.qos, qos)) for one in retained])
             return
         group = self._groups.get(topic)
         if group is None:
@@ -274,4 +341,4 @@ class MemoryHub:
 
 
 def _size(message: Message) -> int:
-    return len(message.topic.encode()) + len(message.payload)
+    return len(message.topic.encode()) + len(message.payload) + LEVEL * message.topic.count("/")

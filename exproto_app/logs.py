@@ -13,10 +13,14 @@ something to tell:
     logger     exproto_app, or the user's own
     message    the text, as it would stand in the text form
     [conn]     the connection's id; then always [protocol] and, once it is registered, [clientid]
+    [peer]     the address of the device, or of whoever was refused: HOST:PORT, IPv6 in brackets
     [worker]   the number of the worker, with `run --workers`
     [repeats]  how many more of these there were, not logged one by one
     [error]    the exception's class
     [traceback]
+
+As text, a warning or an error about a connection ends with `(peer HOST:PORT)`, so that programs which ban
+addresses find them in either form.
 
 A line of the user's own belongs to a connection when its first argument is one, or by `extra={"conn": conn}`.
 Passwords are never logged.
@@ -35,12 +39,20 @@ from typing import IO, Any, Final, TypeAlias
 
 import attrs
 
-from .channel import Channel
 from .connection import Connection
-from .models import Address, ClientInfo
-from .sniff import Sniffer
+from .core import Channel, Sniffer
+from .models import Address, ClientInfo, ConnectionInfo
 
-__all__ = ["FORMATS", "LEVELS", "WINDOW", "JsonFormatter", "Repeats", "configure", "configure_from"]
+__all__ = [
+    "FORMATS",
+    "LEVELS",
+    "WINDOW",
+    "JsonFormatter",
+    "Repeats",
+    "TextFormatter",
+    "configure",
+    "configure_from",
+]
 
 Stream: TypeAlias = IO[str] | TextIOBase
 
@@ -95,6 +107,7 @@ class Repeats(logging.Filter):
         if record.levelno <= logging.DEBUG or hasattr(record, "repeats") or " ! " not in str(record.msg):
             return True
         now = record.created
+        record.peer = _whose(record).get("peer")  # the connection may have ended when it is told
         with self._lock:
             ended: list[_Window] = []
             held = self._hold(record, now, ended)
@@ -200,6 +213,18 @@ def _raised(error: BaseException) -> tuple[type, str, int]:
     return type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno
 
 
+class TextFormatter(logging.Formatter):
+    """Makes a record a line of text, with the peer's address where something went wrong."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line, without a traceback."""
+        line = super().formatMessage(record)
+        if record.levelno < logging.WARNING:
+            return line
+        whose = _whose(record)
+        return f"{line} (peer {whose['peer']})" if "conn" in whose and "peer" in whose else line
+
+
 class JsonFormatter(logging.Formatter):
     """Makes a record one line of JSON; the module tells the keys. *worker* is the process's number."""
 
@@ -235,14 +260,22 @@ def _whose(record: logging.LogRecord) -> dict[str, str]:
     arguments = _arguments(record)
     whose = getattr(record, "conn", None) or (arguments[0] if arguments else None)
     client: ClientInfo | None
+    info: ConnectionInfo | None
     if isinstance(whose, Channel):
         fields, client = {"conn": whose.id, "protocol": whose.protocol.router.name}, whose.client
+        conn = getattr(whose, "conn", None)  # it has none any more once it has ended
+        info = None if conn is None else conn.info
     elif isinstance(whose, Sniffer):
-        fields, client = {"conn": whose.id, "protocol": whose.rules.name}, None
+        fields, client, info = {"conn": whose.id, "protocol": whose.rules.name}, None, whose.info
     elif isinstance(whose, Connection):
-        fields, client = {"conn": whose.id, "protocol": whose.protocol}, whose.client
+        fields, client, info = {"conn": whose.id, "protocol": whose.protocol}, whose.client, whose.info
+    elif isinstance(whose, Address):
+        return {"peer": str(whose)}
     else:
         return {}
+    peer = getattr(record, "peer", None) or (info and str(info.peername))
+    if peer:
+        fields["peer"] = peer
     return {**fields, "clientid": client.clientid} if client is not None else fields
 
 
@@ -256,7 +289,7 @@ def configure(
     handler: logging.Handler = logging.StreamHandler(stream)
     if worker is not None:
         text = text.replace("%(message)s", f"worker {worker}: %(message)s")
-    handler.setFormatter(JsonFormatter(worker) if form == "json" else logging.Formatter(text))
+    handler.setFormatter(JsonFormatter(worker) if form == "json" else TextFormatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

@@ -11,42 +11,34 @@ that hangs.
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-import sys
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Late
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from socketserver import ThreadingMixIn
 from typing import Any, Final, Protocol
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import attrs
 
 from .app import App
-from .channel import Channel
+from .core import Channel, Engine
+from .core.states import WRITE_BLOCKED
 from .errors import ExprotoError
 from .listening import listen
 from .models import Address
-from .runner import Runner
+from .probes import CONNECTIONS, Answer, Probes, Request
 from .timing import BOUNDS, Times, Timing
 
 __all__ = ["Metrics"]
-
-log = logging.getLogger("exproto_app")
 
 PATIENCE: Final = 2.0
 """Seconds in which the event loop has to answer."""
 
 REQUESTS: Final = 16
-"""Requests that are answered at the same time; more are refused."""
-
-REQUEST_TIME: Final = 10.0
-"""Seconds that a request may take to come."""
+"""Requests for `/metrics` that are answered at the same time; more are refused. Probes need no thread."""
 
 HELP: Final = {
     "bytes_dropped": "Bytes that were lost.",
@@ -56,7 +48,14 @@ HELP: Final = {
     "commands_failed": "Verbs that failed and that nobody awaited.",
     "connections_closed": "Connections that have ended, by reason.",
     "connections_opened": "Connections that have begun.",
-    "connections_refused": "Connections beyond a limit.",
+    "accepts_paused": "Pauses of accepting, for the system had no more open files.",
+    "addresses_banned": "Bans of an address.",
+    "connections_evicted": "Connections that had proved nothing, closed to make room.",
+    "connections_probed": "Connections that ended without a byte, as probes of load balancers do.",
+    "connections_refused": "Connections that were refused, by limit or address.",
+    "logins_failed": "Logins that were refused.",
+    "proxy_headers_refused": "Connections without a good PROXY header.",
+    "tls_handshakes_failed": "TLS handshakes that failed.",
     "connections_restarted": "Connections that this process never saw begin.",
     "connections_undecided": "Connections that ended before their protocol was known.",
     "datagrams_dropped": "Datagrams that were lost.",
@@ -78,28 +77,49 @@ HELP: Final = {
 LOOK: Final[tuple[tuple[str, str, Callable[[Channel], int]], ...]] = (
     ("connections", "Open connections.", lambda _: 1),
     ("clients", "Connections that are registered.", lambda channel: channel.client is not None),
-    ("inbox_bytes", "Bytes that wait to be handled.", lambda channel: channel.queued),
-    ("outbox_bytes", "Bytes for devices, in front of their sockets.", lambda channel: channel.outbox_bytes),
-    ("deliveries_waiting", "Messages that wait for on_deliver.", lambda channel: channel.deliveries),
+    ("inbox_bytes", "Bytes that wait to be handled.", lambda channel: channel.inbound.size),
+    ("outbox_bytes", "Bytes for devices, in front of their sockets.", lambda channel: channel.outbound.size),
+    (
+        "deliveries_waiting",
+        "Messages that wait for on_deliver.",
+        lambda channel: 0 if channel.deliveries is None else channel.deliveries.waiting,
+    ),
     (
         "commands_waiting",
         "Verbs that wait for the broker.",
-        lambda channel: 0 if channel.lane is None else channel.lane.waiting,
+        lambda channel: channel.commands_waiting,
     ),
-    ("requests_waiting", "Requests without an answer yet.", lambda channel: len(channel.asked)),
+    (
+        "requests_waiting",
+        "Requests without an answer yet.",
+        lambda channel: 0 if channel.requests is None else len(channel.requests.waiting),
+    ),
     ("connections_paused", "Connections that aren't read: too much waits.", lambda channel: channel.paused),
-    ("connections_stalled", "Devices that read too slowly.", lambda channel: not channel.writable),
+    (
+        "connections_stalled",
+        "Devices that read too slowly.",
+        lambda channel: channel.waits & WRITE_BLOCKED != 0,
+    ),
 )
 """What is summed up over the connections of each protocol: name, meaning, of one connection."""
 
-Start = Callable[..., object]
-Environ = dict[str, Any]
+
+class Running(Protocol):
+    """An app that runs."""
+
+    @property
+    def engine(self) -> Engine:
+        """Its connections."""
+        ...
 
 
 class Host(Protocol):
     """What runs the app: a `Gateway` or a `Service`."""
 
-    runner: Runner
+    @property
+    def runner(self) -> Running:
+        """The app; there is none before the start."""
+        ...
 
     @property
     def serving(self) -> bool:
@@ -141,9 +161,11 @@ class Metrics:
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._exposition: Any = prometheus_client.make_wsgi_app()
-        sock = listen("--metrics", address, shared=shared, backlog=REQUESTS)
-        self._server = _Server(sock, self._answer)
-        self.address = Address(*self._server.socket.getsockname()[:2])
+        self._exposing = 0
+        sock = listen("--metrics", address, shared=shared, backlog=CONNECTIONS)
+        sock.setblocking(False)
+        self._server = Probes(sock, self._answer, name="metrics")
+        self.address = Address(*sock.getsockname()[:2])
 
     def start(self, host: Host) -> None:
         """Begin to serve; *host* is going to start, or has started, in the running event loop."""
@@ -151,59 +173,88 @@ class Metrics:
         self._host = host
         self._timing.attach()
         self._library.REGISTRY.register(self)
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="exproto-app metrics")
-        thread.daemon = True
-        thread.start()
+        self._server.start()
 
     def stop(self) -> None:
         """End it."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
         self._library.REGISTRY.unregister(self)
         self._timing.detach()
 
-    # --- requests, in threads
+    # --- requests, in the loop of a thread of its own
 
-    def _answer(self, environ: Environ, start: Start) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO") or "/"
-        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            return _text(start, "405 Method Not Allowed", "only GET and HEAD are answered")
+    async def _answer(self, request: Request) -> Answer:
+        path = request.path
+        if request.method not in ("GET", "HEAD"):
+            return _text("405 Method Not Allowed", "only GET and HEAD are answered")
         if path not in ("/metrics", "/healthz", "/readyz"):
             status = "200 OK" if path == "/" else "404 Not Found"
-            return _text(start, status, "exproto-app: /metrics /healthz /readyz")
+            return _text(status, "exproto-app: /metrics /healthz /readyz")
         try:
-            snapshot = self._ask()
-        except (Late, RuntimeError):
+            snapshot = await asyncio.wait_for(asyncio.wrap_future(self._ask()), PATIENCE)
+        except (asyncio.TimeoutError, RuntimeError):
             words = f"the event loop didn't answer within {PATIENCE:g} s"
-            return _text(start, "503 Service Unavailable", words)
+            return _text("503 Service Unavailable", words)
         if path == "/healthz":
-            return _text(start, "200 OK", "ok")
+            return _text("200 OK", "ok")
         if path == "/readyz":
             why = self._unready(snapshot)
-            return _text(start, "503 Service Unavailable" if why else "200 OK", why or "ready")
-        with self._lock:
-            self._snapshot = snapshot
-            answer: Iterable[bytes] = self._exposition(environ, start)
-        return answer
+            return _text("503 Service Unavailable" if why else "200 OK", why or "ready")
+        return await self._expose(snapshot, request)
+
+    async def _expose(self, snapshot: Snapshot, request: Request) -> Answer:
+        """Have a thread write the metrics: the app's own collectors may be slow, which probes aren't."""
+        if self._exposing >= REQUESTS:
+            return _text("503 Service Unavailable", f"{REQUESTS} others ask already, that is the limit")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": request.path,
+            "QUERY_STRING": request.query,
+            "HTTP_ACCEPT": request.headers.get("accept", ""),
+            "HTTP_ACCEPT_ENCODING": request.headers.get("accept-encoding", ""),
+        }
+
+        def work() -> None:
+            head: list[Any] = []
+            try:
+                with self._lock:
+                    self._snapshot = snapshot
+                    body = b"".join(self._exposition(environ, lambda *given: head.extend(given)))
+                result = partial(_settle, answer, Answer(head[0], body, tuple(head[1])))
+            except Exception as error:  # noqa: BLE001 - whoever asked raises it
+                result = partial(_settle, answer, error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(result)
+
+        self._exposing += 1
+        try:
+            threading.Thread(target=work, name="exproto-app scrape", daemon=True).start()
+            return await answer
+        finally:
+            self._exposing -= 1
 
     def _unready(self, snapshot: Snapshot) -> str:
         if self._host is None or not self._host.serving:
             return "the listeners aren't open"
         return "the broker isn't reachable" if snapshot.ready is False else ""
 
-    def _ask(self) -> Snapshot:
-        """Have the loop tell how things are. Raises `Late` if it doesn't, `RuntimeError` if it is closed."""
+    def _ask(self) -> Future[Snapshot]:
+        """Have the loop tell how things are. Raises `RuntimeError` if it is closed."""
         future: Future[Snapshot] = Future()
         asked = time.monotonic()
 
         def tell() -> None:
+            if not future.set_running_or_notify_cancel():  # nobody waits any more
+                return
             try:
                 future.set_result(self._look(time.monotonic() - asked))
             except Exception as error:  # noqa: BLE001 - whoever asked raises it
                 future.set_exception(error)
 
         self._loop.call_soon_threadsafe(tell)
-        return future.result(PATIENCE)
+        return future
 
     # --- in the loop
 
@@ -211,7 +262,7 @@ class Metrics:
         looks = {name: [0] * len(LOOK) for name in self._app.protocols}
         hub: Any = None
         sniffing = 0
-        runner: Runner | None = getattr(self._host, "runner", None)  # not there before the start
+        runner: Running | None = getattr(self._host, "runner", None)  # not there before the start
         if runner is not None:
             hub = runner.engine.hub
             sniffing = len(runner.engine.sniffers)
@@ -299,45 +350,15 @@ def _metric(name: str) -> str:
     return f"exproto_{rest}_bytes" if unit == "bytes" else f"exproto_{name}"
 
 
-def _text(start: Start, status: str, words: str) -> list[bytes]:
-    start(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
-    return [f"{words}\n".encode()]
+def _settle(future: asyncio.Future[Answer], result: Answer | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
-class _Requests(WSGIRequestHandler):
-    timeout = REQUEST_TIME
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's signature
-        log.debug("metrics < %s", format % args)
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """The WSGI server of the standard library, with a bound."""
-
-    daemon_threads = True
-
-    def __init__(self, sock: socket.socket, application: Any) -> None:
-        self._free = threading.BoundedSemaphore(REQUESTS)
-        self.address_family = sock.family
-        super().__init__(sock.getsockname(), _Requests, bind_and_activate=False)
-        self.socket.close()
-        self.socket = sock
-        # As in the standard library, without asking the DNS for our name.
-        self.server_name, self.server_port = "exproto-app", sock.getsockname()[1]
-        self.setup_environ()
-        self.set_app(application)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        log.debug("metrics ! a request of %s failed: %r", client_address[0], sys.exc_info()[1])
+def _text(status: str, words: str) -> Answer:
+    headers = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
+    return Answer(status, f"{words}\n".encode(), headers)

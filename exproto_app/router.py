@@ -136,7 +136,7 @@ class Routes:
         return self.rest
 
     @property
-    def only(self) -> Handler | None:
+    def catch_all(self) -> Handler | None:
         """The handler of every frame, where there is just the bare one and it doesn't block."""
         return None if self.keyed or self.rest is None or self.rest.blocking else self.rest
 

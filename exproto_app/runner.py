@@ -16,13 +16,12 @@ from types import CoroutineType, FrameType
 from typing import Any
 
 from .app import App
-from .channel import Channel, Hub
 from .commands import Waiter
-from .engine import Engine
+from .core import Channel, Engine, Hub, Sniffer
+from .core.calls import HandlerCalls
 from .host import Timer
 from .logs import WINDOW, Repeats
 from .router import Handler
-from .sniff import Sniffer
 from .timing import Timing
 
 __all__ = ["Runner"]
@@ -38,23 +37,34 @@ SLOW = 1.0
 EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 """Has a task run up to its first wait when it is made, which saves many their way through the loop."""
 
-CALLERS = frozenset({Channel.__module__, Sniffer.__module__, Timing.__module__, __name__})
-"""The modules that call handlers, and `sniff=`."""
+CALLERS = frozenset(
+    {HandlerCalls.__module__, Channel.__module__, Sniffer.__module__, Timing.__module__, __name__}
+)
+"""The modules that call handlers, and the functions of a router."""
 
 
 class Runner:
     """One app that runs on one host, in the running event loop; the engine's `Runtime`.
 
     While it runs, what goes wrong again and again is counted instead of logged each time, unless *limit_logs*
-    is False.
+    is False. *exits* are the exceptions of a handler that end the whole process; none where that is somebody
+    else's.
     """
 
     ticks = True
 
-    def __init__(self, app: App[Any], hub: Hub, *, limit_logs: bool = True) -> None:
+    def __init__(
+        self,
+        app: App[Any],
+        hub: Hub,
+        *,
+        limit_logs: bool = True,
+        exits: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit),
+    ) -> None:
         self.app = app
+        self.exits = exits
         self.loop = asyncio.get_running_loop()
-        self.time = self.loop.time
+        self.time = _clock(self.loop)
         self.call_soon = self.loop.call_soon
         self.call_later: Callable[..., Timer] = self.loop.call_later
         self.call_from_thread = self.loop.call_soon_threadsafe
@@ -66,6 +76,7 @@ class Runner:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._repeats = Repeats(partial(self.call_from_thread, self._later_sweep)) if limit_logs else None
         self._sweeping: Timer | None = None
+        self._exiting = False
 
     async def start(self) -> None:
         """Attach the app and run its `on_startup`. Raises what that raises, with the app detached again."""
@@ -85,17 +96,26 @@ class Runner:
         """End every connection, bounded in time, run `on_shutdown`, and detach the app."""
         try:
             await self._end_connections()
-            for handler in self.app.shutdown:
-                try:
-                    await _call(handler)
-                except Exception:  # noqa: PERF203 - one that fails must not stop the others
-                    log.exception("app ! %s failed", handler.name)
+            await self._run_shutdown()
         finally:
             self.watchdog.stop()
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
             self._tell_repeats()
             self.engine.stop()
+
+    async def _run_shutdown(self) -> None:
+        """Run every `on_shutdown`: one that fails must not stop the others."""
+        leaving: BaseException | None = None
+        for handler in self.app.shutdown:
+            try:
+                await _call(handler)
+            except self.exits as error:  # noqa: PERF203 - one that fails must not stop the others
+                leaving = leaving or error
+            except Exception:
+                log.exception("app ! %s failed", handler.name)
+        if leaving is not None and not self._exiting:
+            raise leaving
 
     async def _end_connections(self) -> None:
         engine = self.engine
@@ -110,7 +130,14 @@ class Runner:
         if engine.open:
             log.error("app ! %d connections didn't end in time", engine.open)
 
-    def elsewhere(self) -> bool:
+    def exit(self, error: BaseException) -> None:
+        """End the loop by raising *error* in it, once."""
+        if not self._exiting:
+            self._exiting = True
+            # From a callback of its own: some loops go on after one of a transport has raised.
+            self.loop.call_soon(_raise, error)
+
+    def in_other_thread(self) -> bool:
         """Tell whether this is another thread than the loop's."""
         return threading.get_ident() != self._thread
 
@@ -123,19 +150,14 @@ class Runner:
         """
         task: asyncio.Future[Any]
         if type(awaitable) is not CoroutineType:
-            task = asyncio.ensure_future(awaitable)
+            task = asyncio.ensure_future(_caught(awaitable))
         elif now and EAGER:
-            try:
-                task = asyncio.Task(awaitable, loop=self.loop, **EAGER)
-            except (KeyboardInterrupt, SystemExit) as error:
-                # It ends the loop, as from any other step: some loops go on after a callback of a transport.
-                done(None, error)
-                return self.loop.call_soon(_raise, error)
+            task = asyncio.Task(_caught(awaitable), loop=self.loop, **EAGER)
             if task.done():
                 self._done(done, task)
                 return task
         else:
-            task = self.loop.create_task(awaitable)
+            task = self.loop.create_task(_caught(awaitable))
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(partial(self._done, done))
         return task
@@ -173,12 +195,41 @@ class Runner:
         elif (error := future.exception()) is not None:
             done(None, error)
         else:
-            done(future.result(), None)
+            result = future.result()
+            if type(result) is _Exit:
+                done(None, result.error)
+            else:
+                done(result, None)
 
 
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+class _Exit:
+    """What a coroutine came to that raised one of `EXITS`."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _caught(awaitable: Any) -> Any:
+    """Await *awaitable*; return its exit, which a task would raise through the whole loop."""
+    try:
+        return await awaitable
+    except (KeyboardInterrupt, SystemExit) as error:
+        return _Exit(error)
+
+
+def _clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return the clock that *loop* goes by, one that goes on while a callback runs."""
+    kind = type(loop)
+    if kind.time is asyncio.BaseEventLoop.time or kind.__module__.startswith("uvloop"):
+        return time.monotonic  # uvloop's own stands still from one turn of the loop to the next
+    return loop.time
 
 
 def _raise(error: BaseException) -> None:

@@ -279,6 +279,40 @@ class Topics(Generic[V]):
                 levels = [level.children[name] for level in levels if name in level.children]
         return [value for level in levels for value in level.values]
 
+    def walk(self, topic_filter: str) -> Iterator[V | None]:
+        """Yield what `matching` returns, one step at a time: None for a step that finds nothing.
+
+        The topics may change meanwhile; what is added behind the walk is not found.
+        """
+        names = topic_filter.split("/")
+        rest = names[-1] == "#"
+        if rest:
+            names.pop()  # a/# matches a too
+        stack: list[tuple[Iterator[_Level[V]], int]] = [(iter((self._root,)), 0)]
+        while stack:
+            levels, depth = stack[-1]
+            level = next(levels, None)
+            if level is None:
+                stack.pop()
+            elif depth == len(names):
+                yield level.values[0] if level.values else None
+                if rest:
+                    stack.append((self._below(level), depth))
+            else:
+                yield None
+                child = level.children.get(names[depth])
+                if names[depth] == "+":
+                    stack.append((self._below(level), depth + 1))
+                elif child is not None:
+                    stack.append((iter((child,)), depth + 1))
+
+    def _below(self, level: _Level[V]) -> Iterator[_Level[V]]:
+        """Return the next levels as they are now; the broker's own topics match no leading wildcard."""
+        children = level.children
+        if level is not self._root:
+            return iter(tuple(children.values()))
+        return iter([child for name, child in children.items() if not name.startswith("$")])
+
 
 def _check_text(what: str, text: object) -> None:
     if not isinstance(text, str):

@@ -17,7 +17,9 @@ ROOT = Path(exproto_app.__file__).parent
 # From the top down; a package stands for all that is in it.
 LAYERS = (
     "errors",
+    "certificates",
     "models",
+    "addresses",
     "topics",
     "commands",
     "checksums",
@@ -29,14 +31,13 @@ LAYERS = (
     "signatures",
     "router",
     "app",
-    "channel",
-    "sniff",
-    "engine",
+    "core",
     "recording",
     "hexdump",
     "logs",
     "timing",
     "listening",
+    "probes",
     "runner",
     "recorder",
     "hub",
@@ -64,6 +65,9 @@ SANS_IO_DRIVERS = (
     "drivers.mqtt.packets",
     "drivers.mqtt.reasons",
     "drivers.mqtt.session",
+    *("drivers.door.bounds", "drivers.door.broker", "drivers.door.checks", "drivers.door.codec"),
+    *("drivers.door.connection", "drivers.door.exchange", "drivers.door.inbound", "drivers.door.packets"),
+    *("drivers.door.properties", "drivers.door.reasons", "drivers.door.session"),
 )
 """Parts of drivers that do no I/O either, and are driven by the others."""
 
@@ -106,6 +110,24 @@ def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
 def test_nothing_above_the_log_does_io_or_reads_a_clock(name: str) -> None:
     if name.split(".", maxsplit=1)[0] in SANS_IO:
         assert not {imported.split(".")[0] for imported in imports(MODULES[name])} & FORBIDDEN
+
+
+def test_no_files_of_the_core_import_each_other_in_a_circle() -> None:
+    """Not even for types."""
+    names = [name for name in MODULES if name.startswith("core.") and name != "core.__init__"]
+    uses = {
+        name: {
+            f"core.{one.split('.')[2]}"
+            for one in imports(MODULES[name])
+            if one.startswith("exproto_app.core.")
+        }
+        for name in names
+    }
+    while uses:
+        free = [name for name, others in uses.items() if not others & uses.keys() - {name}]
+        assert free, f"a circle among {sorted(uses)}"
+        for name in free:
+            del uses[name]
 
 
 @pytest.mark.parametrize("name", SANS_IO_DRIVERS)

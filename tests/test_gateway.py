@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from exproto_app import App, Connection, Limits
-from exproto_app.channel.turns import Turn
+from exproto_app.core.calls import Call
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.framing import Line
 from exproto_app.hub import MemoryHub
@@ -362,6 +362,6 @@ def test_what_a_busy_connection_has_done_is_freed() -> None:
             for _ in range(500):
                 await reader.readline()
             gc.collect()
-            assert sum(type(thing) is Turn for thing in gc.get_objects()) < 10
+            assert sum(type(thing) is Call for thing in gc.get_objects()) < 10
 
     run(test)

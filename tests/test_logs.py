@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import App, Connection, logs
-from exproto_app.channel import Channel
+from exproto_app.core import Channel
 from exproto_app.errors import DeniedError
 from exproto_app.framing import Line
-from exproto_app.logs import JsonFormatter, Repeats, configure_from
+from exproto_app.logs import JsonFormatter, Repeats, TextFormatter, configure_from
 from exproto_app.models import Address
 from exproto_app.testing import TestClient
 
@@ -98,13 +98,36 @@ def test_json_has_stable_keys_and_the_traceback_as_a_field() -> None:
     parsed = [json.loads(line) for line in lines]
     assert all("\n" not in line for line in lines)
     connected, registered, mine, extra, failed, closed = parsed
-    assert set(connected) == {"time", "level", "logger", "message", "conn", "protocol"}
+    assert set(connected) == {"time", "level", "logger", "message", "conn", "protocol", "peer"}
+    assert len({line["peer"] for line in parsed}) == 1
     for line in (registered, mine, extra, closed):
         assert (line["conn"], line["protocol"], line["clientid"]) == ("1", "gt06", "860")
     assert failed["level"] == "error"
     assert failed["error"] == "RuntimeError"
     assert failed["traceback"].endswith("RuntimeError: the meter is broken")
     assert registered["time"].endswith("Z")
+
+
+def test_a_line_that_tells_of_trouble_has_the_peers_address() -> None:
+    with written(TextFormatter("%(message)s")) as lines, TestClient(tracker(), raise_errors=False) as device:
+        device.send(b"login 860\nsay \nbreak\n")
+        peer = device.connection.info.peername
+    assert [line.splitlines()[0].endswith(f" (peer {peer})") for line in lines] == [False] * 4 + [True, False]
+    with written(JsonFormatter()) as lines:
+        log.warning("%s ! connection refused", Address("192.0.2.1", 7))
+    assert json.loads(lines[0])["peer"] == "192.0.2.1:7"
+
+
+def test_what_was_held_back_tells_the_peer_of_a_connection_that_has_ended() -> None:
+    repeats = Repeats()
+    with TestClient(tracker()) as device:
+        channel = device.connection._verbs
+        peer = device.connection.info.peername
+        for _ in range(9):
+            repeats.filter(record("%s ! failed", channel, at=100))
+    with written(JsonFormatter()) as lines:
+        repeats.finish(101)
+    assert json.loads(lines[0])["peer"] == str(peer)
 
 
 def test_a_password_is_in_no_line() -> None:

@@ -24,8 +24,9 @@ from exproto_app.drivers.gateway import Gateway
 from exproto_app.errors import SetupError
 from exproto_app.framing import Line
 from exproto_app.hub import MemoryHub
-from exproto_app.metrics import REQUESTS, Metrics
+from exproto_app.metrics import Metrics
 from exproto_app.models import Address
+from exproto_app.probes import CONNECTIONS
 from exproto_app.testing import TestClient
 from exproto_app.timing import Timing
 
@@ -269,20 +270,91 @@ def test_metrics_of_the_app_itself_are_served_too() -> None:
     assert "exproto_info" not in {family.name for family in REGISTRY.collect()}
 
 
-def test_requests_that_never_end_are_bounded() -> None:
+def test_slow_clients_keep_no_probe_out() -> None:
     async def test(host: Gateway, metrics: Metrics) -> None:
         with contextlib.ExitStack() as stack:
             where = (metrics.address.host, metrics.address.port)
-            for _ in range(REQUESTS):
+            for _ in range(3 * CONNECTIONS):
                 hanging = stack.enter_context(socket.create_connection(where, timeout=20))
                 hanging.sendall(b"GET /metrics")
-            refused = stack.enter_context(socket.create_connection(where, timeout=20))
-            assert await asyncio.to_thread(refused.recv, 1) == b""
-        for _ in range(1_000):
-            with contextlib.suppress(OSError):
-                if (await fetch(metrics, "/healthz"))[0] == 200:
-                    return
-        raise AssertionError("it is never free again")
+            for _ in range(20):
+                assert (await fetch(metrics, "/healthz"))[0] == 200
+            assert len(metrics._server.clients) <= CONNECTIONS
+
+    serve(meter(), test)
+
+
+def test_a_request_has_a_deadline_however_slowly_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exproto_app.probes.DEADLINE", 0.2)
+
+    async def test(host: Gateway, metrics: Metrics) -> None:
+        reader, writer = await asyncio.open_connection(metrics.address.host, metrics.address.port)
+
+        async def dribble() -> None:
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.01)
+
+        dribbling = asyncio.ensure_future(dribble())
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        dribbling.cancel()
+        writer.close()
+
+    serve(meter(), test)
+
+
+def test_an_answer_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exproto_app.probes.WRITING", 0.2)
+    slow = threading.Event()
+
+    class Slow:
+        def collect(self) -> list[Any]:
+            slow.wait(20)
+            return []
+
+    collector = Slow()
+    slow.set()  # registering has it collect
+    REGISTRY.register(collector)
+    slow.clear()
+
+    async def test(host: Gateway, metrics: Metrics) -> None:
+        reader, writer = await asyncio.open_connection(metrics.address.host, metrics.address.port)
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert (await fetch(metrics, "/healthz"))[0] == 200
+        writer.close()
+        slow.set()
+
+    try:
+        serve(meter(), test)
+    finally:
+        slow.set()
+        REGISTRY.unregister(collector)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\r\n\r\n", 400),
+        (b"GET /healthz\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 10_000, 431),
+        (b"\xff\xfe\x00\r\n\r\n", 400),
+        (b"POST /healthz HTTP/1.1\r\n\r\n", 405),
+        (b"GET /healthz?x=1 HTTP/1.0\r\nno colon\r\n\r\n", 200),
+        (b"HEAD /readyz HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    ],
+)
+def test_whatever_is_asked_has_one_answer(data: bytes, status: int) -> None:
+    async def test(host: Gateway, metrics: Metrics) -> None:
+        reader, writer = await asyncio.open_connection(metrics.address.host, metrics.address.port)
+        writer.write(data)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert data.startswith(b"HEAD") is answer.endswith(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
 
     serve(meter(), test)
 
@@ -378,6 +450,6 @@ def test_each_metric_of_the_dashboard_exists() -> None:
 
 def test_a_worker_that_replaces_another_serves_beside_it() -> None:
     old = Metrics(meter(), ANY_PORT, shared=True)
-    with contextlib.closing(old._server.socket):
+    with contextlib.closing(old._server.sock):
         new = Metrics(meter(), old.address, shared=True)
-        new._server.server_close()
+        new._server.stop()

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import App, Connection
+from exproto_app.addresses import AddressLimits, networks
 from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.drivers.gateway.proxy import LIMIT, Proxied, header
 from exproto_app.errors import FramingError, SetupError
@@ -412,6 +413,7 @@ def test_a_header_that_comes_late_or_never(run: Run, caplog: pytest.LogCaptureFi
             assert await ask(address, b"PROXY TCP4 1.2") == b""
             assert await ask(address, b"") == b""
             reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"PRO")
             writer.write_eof()
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
@@ -422,6 +424,40 @@ def test_a_header_that_comes_late_or_never(run: Run, caplog: pytest.LogCaptureFi
     run(test)
     assert "no PROXY header within 0.05 s; 14 bytes came: 50 52 4f 58 59" in caplog.text
     assert "no PROXY header within 0.05 s; 0 bytes came" in caplog.text
+
+
+def test_a_probe_that_sends_nothing_is_counted_and_no_warning(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with behind() as (gateway, address):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+            assert gateway.app.stats["connections_probed"] == 1
+            assert "proxy_headers_refused" not in gateway.app.stats
+            assert gateway.open == 0
+
+    with caplog.at_level(logging.INFO, "exproto_app"):
+        run(test)
+    assert " ! " not in caplog.text
+
+
+def test_addresses_are_judged_by_what_the_header_tells(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        limits = AddressLimits(deny=networks(["203.0.113.0/24"], "--deny"), connections=1)
+        async with behind(addresses=limits) as (gateway, address):
+            assert await ask(address, V1 + b"hi\n") == b""
+            assert gateway.app.stats["connections_refused.denied"] == 1
+            assert gateway.open == 0
+            for _ in range(2):  # one after the other: the place is given back
+                assert await ask(address, V1_6 + b"hi\n") != b""
+
+    with caplog.at_level(logging.INFO, "exproto_app"):
+        run(test)
+    assert "203.0.113.7:40000 ! connection refused: its network is not allowed" in caplog.text
 
 
 def test_connections_count_from_the_start_and_the_stop_doesnt_wait_for_a_header(run: Run) -> None:

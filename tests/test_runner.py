@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 import threading
+from importlib.util import find_spec
 
 import pytest
 
 from exproto_app import App, Connection
+from exproto_app.cli.process import find_uvloop, run_loop
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
 from exproto_app.testing import TestClient
@@ -77,3 +80,68 @@ def test_a_handler_that_ends_the_program_ends_its_own_connection_too(*, wait: bo
             device.send(b"hi\n")
         device.advance(0)
         assert reasons == ["error"]
+
+
+LOOPS = ["asyncio", pytest.param("uvloop", marks=pytest.mark.skipif(not find_spec("uvloop"), reason="none"))]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", ["connect", "plain", "async", "late", "blocking", "timeout", "terminated"])
+def test_an_exit_in_a_handler_ends_the_gateway_with_all_farewells(kind: str, loop: str) -> None:  # noqa: C901 - one app of all
+    app, seen = App(framing=Line()), list[str]()
+
+    def leave(here: str) -> None:
+        if here == kind:
+            sys.exit(3)
+
+    @app.on_connect
+    def connect(conn: Connection) -> None:
+        leave("connect")
+        conn.start_timer(0.01 if kind == "timeout" else 60)
+
+    @app.on_received(b"plain")
+    def plain(conn: Connection, frame: bytes) -> None:
+        leave("plain")
+
+    @app.on_received(b"async")
+    async def at_once(conn: Connection, frame: bytes) -> None:
+        leave("async")
+
+    @app.on_received(b"late")
+    async def late(conn: Connection, frame: bytes) -> None:
+        await asyncio.sleep(0)
+        leave("late")
+
+    @app.on_received(b"blocking", blocking=True)
+    def blocking(conn: Connection, frame: bytes) -> None:
+        leave("blocking")
+
+    @app.on_received(b"terminated")
+    def end(conn: Connection, frame: bytes) -> None:
+        conn.terminate()
+
+    @app.on_timeout
+    def timeout(conn: Connection) -> None:
+        leave("timeout")
+
+    @app.on_terminated
+    def gone(conn: Connection, reason: str) -> None:
+        seen.append("gone")
+        leave("terminated")
+
+    @app.on_shutdown
+    def down() -> None:
+        seen.append("down")
+
+    async def main() -> None:
+        async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway:
+            address = gateway.addresses[0][2]
+            with socket.create_connection((address.host, address.port)) as device:
+                if kind not in ("connect", "timeout"):
+                    device.sendall(kind.encode() + b"\n")
+                await asyncio.sleep(60)
+
+    with pytest.raises(SystemExit, match="3"):
+        run_loop(main(), find_uvloop(loop))
+    assert seen == ["gone", "down"]

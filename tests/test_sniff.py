@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exproto_app import App, Connection, Limits, Message
+from exproto_app.core import Rules
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
 from exproto_app.logs import JsonFormatter
 from exproto_app.router import Router, Sniff
-from exproto_app.sniff import Rules
 from exproto_app.tap import Closed, Event, Failed, Frame, Opened, Received, Tap
 from exproto_app.testing import TestClient
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from exproto_app import Address, App, ClientInfo, Connection, ConnectionInfo, DeniedError, Message, SetupError
-from exproto_app.channel import Channel
-from exproto_app.engine import Engine
+from exproto_app.core import Channel, Engine
 from exproto_app.framing import Line
 from exproto_app.tap import (
     Closed,
@@ -110,8 +109,8 @@ def info(port: int) -> ConnectionInfo:
     return ConnectionInfo("tcp", Address("127.0.0.1", port), Address("127.0.0.1", 7993))
 
 
-def client(name: str) -> ClientInfo:
-    return ClientInfo(name, proto_name="default")
+def client(name: str, username: str = "") -> ClientInfo:
+    return ClientInfo(name, username, proto_name="default")
 
 
 def test_a_watcher_sees_a_connection_from_its_beginning_to_its_end(first: TestClient) -> None:
@@ -204,7 +203,7 @@ def test_the_password_is_masked_in_what_brought_it_and_in_what_follows(first: Te
     assert [event for event in events if not isinstance(event, Received)] == [
         Opened(device.connection.info, late=True),
         Frame(b"login 42 ******", "login"),
-        Registered(client("42")),
+        Registered(client("42", username="42")),
         Sent(b"welcome 42 ******\n"),
         Frame(b"up ******", "up"),
         Subscribed("down/+", 1),
@@ -286,7 +285,7 @@ def test_watchers_come_and_go(first: TestClient) -> None:
     channel.unwatch(other)
     first.send(b"up\n")
     assert one.take() == other.take() == []
-    assert channel.tap is None
+    assert channel.tracer is None
 
 
 def test_a_watcher_that_fails_looks_no_more_and_harms_nobody(

@@ -70,6 +70,20 @@ def test_a_tree_from_which_all_is_discarded_is_empty(entries: list[tuple[str, in
     assert not filters
 
 
+@given(st.sets(TOPICS), FILTERS)
+def test_a_walk_through_the_topics_finds_what_matches_step_by_step(have: set[str], topic_filter: str) -> None:
+    topics: Topics[str] = Topics()
+    for topic in have:
+        topics.put(topic, topic)
+    found = [topic for topic in topics.walk(topic_filter) if topic is not None]
+    assert sorted(found) == sorted(topic for topic in have if reference(topic_filter, topic))
+    walk = topics.walk("#")
+    for topic in have:
+        next(walk, None)
+        topics.discard(topic)
+    assert [topic for topic in walk if topic is not None] == []
+
+
 @pytest.mark.parametrize("topic", ["a", "a/b", "/", "$SYS/x", "ä/ö", "x" * 65_535])
 def test_good_topics_pass(topic: str) -> None:
     check_topic(topic)

@@ -35,3 +35,6 @@ def test_the_wheel_works_from_an_empty_environment(tmp_path: Path) -> None:
     run(*pip, "install", "--quiet", "--disable-pip-version-check", wheel)
     assert "default" in run(python, "-m", "exproto_app", "routes", ROOT / "examples" / "echo.py")
     assert "exproto-app" in run(python.parent / "exproto-app", "--version")
+    for page in (ROOT / "exproto_app" / "guide").glob("*.md"):
+        assert f"exproto_app/guide/{page.name}" in names
+    assert run(python.parent / "exproto-app", "guide", "first").startswith("# First device\n")

@@ -227,6 +227,25 @@ def test_a_killed_worker_costs_its_own_devices_and_is_replaced(app: Path) -> Non
         assert len(spread(workers.port(), stack)) == 2
 
 
+def test_a_dead_worker_that_fails_to_start_keeps_no_device_waiting(app: Path) -> None:
+    listens = ("--listen", "tcp://127.0.0.1:0", "--listen", "udp://127.0.0.1:0")
+    with gang(app, *listens) as workers, contextlib.ExitStack() as stack:
+        (lost, _), (kept, _) = spread(workers.port(), stack).items()
+        broken = app.read_text() + "\nimport time; time.sleep(0.2); import os; os._exit(3)\n"
+        app.write_text(broken)
+        os.kill(lost, signal.SIGKILL)
+        workers.until(r"worker \d ! was killed by SIGKILL; another starts in 0\.\d s")
+        workers.until(r"worker \d ! ended with exit code 3 before it served; another starts in")
+        for _ in range(60):
+            device = Device.dial(workers.port())
+            stack.callback(device.close)
+            assert int(device.ask()) == kept
+        app.write_text(APP)
+        workers.until(r"worker \d = serves")
+        assert len(spread(workers.port(), stack)) == 2
+        assert lost not in workers.pids()
+
+
 def test_a_worker_that_the_app_ends_is_replaced_too(app: Path) -> None:
     with gang(app, workers=1) as workers:
         before = workers.pids()

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "gen-driver": "Write the callback modules for EMQX 4.2.",
     "doctor": "Check a set-up: what is wrong, and what to do.",
     "hash-password": "Make a line for the file of run --users.",
+    "guide": "Read the guide, offline.",
 }
 
 

@@ -17,13 +17,12 @@ import click
 
 from ..app import App
 from ..capture import is_capture, read
-from ..channel import Channel
+from ..core import Channel, Sniffer
 from ..errors import SetupError
 from ..hexdump import shown, undump
 from ..models import Address, ConnectionInfo
 from ..recording import Entry, Recording, line
 from ..router import Router
-from ..sniff import Sniffer
 from ..tap import Event, Failed, Opened, Received, Tap
 from ..target import load
 from ..testing.client import Link, World
@@ -190,8 +189,8 @@ def _feed(
         world.run(SETTLE)
         for conn, link in links.items():
             channel = link.channel
-            if isinstance(channel, Channel) and not channel.gone and channel.decoder.buffered:
-                left[conn] = channel.protocol.router.name, channel.decoder.buffered
+            if isinstance(channel, Channel) and not channel.gone and channel.inbound.decoder.buffered:
+                left[conn] = channel.protocol.router.name, channel.inbound.decoder.buffered
             elif isinstance(channel, Sniffer) and not channel.gone and channel.data:
                 left[conn] = channel.rules.name, len(channel.data)
     finally:

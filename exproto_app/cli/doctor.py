@@ -23,6 +23,7 @@ from .checks import CHECKS, Finding, Gateway, Setup, Uplink
 from .checks.setup import in_container
 from .emqx_ports import protocol_option
 from .observe import parse_address
+from .secrets import key_password_option, with_password
 
 __all__ = ["command"]
 
@@ -38,8 +39,10 @@ __all__ = ["command"]
 )
 @click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, or of --serve, PEM.")
 @click.option("--key", metavar="FILE", help="Its key.")
+@key_password_option
 @click.option("--client-ca", metavar="FILE", help="The CA of devices, or of EMQX.")
 @click.option("--mqtt", metavar="URL", envvar="EXPROTO_MQTT", show_envvar=True, help="Check this broker.")
+@click.option("--mqtt-password-file", metavar="FILE", help="As for run.")
 @click.option("--mqtt-ca", metavar="FILE", help="As for run.")
 @click.option("--mqtt-cert", metavar="FILE", help="As for run.")
 @click.option("--mqtt-key", metavar="FILE", help="As for run.")
@@ -125,12 +128,15 @@ def _listens(given: dict[str, Any]) -> tuple[Listen, ...]:
 
 def _uplink(given: dict[str, Any]) -> Uplink | None:
     if given["mqtt"] is None:
-        for name in ("ca", "cert", "key", "topic"):
+        for name in ("password_file", "ca", "cert", "key", "topic"):
             if given[f"mqtt_{name}"]:
-                raise click.UsageError(f"--mqtt-{name} needs --mqtt URL, the broker that it is about.")
+                raise click.UsageError(
+                    f"--mqtt-{name.replace('_', '-')} needs --mqtt URL, the broker that it is about."
+                )
         return None
     topic = given["mqtt_topic"] or f"exproto-app/doctor/{secrets.token_hex(6)}"
-    return Uplink(given["mqtt"], topic, given["mqtt_ca"], given["mqtt_cert"], given["mqtt_key"])
+    url = with_password(given["mqtt"], given["mqtt_password_file"])
+    return Uplink(url or "", topic, given["mqtt_ca"], given["mqtt_cert"], given["mqtt_key"])
 
 
 def _gateway(given: dict[str, Any]) -> Gateway | None:

@@ -11,7 +11,8 @@ from typing import Any, Final
 import attrs
 import click
 
-from ..channel import Hub
+from ..core import Hub
+from ..drivers.door import MqttServer
 from ..drivers.gateway import Gateway
 from ..hub import MemoryHub
 from ..models import Address
@@ -27,8 +28,8 @@ door_option: Callable[[Any], Any] = click.option(
     "--mqtt-listen",
     metavar="HOST:PORT|off",
     envvar="EXPROTO_MQTT_LISTEN",
-    help="Let MQTT 3.1.1 clients publish to the embedded hub and subscribe from it. "
-    f"Default: {DEFAULT}, where exproto-app[door] is installed.",
+    help="Let MQTT clients (3.1.1 and 5) publish to the embedded hub and subscribe from it. "
+    f"Default: {DEFAULT}.",
 )
 
 
@@ -60,15 +61,9 @@ async def opened(choice: DoorChoice | None, gateway: Gateway) -> AsyncIterator[l
         yield []
         return
     level = logging.WARNING if choice.asked else logging.INFO
+    server = MqttServer(gateway.hub, choice.address)
     try:
-        from ..drivers.gateway.mqtt_door import MqttDoor  # noqa: PLC0415 - amqtt is an extra
-    except ImportError:
-        log.log(level, "gateway = no door for MQTT clients; pip install 'exproto-app[door]' makes one")
-        yield []
-        return
-    door = MqttDoor(gateway.hub, choice.address)
-    try:
-        await door.start(gateway.runner.engine)
+        await server.start(gateway.runner.engine)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         why = "another program has the port" if taken else (error.strerror or str(error)).lower()
@@ -77,7 +72,7 @@ async def opened(choice: DoorChoice | None, gateway: Gateway) -> AsyncIterator[l
         yield []
         return
     try:
-        where = f"-h {door.address.host} -p {door.address.port}"
-        yield [f"MQTT clients on mqtt://{door.address}  try: mosquitto_sub {where} -t '#' -v"]
+        where = f"-h {server.address.host} -p {server.address.port}"
+        yield [f"MQTT clients on mqtt://{server.address}  try: mosquitto_sub {where} -t '#' -v"]
     finally:
-        await door.stop()
+        await server.stop()

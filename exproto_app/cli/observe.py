@@ -14,6 +14,7 @@ from ..errors import ExprotoError, SetupError
 from ..logs import FORMATS, LEVELS
 from ..metrics import Host, Metrics
 from ..models import Address, is_loopback
+from .secrets import take_into
 
 if TYPE_CHECKING:
     from ..inspector import Inspector
@@ -78,7 +79,15 @@ def inspect_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help=f"What the page asks for, better given as {TOKEN}. Made up and printed if the page can be "
         "reached from elsewhere.",
     )
-    decorated: Callable[..., Any] = where(token(command))
+    file = click.option(
+        "--inspect-token-file",
+        metavar="FILE",
+        is_eager=True,  # the option before looks for it in the environment
+        expose_value=False,
+        callback=take_into(TOKEN),
+        help="What the page asks for, in the first line of FILE: a command line is seen by others.",
+    )
+    decorated: Callable[..., Any] = where(token(file(command)))
     return decorated
 
 

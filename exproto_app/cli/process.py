@@ -64,8 +64,14 @@ def find_uvloop(choice: str) -> ModuleType | None:
         raise ExprotoError("--loop uvloop needs: pip install 'exproto-app[uvloop]'") from None
 
 
-def on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Set *stop* at Ctrl-C or SIGTERM; the second time, end at once."""
+def on_signals(
+    loop: asyncio.AbstractEventLoop, stop: asyncio.Event, renew: Callable[[], object] | None = None
+) -> None:
+    """Set *stop* at Ctrl-C or SIGTERM; the second time, end at once.
+
+    SIGHUP never just kills: where this runs in a terminal, that has gone, and *stop* is set; else it asks to
+    *renew* what can be renewed, and sets *stop* where there is nothing. `nohup` has it ignored.
+    """
 
     def asked() -> None:
         if stop.is_set():
@@ -75,6 +81,11 @@ def on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows has Ctrl-C as an exception only
             loop.add_signal_handler(name, asked)
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN:
+        return
+    in_terminal = sys.stdin is not None and sys.stdin.isatty()
+    loop.add_signal_handler(hang_up, stop.set if renew is None or in_terminal else renew)
 
 
 async def report(stats: Mapping[str, int], seconds: float) -> None:

@@ -20,6 +20,7 @@ from ..logs import configure
 from ..metrics import Metrics
 from ..models import Address
 from ..target import load
+from .addressing import address_options, take_address_limits
 from .door import DoorChoice, choose_door, door_option, opened
 from .limits import limit, limit_option, sniff_options
 from .observe import (
@@ -34,6 +35,7 @@ from .observe import (
 )
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .reload import reload, reload_option
+from .secrets import key_password_option
 from .supervisor import supervise
 from .uplink import make_hub, uplink_options
 from .watching import watching, watching_options
@@ -65,6 +67,7 @@ LONGEST = 72
 )
 @click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
+@key_password_option
 @click.option("--client-ca", metavar="FILE", help="Demand certificates of devices, signed by this CA.")
 @click.option(
     "--proxy-protocol",
@@ -94,6 +97,14 @@ LONGEST = 72
     show_default=True,
     help="Seconds of a TLS handshake, and of a PROXY header.",
 )
+@click.option(
+    "--stop-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds that connections, and the broker, may take to end; what hasn't ended is cut, and logged.",
+)
+@address_options
 @limit_option("inbox", int, "Bytes of a device that may wait to be handled; then reading pauses")
 @limit_option("outbox", int, "Bytes that may wait for a device; then its frames wait")
 @limit_option("outbox_max", int, "Bytes that may wait for a device; then it is closed")
@@ -126,6 +137,7 @@ def command(
     reloads: bool,
     max_connections: int,
     handshake_timeout: float,
+    stop_timeout: float,
     stats: float | None,
     metrics: str | None,
     inspect: str | None,
@@ -152,6 +164,7 @@ def command(
     if workers is not None and worker is None:
         share_token(inspect, inspect_token)
         sys.exit(supervise(parsed, workers))
+    addresses = take_address_limits(others)
     uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
     if reloads and worker is None:
         files = [file for listen in parsed for file in (listen.cert, listen.key, listen.client_ca)]
@@ -166,8 +179,15 @@ def command(
     door = choose_door(mqtt_listen, hub)
     app = load(target)
     limit(app, others)
-    options = Options(max_connections=max_connections, handshake_timeout=handshake_timeout)
-    _allow_files(max_connections)
+    each = 2 if mqtt is not None and uplink["mqtt_mode"] != "shared" else 1
+    options = Options(
+        max_connections=max_connections,
+        handshake_timeout=handshake_timeout,
+        addresses=addresses,
+        files=each,
+        stop_timeout=stop_timeout,
+    )
+    _allow_files(max_connections * each)
     gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
     served = open_metrics(app, metrics, worker=number)
     page = open_inspector(app, inspect, inspect_token, worker=number)
@@ -189,7 +209,7 @@ async def _serve(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     if worker is None:
-        on_signals(loop, stop)
+        on_signals(loop, stop, gateway.renew)
     else:
         worker.obey(loop, stop)
     with observed(gateway, metrics):
@@ -232,17 +252,14 @@ def _try(listen: Listen, address: Address) -> str:
     return f"nc {'-u ' if listen.scheme == 'udp' else ''}{host} {address.port}"
 
 
-def _allow_files(connections: int) -> None:
-    """Have the kernel allow as many open files as connections need, or say that it doesn't."""
+def _allow_files(files: int) -> None:
+    """Have the kernel allow as many open files as connections need, as far as it may; the gateway tells."""
     try:
         resource = importlib.import_module("resource")
     except ImportError:  # Windows has no such limit
         return
-    needed = connections + SPARE_FILES
+    needed = files + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < needed:
-            text = "gateway ! the system allows %d open files, %d connections need more; see ulimit -n"
-            log.warning(text, allowed, connections)

@@ -39,6 +39,7 @@ from .observe import (
 )
 from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
 from .reload import reload, reload_option
+from .secrets import key_password_option
 from .watching import watching, watching_options
 from .worker import Worker
 
@@ -76,6 +77,7 @@ log = logging.getLogger("exproto_app")
 @protocol_option
 @click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
+@key_password_option
 @click.option("--client-ca", metavar="FILE", help="Demand a certificate of EMQX, signed by this CA.")
 @click.option("--print-config", is_flag=True, help="Print what belongs into EMQX's configuration, and end.")
 @emqx_option

@@ -1,7 +1,9 @@
 """`run --workers`: one process that keeps the listeners, and others that serve them.
 
 Each worker is this same command in a slot of its own. A slot's sockets stay open here, so what waits in them
-survives the worker, and its successor gets it: a crash costs the connections that the worker had, no others.
+survives a reload. When a worker dies while others serve, its sockets are closed at once: the kernel would go
+on giving them a share of the devices, and nobody would serve those. Who waited there is refused, and finds a
+worker when it comes back. Where no other worker serves, devices wait for the successor.
 It comes within a tenth of a second at first, then after growing pauses up to 10 s. An app that is broken from
 the start is told once, and ends the whole with its exit code; one that a reload finds broken leaves the old
 workers where they are, and the log says why. Options of the command line stay as they were. Workers whose
@@ -24,7 +26,7 @@ from typing import Final
 import click
 
 from ..drivers.gateway import Listen
-from ..drivers.gateway.sockets import share
+from ..drivers.gateway.sockets import share, share_again
 from ..errors import SetupError
 from .children import AGAIN, Child, Children, cancel, how
 
@@ -127,6 +129,7 @@ class Slot:
         self.code = 1
         self._supervisor = supervisor
         self._sockets = sockets
+        self._names = [[(sock.family, sock.type, sock.getsockname()) for sock in each] for each in sockets]
         self._lock = asyncio.Lock()
         self._hurry = asyncio.Event()
         self._why = ""
@@ -147,6 +150,7 @@ class Slot:
                 if self.child is not child:  # a reload has replaced it
                     continue
                 self.child, self._failed = None, 0
+                self._leave()
                 if time.monotonic() - child.started >= STEADY:
                     self._pauses = 0
             elif self._failed >= ATTEMPTS and not self._supervisor.serving:
@@ -182,6 +186,7 @@ class Slot:
     async def _start(self) -> Child | None:
         """Start a process; return it when it serves, or None where it ended before."""
         supervisor = self._supervisor
+        self._join()
         child = await supervisor.children.start(self.number, self._sockets)
         try:
             lines = await asyncio.wait_for(child.ready(), supervisor.start_timeout)
@@ -202,4 +207,21 @@ class Slot:
             if code <= 0:  # else it has told why
                 log.error("worker %d ! %s", self.number, self._why)
         self._failed += 1
+        if self.child is None:
+            self._leave()
         return None
+
+    def _leave(self) -> None:
+        """Close the sockets, if others serve what would come to them."""
+        if not self._supervisor.serving:
+            return
+        for sockets in self._sockets:
+            for sock in sockets:
+                sock.close()
+
+    def _join(self) -> None:
+        """Open the sockets that were closed."""
+        for sockets, names in zip(self._sockets, self._names, strict=True):
+            for number, sock in enumerate(sockets):
+                if sock.fileno() < 0:
+                    sockets[number] = share_again(*names[number])

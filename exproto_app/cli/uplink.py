@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import click
 
-from ..channel import Hub
+from ..core import Hub
 from ..errors import SetupError
 from ..hub import Login, MemoryHub
+from .secrets import MQTT_PASSWORD, with_password
 
 __all__ = ["make_hub", "uplink_options"]
 
@@ -24,6 +25,11 @@ OPTIONS: Final = (
         show_envvar=True,
         help="Take an MQTT 5 broker as the hub: mqtt://USER:PASSWORD@HOST:1883 or mqtts://…; the user is the "
         "gateway's own.",
+    ),
+    click.option(
+        "--mqtt-password-file",
+        metavar="FILE",
+        help=f"The password of the URL's user, in its first line; or give {MQTT_PASSWORD}.",
     ),
     click.option(
         "--mqtt-mode",
@@ -85,6 +91,7 @@ def make_hub(url: str | None, login: Login | None, options: dict[str, Any]) -> H
             option = next(iter(given)).replace("_", "-")
             raise click.UsageError(f"--mqtt-{option} needs --mqtt URL, the broker that it is about.")
         return MemoryHub(login)
+    url = with_password(url, given.pop("password_file", None)) or url
     mode = given.pop("mode", "device")
     if login is not None and mode == "device":
         raise click.UsageError(

@@ -45,12 +45,14 @@ class Line(Stock):
     r"""Frames end with a line feed, and a carriage return before it is dropped.
 
     *ending* is what `encode` appends, `b"\n"` or `b"\r\n"`. *limit* is in bytes without the ending. The end
-    of a datagram ends a line too. A frame to be sent must not hold a line feed, nor end with a carriage
+    of a datagram ends a line too; with *last* so does the end of a connection, whose bytes behind the last
+    line feed are dropped otherwise. A frame to be sent must not hold a line feed, nor end with a carriage
     return.
     """
 
     ending: bytes = attrs.field(default=b"\n", kw_only=True)
     limit: int = limit_option()
+    last: bool = attrs.field(default=False, kw_only=True, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.ending not in (b"\n", b"\r\n"):
@@ -91,12 +93,14 @@ class Line(Stock):
 class Delimiter(Stock):
     """Frames end with *delimiter*, any bytes; `encode` appends it.
 
-    *limit* is in bytes without the delimiter. The end of a datagram ends a frame too. A frame to be sent must
+    *limit* is in bytes without the delimiter. The end of a datagram ends a frame too; with *last* so does the
+    end of a connection, whose bytes behind the last delimiter are dropped otherwise. A frame to be sent must
     not hold the delimiter.
     """
 
     delimiter: bytes = attrs.field(validator=check_some_bytes)
     limit: int = limit_option()
+    last: bool = attrs.field(default=False, kw_only=True, repr=False)
 
     def encode(self, frame: bytes) -> bytes:
         """Return *frame* and the delimiter; raises `FramingError` if the frame would end before that."""

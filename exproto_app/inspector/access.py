@@ -15,10 +15,10 @@ from ..models import is_loopback
 __all__ = ["Access", "Refusal", "new_token"]
 
 GUESSES: Final = 5
-"""Wrong tokens that one address may show in a window."""
+"""Wrong tokens of one address in a window that are answered at once; further ones are answered slowly."""
 
 ALL_GUESSES: Final = 100
-"""Wrong tokens in a window from everywhere, after which nobody's are looked at."""
+"""Likewise, of all addresses together."""
 
 WINDOW: Final = 60.0
 """Seconds."""
@@ -77,11 +77,12 @@ class Access:
             return None
         if token is None and cookie is None:
             return Refusal(401, "the inspector's token is needed")
-        guesses = self._guesses_of(peer, now)
-        if guesses.count >= GUESSES or self._all.count >= ALL_GUESSES:
-            return Refusal(429, f"too many wrong tokens; wait {WINDOW:g} seconds")
+        # Whoever has it passes, whatever others behind the same proxy have tried.
         if _same(token, self._token) or _same(cookie, self.cookie):
             return None
+        guesses = self._guesses_of(peer, now)
+        if guesses.count >= GUESSES or self._all.count >= ALL_GUESSES:
+            return Refusal(429, "too many wrong tokens; answers take a second now")
         guesses.count += 1
         self._all.count += 1
         self._guesses[peer] = guesses

@@ -8,9 +8,8 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-from ..channel import Channel
-from ..engine import Engine
-from ..sniff import Sniffer
+from ..core import Channel, Engine, Sniffer
+from ..core.states import REGISTER, WRITE_BLOCKED
 
 __all__ = ["Census", "One", "Query"]
 
@@ -166,7 +165,7 @@ class Census:
             mark = marks.get(channel)
             if mark is None:
                 mark = marks[channel] = _Mark()
-            frames, received, sent = channel.frames_received, channel.bytes_received, channel.bytes_sent
+            frames, received, sent = channel.inbound.received, channel.bytes_received, channel.bytes_sent
             if frames == mark.frames and received == mark.received and sent == mark.sent:
                 mark.frame_rate = mark.rate_in = mark.rate_out = 0.0
                 continue
@@ -212,20 +211,20 @@ class Census:
 
     def _facts(self, channel: Channel) -> Row:
         mark = self._marks.get(channel) or _NO_MARK
-        client, lane = channel.client, channel.lane
+        client = channel.client
         queue = {
-            "bytes to handle": channel.queued,
-            "bytes to send": channel.outbox_bytes,
-            "messages": channel.deliveries,
-            "commands": 0 if lane is None else lane.waiting,
-            "requests": len(channel.asked),
+            "bytes to handle": channel.inbound.size,
+            "bytes to send": channel.outbound.size,
+            "messages": 0 if channel.deliveries is None else channel.deliveries.waiting,
+            "commands": channel.commands_waiting,
+            "requests": 0 if channel.requests is None else len(channel.requests.waiting),
         }
-        last = mark.last if channel.frames_received == mark.frames else self._engine.runtime.time()
+        last = mark.last if channel.inbound.received == mark.frames else self._engine.runtime.time()
         return {
             "clientid": None if client is None else client.clientid[:LONGEST],
             "username": "" if client is None else client.username[:LONGEST],
             "last": None if last is None else last + self._offset,
-            "frames": channel.frames_received,
+            "frames": channel.inbound.received,
             "received": channel.bytes_received,
             "sent": channel.bytes_sent,
             "frame_rate": mark.frame_rate,
@@ -263,13 +262,13 @@ def _sniffer_facts(sniffer: Sniffer) -> Row:
 
 
 def _state(channel: Channel) -> str:
-    if channel.gone or channel.closing is not None:
+    if channel.closing is not None:
         return "closing"
-    if not channel.writable:
+    if channel.waits & WRITE_BLOCKED:
         return "stalled"
     if channel.paused:
         return "paused"
-    if channel.registers:
+    if channel.waits & REGISTER:
         return "registering"
     if channel.turn is not None:
         return "busy"

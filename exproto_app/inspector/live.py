@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 
+from ..core import Sniffer
 from ..recording import opening
-from ..sniff import Sniffer
 from .census import Census, One, Query
 from .feed import Feed
 

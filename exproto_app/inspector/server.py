@@ -27,8 +27,8 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from ..app import App
-from ..channel import Channel
 from ..commands import Outcome
+from ..core import Channel
 from ..errors import CommandError, ExprotoError
 from ..hexdump import undump
 from ..listening import listen
@@ -46,7 +46,10 @@ PAGES: Final = 32
 """Pages that may be open at once."""
 
 CLIENTS: Final = 128
-"""Connections to the server at once; more are closed."""
+"""Connections to the server at once; beyond them those go first that haven't shown the token."""
+
+SLOW: Final = 1.0
+"""Seconds until a wrong token is answered after too many of them."""
 
 BODY: Final = 4 * 1024 * 1024
 """Bytes of a request: a payload of a megabyte, in hex with blanks."""
@@ -129,6 +132,7 @@ class Inspector:
             path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in STATIC.items()
         }
         self._pages: set[web.WebSocketResponse] = set()
+        self._strangers: dict[RequestHandler, None] = {}  # by age; those that have gone too
         self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
         self._host: Host
         self._census: Census
@@ -168,13 +172,26 @@ class Inspector:
             return
 
         def connected() -> asyncio.BaseProtocol:
-            if len(serve.connections) >= CLIENTS:
+            if len(serve.connections) >= CLIENTS and not self._make_room():
                 return _Refuse()
+            if len(self._strangers) > 2 * CLIENTS:
+                here = (one for one in self._strangers if one.transport is not None)
+                self._strangers = dict.fromkeys(here)
             client = serve()
+            self._strangers[client] = None
             self._silent[client] = loop.call_later(SILENCE, self._said_nothing, client)
             return client
 
         self._server = await loop.create_server(connected, sock=self._socket)
+
+    def _make_room(self) -> bool:
+        """Close the oldest connection that hasn't shown the token; tell whether there was one."""
+        for client in tuple(self._strangers):
+            del self._strangers[client]
+            if client.transport is not None:
+                client.transport.abort()
+                return True
+        return False
 
     def _said_nothing(self, client: RequestHandler) -> None:
         del self._silent[client]
@@ -229,7 +246,9 @@ class Inspector:
             silence.cancel()
         refusal = self._judge(request)
         if refusal is not None:
-            return _error(refusal.status, refusal.text)
+            return await _refused(refusal)
+        if request.path.startswith("/api/") and request.path != "/api/login":
+            self._strangers.pop(request.protocol, None)
         try:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001 - each has its status
@@ -267,7 +286,7 @@ class Inspector:
             token if isinstance(token, str) else "", None, request.remote or "", time.monotonic()
         )
         if refusal is not None:
-            return _error(refusal.status, refusal.text)
+            return await _refused(refusal)
         response = web.json_response({})
         response.set_cookie(self._cookie, self._access.cookie, httponly=True, samesite="Strict", path="/api/")
         return response
@@ -365,6 +384,12 @@ class _Refuse(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+async def _refused(refusal: Refusal) -> web.Response:
+    if refusal.status == 429:
+        await asyncio.sleep(SLOW)
+    return _error(refusal.status, refusal.text)
 
 
 def _error(status: int, text: str) -> web.Response:

@@ -17,8 +17,8 @@ import attrs
 
 from ..app import App
 from ..capture import read
-from ..channel import Channel
 from ..commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, refused
+from ..core import Channel
 from ..errors import CommandError
 from ..hexdump import payload, plain
 from ..models import Message

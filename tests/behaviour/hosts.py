@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import pytest
 
 from exproto_app import App, ClientInfo, Message, SetupError
-from exproto_app.channel import Channel, Hub
 from exproto_app.commands import Publish
+from exproto_app.core import Channel, Hub
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.hub import MemoryHub
 from exproto_app.recorder import Recorder

@@ -10,17 +10,20 @@ from .figures import BELOW
 
 NAMES = (
     "framing",
+    "parsers",
     "gateway",
     "devices",
     "idle",
     "hub",
     "observe",
+    "door",
     "tap",
     "inspector",
     "workers",
     "erlport",
     "grpc",
     "mqtt",
+    "hostile",
 )
 
 

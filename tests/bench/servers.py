@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from exproto_app import App, Connection
-from exproto_app.channel import Channel
+from exproto_app.core import Channel
 from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import RAW, Framing, Line
 from exproto_app.metrics import Metrics

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import Address, App, Connection, Limits
-from exproto_app.channel import Channel
+from exproto_app.core import Channel
 from exproto_app.drivers.grpc import AdapterMap, Service
 from exproto_app.drivers.grpc import exproto_pb2 as pb
 from exproto_app.drivers.grpc.caller import Caller

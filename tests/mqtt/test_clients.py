@@ -93,7 +93,7 @@ class TestRights:
             assert device.ask("app own/x hi") == "ok"
             assert device.ask("app mine/x hi").endswith("not authorized (0x87)")
             device.say("say others/x hi")
-            site.wait_for("publish failed: ")
+            site.wait_for("app ! publish to 'mine/x' failed: ")
 
     def test_subscribe(self, start: Start, tmp_path: Path) -> None:
         with Site(guarded(start, tmp_path).url.replace("//", "//gate:g@")) as site:

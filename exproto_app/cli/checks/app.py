@@ -22,7 +22,7 @@ __all__ = ["EXTRAS", "extras", "python", "target"]
 
 EXTRAS: Final = {
     "crc": ("fastcrc",),
-    "door": ("amqtt",),
+    "door": (),  # empty since the MQTT server is our own
     "grpc": ("google.protobuf", "hpack"),
     "metrics": ("prometheus_client",),
     "mqtt": ("mqtt5",),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from ...certificates import validity
 from ...drivers.gateway import Listen
 from ...drivers.gateway.sockets import bind
 from ...errors import SetupError
@@ -15,6 +17,11 @@ from .finding import Finding, failed, ok, skipped
 from .setup import Setup
 
 __all__ = ["is_free", "owner", "ports"]
+
+SOON: Final = 30
+"""Days before a certificate's end from which on the doctor tells of it."""
+
+RENEW: Final = "renew it, and have run read it again with SIGHUP"
 
 TABLES: Final = {"tcp": ("tcp", "tcp6"), "tls": ("tcp", "tcp6"), "udp": ("udp", "udp6")}
 LISTENS: Final = {"tcp": "0A", "tls": "0A", "udp": "07"}
@@ -32,10 +39,19 @@ def ports(setup: Setup) -> Iterator[Finding]:
         problem = is_free(address)
         advice = "EMQX can't reach 127.0.0.1 of this container; take --bind 0.0.0.0:9001"
         shown = advice if setup.container and is_loopback(address.host) else ""
+        trouble, soon = _certificate(setup.gateway.tls.cert if setup.gateway.tls else None)
         if problem:
             yield failed("ports.bind", problem, _who("tcp", address.port))
+        elif trouble:
+            yield failed("ports.bind", f"--bind {address}: {trouble}", RENEW)
         else:
-            yield ok("ports.bind", f"{address} is free", shown)
+            yield ok("ports.bind", f"{address} is free", "; ".join(filter(None, (soon, shown))))
+    if setup.uplink is not None and setup.uplink.cert and Path(setup.uplink.cert).is_file():
+        trouble, soon = _certificate(setup.uplink.cert)
+        if trouble:
+            yield failed("ports.mqtt-cert", f"--mqtt-cert: {trouble}", RENEW)
+        else:
+            yield ok("ports.mqtt-cert", f"--mqtt-cert {setup.uplink.cert} is valid", soon)
 
 
 def _listener(setup: Setup, listen: Listen) -> Finding:
@@ -48,12 +64,29 @@ def _listener(setup: Setup, listen: Listen) -> Finding:
     except SetupError as error:
         who = _who(listen.scheme, listen.port) if "another program" in str(error) else ""
         return failed("ports.listen", str(error), who)
-    advice = []
+    trouble, soon = _certificate(listen.cert if listen.scheme == "tls" else None)
+    if trouble:
+        return failed("ports.listen", f"{listen}: {trouble}", RENEW)
+    advice = [soon] if soon else []
     if setup.container and is_loopback(listen.host):
         advice.append(f"devices can't reach {listen.host} of this container; listen on 0.0.0.0")
     if listen.scheme == "udp" and setup.app is not None:
         advice.append(_idle(setup.app.limits))
     return ok("ports.listen", f"{listen} is free", "; ".join(advice))
+
+
+def _certificate(cert: str | None) -> tuple[str, str]:
+    """Return what is wrong with the certificates in *cert*, and what is soon going to be."""
+    now = datetime.now(timezone.utc)
+    soon = ""
+    for each in validity(cert) if cert else ():
+        if trouble := each.trouble(now):
+            return f"the certificate {cert}: {trouble}", ""
+        if each.days(now) < SOON and not soon:
+            soon = (
+                f"the certificate {cert} expires in {each.days(now)} days, on {each.ends:%Y-%m-%d}; renew it"
+            )
+    return "", soon
 
 
 def _idle(limits: Limits) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ...channel import Channel
 from ...commands import (
     DONE,
     Command,
@@ -20,6 +19,7 @@ from ...commands import (
     Waiter,
     refused,
 )
+from ...core import Channel
 from ...errors import ClosedError, CommandError, DeniedError, UnavailableError
 from . import facts
 from .calls import Calls, framed

@@ -14,8 +14,8 @@ from functools import partial
 from struct import Struct
 from typing import Any, Final, Protocol
 
-from ...channel import Intake
 from ...commands import Outcome, Waiter
+from ...core import Intake
 from ...errors import ClosedError, CommandError, UnavailableError
 from ...models import ConnectionInfo
 from . import facts

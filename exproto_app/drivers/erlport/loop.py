@@ -20,7 +20,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
-from ...channel import Intake
+from ...core import Intake
 from ...errors import ExprotoError
 from ...logs import configure_from
 from ...runner import Runner
@@ -200,7 +200,7 @@ class Process:
             self._driver = driver_of(module)
             if self._driver.acl:
                 self.hub.ask_acl()
-            runner = Runner(self._driver.app, self.hub)
+            runner = Runner(self._driver.app, self.hub, exits=())  # the process is the broker's
             await runner.start()
             self._runner = runner
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's file raises, the log has to tell

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from ...channel import Channel
 from ...commands import Outcome, Register
+from ...core import Channel
 from ...errors import CommandError, DeniedError, UnavailableError
 from ...host import Timer
 from . import facts

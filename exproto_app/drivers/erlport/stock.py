@@ -21,9 +21,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from ...channel import Channel, Intake
 from ...commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
-from ...engine import Engine
+from ...core import Channel, Engine, Intake
 from ...errors import SetupError, UnsupportedError
 from ...host import Timer
 from ...logs import configure_from
@@ -65,6 +64,7 @@ class SyncRuntime:
     """The engine's `Runtime` where nothing happens between two calls."""
 
     ticks = False
+    exits: tuple[type[BaseException], ...] = ()  # the process is the broker's
 
     def __init__(self) -> None:
         self.time = time.monotonic
@@ -78,7 +78,10 @@ class SyncRuntime:
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:  # noqa: ARG002 - it never calls
         return _Never()
 
-    def elsewhere(self) -> bool:
+    def exit(self, error: BaseException) -> None:
+        """Do nothing: there are no *exits*."""
+
+    def in_other_thread(self) -> bool:
         return threading.get_ident() != self._thread
 
     def call_from_thread(self, callback: Callable[..., object], *args: Any) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import attrs
 
 from ...app import App
+from ...certificates import load_identity
 from ...errors import SetupError
 from ...router import Router
 
@@ -104,10 +105,7 @@ class Listen:
             if not Path(file).is_file():
                 raise SetupError(f"{self}: there is no file {file}")
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(self.cert, self.key)
-        except (ssl.SSLError, OSError) as error:
-            raise SetupError(f"{self}: {self.cert} and its key can't be used: {error}") from None
+        load_identity(context, self.cert, self.key, str(self))
         if self.client_ca:
             try:
                 context.load_verify_locations(self.client_ca)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import FramingError
 from ...models import Address
 from .proxy import Proxied, header
-from .tcp import TcpLink
+from .tcp import TcpLink, why_failed
 
 if TYPE_CHECKING:
-    from .gateway import Door
+    from .door import Door
 
 __all__ = ["HeaderLink"]
-
-log = logging.getLogger("exproto_app")
 
 
 class HeaderLink(asyncio.BufferedProtocol):
@@ -25,10 +22,12 @@ class HeaderLink(asyncio.BufferedProtocol):
     What follows, a TLS handshake for example, finds its bytes still unread.
     """
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, peer: Address) -> None:
+        self.peer = peer
+        self.since = asyncio.get_running_loop().time()
         self._door = door
+        self._judged: Address | None = None  # the device, once its address counts
         self._transport: asyncio.Transport
-        self._peer: Address
         self._sockname: Address
         self._late: asyncio.TimerHandle | None = None
         self._header = header()
@@ -39,20 +38,21 @@ class HeaderLink(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        peername = transport.get_extra_info("peername")
         sockname = transport.get_extra_info("sockname")
-        if not peername or not sockname:  # gone before we looked
+        if not sockname or self._door.gateway.stopping:  # gone before we looked
             self._transport.abort()
+            self.never_began()
             return
-        self._peer, self._sockname = Address(*peername[:2]), Address(*sockname[:2])
-        if not self._door.admit(self._peer):
-            self._transport.abort()
-            return
-        self._door.pending.add(self)
+        self._sockname = Address(*sockname[:2])
+        self._door.pending[self] = None
         seconds = self._door.gateway.options.handshake_timeout
         self._late = asyncio.get_running_loop().call_later(
             seconds, self._refuse, f"no PROXY header within {seconds:g} s"
         )
+
+    def never_began(self) -> None:
+        """Give the place back that the connection had taken."""
+        self._door.leave(self._judged)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         return self._room[self._filled :]
@@ -72,10 +72,17 @@ class HeaderLink(asyncio.BufferedProtocol):
             self._refuse(str(error))
 
     def eof_received(self) -> None:
-        self._refuse("it ended before its PROXY header was there")
+        if self._seen or self._filled:
+            self._refuse("it ended before its PROXY header was there")
+        elif self._leave():  # the load balancer looks whether somebody listens, again and again
+            self._transport.abort()
+            self._door.probed(self.peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._refuse(f"it was lost before its PROXY header was there ({exc})")
+        if self._seen or self._filled:
+            self._refuse(f"it was lost before its PROXY header was there ({exc})")
+        elif self._leave():
+            self._door.probed(self.peer)
 
     def give_up(self) -> None:
         """Close the connection, because the gateway stops."""
@@ -84,18 +91,30 @@ class HeaderLink(asyncio.BufferedProtocol):
         if self._upgrade is not None:
             self._upgrade.cancel()
 
+    def vacate(self, why: str = "its place was needed") -> bool:
+        """Give it up; tell whether it was still half-open."""
+        if self not in self._door.pending:
+            return False
+        shaking = self._upgrade is not None
+        self.give_up()
+        if shaking:
+            self._door.unshaken(self.peer, why)
+        else:
+            self._door.headless(self.peer, why, self._seen + bytes(self._room[: self._filled]))
+        return True
+
     def _refuse(self, why: str) -> None:
         if self._leave():
-            self._door.headless(self._peer, why, self._seen + bytes(self._room[: self._filled]))
+            self._door.headless(self.peer, why, self._seen + bytes(self._room[: self._filled]))
             self._transport.abort()
 
     def _leave(self) -> bool:
         """Give the place among the connections back, once; tell whether it was still ours."""
-        if self not in self._door.pending:
+        if self._door.pending.pop(self, self) is self:
             return False
-        self._door.pending.discard(self)
         self._forget_timer()
-        self._door.leave()
+        self._door.gateway.shaken(self)
+        self._door.leave(self._judged)
         return True
 
     def _forget_timer(self) -> None:
@@ -107,17 +126,23 @@ class HeaderLink(asyncio.BufferedProtocol):
         """Go on with the device itself."""
         self._forget_timer()
         if proxied is not None:
-            self._peer, self._sockname = proxied.source, proxied.destination
+            self.peer, self._sockname = proxied.source, proxied.destination
+            if not self._door.judge(self.peer):
+                self._leave()
+                self._transport.abort()
+                return
+            self._judged = self.peer
         if self._door.context is not None:
             self._transport.pause_reading()  # until the task runs nobody reads
+            self._door.gateway.shaking(self)
             self._upgrade = asyncio.get_running_loop().create_task(self._start_tls())
             return
-        link = TcpLink(self._door)
+        link = TcpLink(self._door, self.peer)
         self._transport.pause_reading()
         self._transport.set_protocol(link)
         self._transport.resume_reading()  # uvloop changes how it reads only when reading begins anew
-        self._door.pending.discard(self)
-        link.begin(self._transport, self._peer, self._sockname)
+        del self._door.pending[self]
+        link.begin(self._transport, self._sockname)
 
     async def _start_tls(self) -> None:
         door = self._door
@@ -131,17 +156,18 @@ class HeaderLink(asyncio.BufferedProtocol):
                 ssl_handshake_timeout=door.gateway.options.handshake_timeout,
             )
         except (OSError, asyncio.CancelledError) as error:  # ssl.SSLError is an OSError
-            log.debug("gateway ! TLS handshake of %s failed: %s", self._peer, error)
-            self._leave()
+            if self._leave() and isinstance(error, OSError):
+                door.unshaken(self.peer, why_failed(error, door.gateway.options.handshake_timeout))
             self._transport.abort()
             return
         if self not in door.pending:  # the gateway stopped meanwhile
             transport.abort()
             return
-        door.pending.discard(self)
-        link = TcpLink(door)
+        del door.pending[self]
+        door.gateway.shaken(self)
+        link = TcpLink(door, self.peer)
         transport.set_protocol(link)
-        link.begin(transport, self._peer, self._sockname)
+        link.begin(transport, self._sockname)
         early.hand_over(link)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import sys
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...errors import SetupError, not_opened
 from .listeners import Listen
 
-__all__ = ["bind", "share", "why_not"]
+__all__ = ["bind", "files_left", "share", "share_again", "why_not"]
 
 Bound: TypeAlias = tuple[int, Any]
 """A family of addresses, and an address as its sockets have it."""
@@ -34,6 +36,18 @@ def share(listen: Listen, count: int) -> list[list[socket.socket]]:
     for probe in probes:
         probe.close()
     return [_bind(listen, addresses, shared=True) for _ in range(count)]
+
+
+def share_again(family: int, kind: int, address: Any) -> socket.socket:
+    """Bind an *address* that others share once more. Raises `OSError`."""
+    sock = socket.socket(family, kind)
+    try:
+        _set_up(sock, shared=True)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _addresses(listen: Listen) -> list[Bound]:
@@ -84,3 +98,14 @@ def _set_up(sock: socket.socket, *, shared: bool) -> None:
 def why_not(listen: Listen, error: OSError, option: str = "--listen") -> SetupError:
     """Return the error that tells why *listen*, given by *option*, can't be opened."""
     return not_opened(listen, error, f"stop it or choose another with {option}")
+
+
+def files_left() -> int | None:
+    """Return how many more files this process may open; None where there is no limit, or nobody tells."""
+    try:
+        resource = importlib.import_module("resource")
+        opened = sum(1 for _ in Path("/dev/fd").iterdir())
+    except (ImportError, OSError):  # Windows has no such limit
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else max(0, soft - opened)

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from ...channel import Intake
+from ...core import Intake
 from ...models import Address, Certificate, ConnectionInfo
 
 if TYPE_CHECKING:
-    from .gateway import Door
+    from .door import Door
 
-__all__ = ["TcpLink"]
+__all__ = ["TcpLink", "why_failed"]
 
 LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETRESET})
 """Errors of a device that went away without a word."""
@@ -24,12 +25,13 @@ LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.
 class TcpLink(asyncio.Protocol):
     """The asyncio end of one connection: feeds its channel and drains it."""
 
-    __slots__ = ("_channel", "_door", "_secure", "_transport", "data_received")
+    __slots__ = ("_channel", "_door", "_secure", "_transport", "data_received", "peer")
 
     answers = False
     fence = None
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, peer: Address) -> None:
+        self.peer = peer
         self._door = door
         self._channel: Intake | None = None
         self._transport: asyncio.Transport
@@ -52,20 +54,24 @@ class TcpLink(asyncio.Protocol):
     # --- from asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peername = transport.get_extra_info("peername")
-        sockname = transport.get_extra_info("sockname")
         self._transport = cast("asyncio.Transport", transport)
-        if not peername or not sockname:  # gone before we looked
+        sockname = transport.get_extra_info("sockname")
+        if not sockname:  # gone before we looked
             self._transport.abort()
+            self.never_began()
             return
-        peer = Address(*peername[:2])
-        if not self._door.admit(peer):
-            self._transport.abort()
-            return
-        self.begin(self._transport, peer, Address(*sockname[:2]))
+        self.begin(self._transport, Address(*sockname[:2]))
 
-    def begin(self, transport: asyncio.Transport, peer: Address, sockname: Address) -> None:
-        """Begin the connection of a device that is admitted."""
+    def never_began(self) -> None:
+        """Give the place back that the connection had taken."""
+        self._door.leave(self.peer)
+
+    def begin(self, transport: asyncio.Transport, sockname: Address) -> None:
+        """Begin the connection, which has its place."""
+        if self._door.gateway.stopping:
+            transport.abort()
+            self.never_began()
+            return
         self._transport = transport
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
@@ -73,7 +79,7 @@ class TcpLink(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._secure = transport.get_extra_info("ssl_object") is not None
         certificate = _certificate(transport.get_extra_info("peercert")) if self._secure else None
-        info = ConnectionInfo("ssl" if self._secure else "tcp", peer, sockname, certificate)
+        info = ConnectionInfo("ssl" if self._secure else "tcp", self.peer, sockname, certificate)
         engine = self._door.engine
         transport.set_write_buffer_limits(high=engine.limits.outbox)
         engine.connected(self, info, self._door.routers)
@@ -102,9 +108,26 @@ class TcpLink(asyncio.Protocol):
         del self.data_received  # it would keep the channel, or this, alive
         if channel is None:
             return
-        self._door.leave()
+        self._door.leave(self.peer)
         lost = isinstance(exc, OSError) and exc.errno in LOST
         channel.terminated("lost" if lost else "device closed", str(exc or ""))
+
+    # --- from the gateway
+
+    def vacate(self) -> bool:
+        """Give the connection's place to somebody else; tell whether it still had one."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return False
+        self._door.leave(self.peer)
+        self._transport.abort()
+        channel.terminated("lost", "it had said nothing, and its place was needed")
+        return True
+
+    @property
+    def number(self) -> int:
+        """The listener's number."""
+        return self._door.number
 
     # --- from the channel
 
@@ -143,3 +166,14 @@ def _certificate(peercert: dict[str, Any] | None) -> Certificate | None:
     dn = ",".join(f"{short.get(name, name)}={value}" for name, value in reversed(pairs))
     cn = next((value for name, value in pairs if name == "commonName"), "")
     return Certificate(dn=dn, cn=cn)
+
+
+def why_failed(error: OSError, seconds: float) -> str:
+    """Tell in plain words why a TLS handshake that may take *seconds* came to nothing."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.lower().replace("_", " ")
+    if isinstance(error, ConnectionAbortedError):
+        return f"it wasn't complete within {seconds:g} s"
+    if isinstance(error, ConnectionError):
+        return "the other side hung up"
+    return str(error) or type(error).__name__

@@ -8,11 +8,11 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from ...channel import Intake
-from ...models import Address, ConnectionInfo
+from ...core import Intake
+from ...models import Address, ConnectionInfo, Reason
 
 if TYPE_CHECKING:
-    from .gateway import Door
+    from .door import Door
 
 __all__ = ["UdpPort"]
 
@@ -57,7 +57,7 @@ class UdpPort(asyncio.DatagramProtocol):
         link = self._links.get(addr)
         if link is None:
             peer = Address(*addr[:2])
-            if not self.door.admit(peer):
+            if not self.door.admit(peer, datagrams=True):
                 self._drop("refused")
                 return
             link = self._links[addr] = UdpLink(self, addr)
@@ -91,7 +91,7 @@ class UdpPort(asyncio.DatagramProtocol):
         """Let the next datagram of this peer begin a new connection."""
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
-        self.door.leave()
+        self.door.leave(Address(*link.peer[:2]), datagrams=True)
 
     def _drop(self, why: str) -> None:
         self.door.engine.count("datagrams_dropped")
@@ -129,8 +129,21 @@ class UdpLink:
 
     def lost(self, detail: str) -> None:
         """End the connection."""
+        self._end("device closed", detail)
+
+    def vacate(self) -> bool:
+        """Give the connection's place to somebody else; tell whether it still had one."""
+        return self._end("lost", "it had proved nothing, and its place was needed")
+
+    @property
+    def number(self) -> int:
+        """The listener's number."""
+        return self.port.door.number
+
+    def _end(self, reason: Reason, detail: str) -> bool:
         if self.channel is None:
-            return
+            return False
         channel, self.channel = self.channel, None
         self.port.forget(self)
-        channel.terminated("device closed", detail)
+        channel.terminated(reason, detail)
+        return True

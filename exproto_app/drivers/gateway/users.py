@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import logging
+import os
 import secrets
+import sys
+import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import attrs
 
+from ...addresses import APPLICANT, Applicant
 from ...errors import SetupError
 from ...models import ClientInfo
+from .waiting import EACH, MOST, Login, Waiting
 
 __all__ = ["Users", "hash_password"]
 
@@ -25,8 +32,11 @@ log = logging.getLogger("exproto_app")
 COST: Final = 14
 """scrypt's N as a power of two, with r=8 and p=1: 16 MiB and some 50 ms a password (RFC 7914, OWASP)."""
 
-REMEMBERED: Final = 10_000
-"""Right answers that are remembered, so that a storm of reconnects costs no scrypt each."""
+WRONG: Final = 10_000
+"""Wrong passwords that are remembered, so that a device which tries the same one for ever costs one check."""
+
+CHECKS: Final = 2
+"""Passwords that are checked at the same time, each in a thread."""
 
 
 @attrs.frozen
@@ -61,23 +71,49 @@ def _parse(text: str) -> Hash:
     return Hash(cost, *(base64.b64decode(part, validate=True) for part in padded))
 
 
+def _give_way() -> None:
+    """Have the system run this thread when others, the event loop for one, have nothing to do."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+@attrs.define(eq=False)
+class _Check:
+    """The work of a login that waits; *answer* None: it was refused without."""
+
+    known: Hash
+    password: str = attrs.field(repr=False)
+    asked: float
+    answer: asyncio.Future[bool | None]
+
+
 class Users:
     """May register who is in *path* with the right password: a line `NAME:HASH` each, `#` begins a comment.
 
     NAME is the client's username, or its clientid where it gives none. The file is read again when it has
     changed; a changed file that is wrong is logged, and the one before stays in force. Raises `SetupError`
     for a file that can't be read, with its line.
+
+    A check takes some 50 ms of CPU. It is done for names that are there and whose password isn't known yet;
+    then it tells right from wrong by memory, until the line changes. `Waiting` has what waits for a check.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._stamp: tuple[int, int] | None = None
         self._hashes: dict[str, Hash] = {}
-        self._nobody = Hash(COST, secrets.token_bytes(16), secrets.token_bytes(64))
-        # Who was right lately, by a hash that is of no use to anybody else.
+        # What was right or wrong lately, by a hash that is of no use to anybody else.
         self._key = secrets.token_bytes(32)
-        self._right: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="exproto-app users")
+        self._right: dict[str, tuple[bytes, bytes]] = {}
+        self._wrong: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
+        self._threads = ThreadPoolExecutor(CHECKS, thread_name_prefix="exproto-app users")
+        self._slow_threads = ThreadPoolExecutor(
+            1, thread_name_prefix="exproto-app suspects", initializer=_give_way
+        )
+        self._waiting: Waiting[_Check] = Waiting()
+        self._checking = 0
+        self._takes = 0.05  # seconds, as of the last check
         self._read()
 
     async def __call__(self, client: ClientInfo, password: str | None) -> bool:
@@ -85,20 +121,95 @@ class Users:
         if password is None:
             return False
         self._read_again()
-        name = client.username or client.clientid
-        known = self._hashes.get(name, self._nobody)
-        quick = hmac.digest(self._key, password.encode(), "sha256")
-        if self._right.get((name, quick)) == known.digest:
-            return True
-        # For a name that isn't there too, so that nobody learns which are.
-        loop = asyncio.get_running_loop()
-        digest = await loop.run_in_executor(self._threads, known.of, password)
-        if not hmac.compare_digest(digest, known.digest):
+        try:
+            return await self._judge(client, password)
+        except asyncio.CancelledError:  # the event loop ends; nobody waits for the answer
             return False
-        self._right[name, quick] = known.digest
-        if len(self._right) > REMEMBERED:
-            self._right.popitem(last=False)
-        return True
+
+    async def _judge(self, client: ClientInfo, password: str) -> bool:
+        name = client.username or client.clientid
+        quick = hmac.digest(self._key, password.encode(errors="surrogatepass"), "sha256")
+        known = self._hashes.get(name)
+        verdict = self._remembered(name, quick, known)
+        if verdict is None and known is not None:
+            return await self._check(name, password, quick, known)
+        if not verdict:
+            # As long as a check takes, so that nobody learns which names there are.
+            await asyncio.sleep(self._takes)
+        return bool(verdict)
+
+    def _remembered(self, name: str, quick: bytes, known: Hash | None) -> bool | None:
+        """Tell what is known without a check: a name has one password, so one that was right tells others."""
+        if known is None:
+            return None
+        digest, right = self._right.get(name, (b"", b""))
+        if digest == known.digest:
+            return hmac.compare_digest(right, quick)
+        return False if self._wrong.get((name, quick)) == known.digest else None
+
+    async def _check(self, name: str, password: str, quick: bytes, known: Hash) -> bool:
+        """Have the password checked when it is its turn."""
+        loop = asyncio.get_running_loop()
+        applicant = APPLICANT.get() or Applicant("", lambda: False)
+        login = Login(name, applicant, _Check(known, password, loop.time(), loop.create_future()))
+        applicant.refuse = partial(self._refuse, login)
+        for out in self._waiting.add(login):
+            self._refuse(out)
+        self._start(loop)
+        right = await login.work.answer
+        if right is None:
+            return False
+        if right:
+            self._right[name] = known.digest, quick
+        else:
+            self._wrong[name, quick] = known.digest
+            if len(self._wrong) > WRONG:
+                self._wrong.popitem(last=False)
+        return right
+
+    def _refuse(self, login: Login[_Check]) -> None:
+        """Answer a login without a check."""
+        applicant = login.applicant
+        applicant.busy = True
+        self._waiting.discard(login)
+        if not applicant.gone() and not applicant.leaving():
+            words = "users ! a login as %r is refused: %d wait, limits are %d, and %d of one name and address"
+            log.warning(words, login.name, len(self._waiting), MOST, EACH)
+        if not login.work.answer.done():
+            login.work.answer.set_result(None)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        for out in self._waiting.drop_gone():
+            self._refuse(out)
+        # The last thread isn't for names that somebody guesses at.
+        while self._checking < CHECKS:
+            login = self._waiting.next(innocent=self._checking == CHECKS - 1)
+            if login is None:
+                return
+            self._checking += 1
+            work = login.work
+            threads = self._slow_threads if self._waiting.suspects(login) else self._threads
+            done = loop.run_in_executor(threads, work.known.of, work.password)
+            done.add_done_callback(partial(self._checked, loop, login))
+
+    def _checked(
+        self, loop: asyncio.AbstractEventLoop, login: Login[_Check], done: asyncio.Future[bytes]
+    ) -> None:
+        self._checking -= 1
+        work = login.work
+        if done.cancelled():
+            return
+        if (error := done.exception()) is not None:
+            if not work.answer.done():
+                work.answer.set_exception(error)
+        else:
+            right = hmac.compare_digest(done.result(), work.known.digest)
+            self._takes = min(1.0, loop.time() - work.asked)
+            if not right:
+                self._waiting.failed(login, loop.time())
+            if not work.answer.done():
+                work.answer.set_result(right)
+        self._start(loop)
 
     def _read_again(self) -> None:
         try:

@@ -7,8 +7,8 @@ import logging
 from functools import partial
 from typing import Any, Final
 
-from ...channel import Channel
 from ...commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
+from ...core import Channel
 from ...errors import ClosedError, CommandError, DeniedError, UnavailableError, UnsupportedError
 from . import exproto_pb2 as pb
 from .answers import DUPLICATE, MISSING, Crashed, judge
@@ -117,8 +117,7 @@ class AdapterHub:
             return self._raw(link.broker, command, link)
         if channel.gone or link.left:
             # So it does in on_terminated, which runs when all is handled that the device had said.
-            said = link.refusing or bool(channel.queue) or channel.frames is not None or not channel.gone
-            if link.proven or not said:
+            if link.proven or (channel.all_handled and not link.refusing):
                 return self._raw(link.broker, command, link)
             words = "its device hung up before the broker had taken its login"
             return refused(DeniedError(f"publish {command.topic}: {words}"))

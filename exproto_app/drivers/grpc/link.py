@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ...channel import Intake
 from ...commands import Outcome, refused
+from ...core import Intake
 from ...errors import ClosedError, CommandError
 from ...models import Reason
 from . import exproto_pb2 as pb

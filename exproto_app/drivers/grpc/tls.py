@@ -9,6 +9,7 @@ from typing import Final
 
 import attrs
 
+from ...certificates import load_identity
 from ...errors import SetupError
 
 __all__ = ["Tls"]
@@ -39,9 +40,9 @@ class Tls:
                 raise SetupError(f"--{option}: there is no file {file}")
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca)
-            context.load_cert_chain(self.cert, self.key)
         except (OSError, ssl.SSLError) as error:
-            raise SetupError(f"--cert, --key or --client-ca can't be used: {error}") from None
+            raise SetupError(f"--client-ca: {self.client_ca} can't be used: {error}") from None
+        load_identity(context, self.cert, self.key, "--cert")
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
         context.set_alpn_protocols(["h2"])

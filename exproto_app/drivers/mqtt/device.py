@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ...channel import Channel
 from ...commands import DONE, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
+from ...core import Channel
 from ...errors import CommandError, UnavailableError
 from ...models import Message
 from .link import Link

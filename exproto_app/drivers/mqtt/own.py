@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from ...channel import Channel
 from ...commands import DONE, Outcome, Publish, Subscribe, Unsubscribe
+from ...core import Channel
 from ...errors import CommandError
 from ...models import Message
 from ...topics import Filters, split_share

@@ -11,9 +11,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
-from ...channel import Channel
 from ...commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe
-from ...engine import Engine
+from ...core import Channel, Engine
 from ...errors import UnavailableError
 from ...hub import Login as LoginRule
 from ...hub import MemoryHub

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
+from ...certificates import load_identity
 from ...errors import SetupError
 
 __all__ = ["Url"]
@@ -93,8 +94,5 @@ class Url:
         except (ssl.SSLError, OSError) as error:
             raise SetupError(f"--mqtt-ca: {ca} is no CA file: {error}") from None
         if cert:
-            try:
-                context.load_cert_chain(cert, key)
-            except (ssl.SSLError, OSError) as error:
-                raise SetupError(f"--mqtt-cert: {cert} and its key can't be used: {error}") from None
+            load_identity(context, cert, key, "--mqtt-cert")
         return context

@@ -1,0 +1,81 @@
+"""The options of `exproto-app run` about addresses: who may connect, and what each may do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from ..addresses import AddressLimits, networks
+
+__all__ = ["address_options", "take_address_limits"]
+
+OPTIONS: Final = (
+    click.option(
+        "--allow",
+        "allow",
+        multiple=True,
+        metavar="NETWORK",
+        help="Take devices from there only, such as 192.0.2.0/24 or 2001:db8::/32; may be repeated.",
+    ),
+    click.option(
+        "--deny",
+        "deny",
+        multiple=True,
+        metavar="NETWORK",
+        help="Take none from there, even if allowed; may be repeated.",
+    ),
+    click.option(
+        "--address-connections",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Connections of one address at once. Behind a NAT many devices have one address; so this, and "
+        "the next four, are off unless given.",
+    ),
+    click.option(
+        "--address-rate",
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="New connections of one address a second.",
+    ),
+    click.option(
+        "--address-bad-frames",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Bad frames of one address a minute; beyond them it is banned.",
+    ),
+    click.option(
+        "--address-failed-logins",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Refused logins of one address a minute; beyond them it is banned.",
+    ),
+    click.option(
+        "--ban",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="How long a ban lasts (default: 600).",
+    ),
+)
+
+
+def address_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give *command* the options."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_address_limits(given: dict[str, Any]) -> AddressLimits:
+    """Take the options out of *given*. Raises `SetupError`, `click.UsageError`."""
+    names = ("connections", "rate", "bad_frames", "failed_logins")
+    limits = {name: given.pop(f"address_{name}") for name in names}
+    ban = given.pop("ban")
+    if ban is not None:
+        if limits["bad_frames"] is None and limits["failed_logins"] is None:
+            words = "--ban needs --address-bad-frames or --address-failed-logins, what it is about."
+            raise click.UsageError(words)
+        limits["ban"] = ban
+    allow, deny = (networks(given.pop(name), f"--{name}") for name in ("allow", "deny"))
+    return AddressLimits(allow=allow, deny=deny, **limits)
