@@ -136,7 +136,7 @@ class Wire:
     def answer(self) -> None:
         """Answer the oldest call that is on the wire."""
         call = self.connection.calls[min(self.connection.calls)]
-        call.answer, call.status = bytearray(5), 0
+        call.answer, call.status = bytes(5), 0
         self.connection._ended(call)
 
     def age(self, seconds: float) -> None:

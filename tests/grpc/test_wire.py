@@ -96,6 +96,7 @@ class Heard:
         self.events: list[Any] = []
         self.calls: dict[int, object] = {}
 
+        self.held = 0
         self.unfinished = False
 
     def connected(self) -> None:

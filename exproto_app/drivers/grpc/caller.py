@@ -108,9 +108,9 @@ class Caller:
         self.host = "?"
         self.broker: Broker | None = None
         self.calls: dict[int, Inbound] = {}
+        self.held = 0
         self.unfinished = False
         self.proven = False  # it has called a method of ours, with a whole message
-        self._account = self.http2.account
         self._incomplete: dict[int, Inbound] = {}  # those whose first event is not whole, by age
         self._standing = 0  # those that are whole and get no answer
         self._collecting: Inbound | None = None
@@ -153,7 +153,7 @@ class Caller:
         self._incomplete[stream] = call
         call.since = self.http2.heard
         call.cost = STREAM_COST
-        self._account.charge(STREAM_COST)
+        self.held += STREAM_COST
 
     def data(self, stream: int, data: bytes, *, ended: bool) -> None:
         call = self.calls.get(stream)
@@ -164,7 +164,7 @@ class Caller:
         if ended:
             call.ended = True
             if self._incomplete.pop(stream, None) is not None:
-                self._account.release(call.cost)
+                self.held -= call.cost
                 call.cost = 0
             if call.buffer is None and len(data) - 5 == int.from_bytes(data[:5], "big"):
                 # Nearly always a call is one frame with one message, not compressed.
@@ -191,12 +191,12 @@ class Caller:
         self._stand(call)
         if not call.cost:
             call.cost = STREAM_COST
-            self._account.charge(STREAM_COST)
+            self.held += STREAM_COST
 
     def established(self, call: Inbound) -> None:
         """Take note that the stream *call* belongs to a connected device, and costs nothing more."""
         if call.cost and self.calls.get(call.stream) is call:
-            self._account.release(call.cost)
+            self.held -= call.cost
             call.cost = 0
 
     def end_incomplete(self, now: float) -> None:
@@ -209,6 +209,7 @@ class Caller:
             text = "grpc ! %s began a call and brought no whole event within %g s; the call ends"
             log.warning(text, self.host, WHOLE_WAIT)
             self.refuse(stream, b"4", b"no whole event came in time")
+            self.http2.settle()
 
     def reset(self, stream: int, code: int) -> None:
         log.debug("grpc < %s reset stream %d, code %d", self.host, stream, code)
@@ -312,17 +313,16 @@ class Caller:
             return None
         self._standing -= call.standing
         self._incomplete.pop(stream, None)
-        held = call.cost
+        self.held -= call.cost
         if call.buffer is not None:
-            held += len(call.buffer)
+            self.held -= len(call.buffer)
             call.buffer = None
-        if held:
-            self._account.release(held)
         return call
 
     def _forget_all(self) -> None:
         self.calls.clear()
         self._incomplete.clear()
+        self.held = 0
         self._standing = 0
         self._collecting, self.unfinished = None, False
 
@@ -355,7 +355,7 @@ class Caller:
         if call.buffer is None:
             call.buffer = bytearray()
         call.buffer += data
-        self._account.charge(len(data))
+        self.held += len(data)
         self._take_messages(call, call.buffer)
 
     def _take_messages(self, call: Inbound, buffer: bytearray) -> None:
@@ -380,7 +380,7 @@ class Caller:
         if call.buffer is None:
             return  # answered meanwhile
         del buffer[:at]
-        self._account.release(at)
+        self.held -= at
         if taken and call.endless and not call.standing:
             self._stand(call)
         if call.ended and not self.unfinished:

@@ -212,7 +212,7 @@ class Client:
             self.finish(call, UNAVAILABLE, words)
             return
         call.words = words
-        call.answer.clear()
+        call.answer = b""
         call.status, call.heads, call.connection = -1, 0, None
         call.retry = min(max(call.retry * 2, BACKOFF[0]), BACKOFF[1])
         self.loop.call_later(call.retry, self._start, call)

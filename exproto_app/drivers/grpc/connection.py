@@ -90,7 +90,7 @@ class Call:
         self.size = 0  # so much of it counts as held
         self.stream = 0
         self.connection: ClientConnection | None = None
-        self.answer = bytearray()
+        self.answer: bytes | bytearray = b""
         self.heads = 0
         self.status = -1
         self.words = b""
@@ -106,6 +106,7 @@ class ClientConnection:
         self.protocol = Http2Protocol(self, client.scheduler, Budget(), client=True)
         self.http2 = self.protocol.http2
         self.calls: dict[int, Call] = {}
+        self.held = 0  # what it holds is bounded by the calls that we make
         self.unfinished = False
         self.retired = False
         self.given_up = 0
@@ -149,7 +150,7 @@ class ClientConnection:
         It isn't cancelled: EMQX's cowlib (2.9.1) takes a RST_STREAM that two of its reads share for a broken
         rule and ends the connection, with all other calls. When it has hung for a while, that is likely.
         """
-        call.answer.clear()
+        call.answer = b""
         call.given_up = True
         self.given_up += 1
         # Each stream that stays open makes all others dearer for the adapter.
@@ -199,7 +200,13 @@ class ClientConnection:
         call = self.calls.get(stream)
         if call is None:
             return
-        if not call.given_up:
+        if call.given_up:
+            data = b""
+        if not call.answer:
+            call.answer = data  # nearly always that is all of it
+        else:
+            if isinstance(call.answer, bytes):
+                call.answer = bytearray(call.answer)
             call.answer += data
         if len(call.answer) > MAX_ANSWER:
             self._pop(stream)

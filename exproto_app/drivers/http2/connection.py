@@ -19,7 +19,7 @@ from typing import Final
 
 from .budget import Account
 from .endpoint import Endpoint
-from .flow_control import CONNECTION_WINDOW, Receiver, Sender
+from .flow_control import CONNECTION_WINDOW, STREAM_WINDOW, Receiver, Sender
 from .frames import (
     ACK,
     CANCEL,
@@ -49,6 +49,7 @@ from .frames import (
     ProtocolError,
     pack_frame,
     remove_padding,
+    unpack_header,
 )
 from .header_blocks import MAX_LIST, BlockError, Decoder, Encoder
 
@@ -64,6 +65,8 @@ IDLE_SECONDS: Final = 10.0
 LENGTHS: Final = {PRIORITY_FRAME: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 OF_STREAMS: Final = {PRIORITY_FRAME, RST_STREAM}
 OF_ALL: Final = {SETTINGS, PING, GOAWAY}
+UNUSUAL: Final = PADDED | PRIORITY | END_HEADERS
+"""Flags of a HEADERS frame; usually END_HEADERS alone is set of them."""
 
 _u32: Final = Struct(">I").unpack_from
 _pack32: Final = Struct(">I").pack
@@ -95,6 +98,7 @@ class Connection:
         self._output: list[bytes] = []
         self._buffer = b""
         self._at = 0  # so much of it was worked off
+        self._rest = 0  # bytes of that, and of a header block, that are held
         self._charged = 0
         # A header block that goes on in CONTINUATION frames: its stream, its flags, its bytes.
         self._block: tuple[int, int, bytearray] | None = None
@@ -174,20 +178,57 @@ class Connection:
         """Return how the last bytes began that came."""
         return self._buffer.removeprefix(PREFACE)[:64]
 
-    def advance(self, frames: int) -> bool:
+    def advance(self, frames: int) -> bool:  # noqa: C901, PLR0912 - the hot path, with as few calls as can be
         """Work off up to so many *frames*; tell whether there is more. Raises `ProtocolError`."""
         if self.ended or not (self.greeted or self._greet()):
             return False
-        endpoint = self.endpoint
+        endpoint, buffer, at = self.endpoint, self._buffer, self._at
+        end = len(buffer)
+        more = True
         for _ in range(frames):
             if endpoint.unfinished:
                 endpoint.resume()
-            elif not self._take_frame():
-                self._charge()
-                return False
+            else:
+                start = at + 9
+                if start > end:
+                    more = False
+                    break
+                upper, size, kind, flags, stream = unpack_header(buffer, at)
+                if upper or size > MAX_FRAME:
+                    words = f"a frame has {upper << 16 | size} bytes, limit is {MAX_FRAME}"
+                    raise ProtocolError(FRAME_SIZE_ERROR, words)
+                if start + size > end:
+                    more = False
+                    break
+                at = self._at = start + size
+                payload = buffer[start:at]
+                stream &= MAX_WINDOW
+                if self._block is not None or not self.settled:
+                    self._check_order(kind, flags)
+                if kind == DATA:
+                    self._data(stream, flags, payload)
+                elif kind == HEADERS and flags & UNUSUAL == END_HEADERS:
+                    self._begin(stream, payload, ended=bool(flags & END_STREAM))
+                else:
+                    self._control(kind, flags, stream, payload)
             if self.ended:
                 return False
-        return True
+        if at < end or self._rest or endpoint.held != self._charged:
+            self.settle()
+        return more
+
+    def settle(self) -> None:
+        """Have the account bear what is held now."""
+        held = self.endpoint.held
+        self._rest = len(self._buffer) - self._at
+        if self._block is not None:
+            self._rest += len(self._block[2])
+        held += self._rest
+        change, self._charged = held - self._charged, held
+        if change > 0:
+            self.account.charge(change)
+        elif change:
+            self.account.release(-change)
 
     def _greet(self) -> bool:
         """Tell whether the preface has come. Raises `ProtocolError` for anything else."""
@@ -199,47 +240,12 @@ class Connection:
             raise ProtocolError(PROTOCOL_ERROR, "the connection doesn't begin as HTTP/2 does")
         return self.greeted
 
-    def _charge(self) -> None:
-        """Account for the part of a frame, and of a header block, that waits for its rest."""
-        held = len(self._buffer) - self._at
-        if self._block is not None:
-            held += len(self._block[2])
-        if held > self._charged:
-            self.account.charge(held - self._charged)
-        elif held < self._charged:
-            self.account.release(self._charged - held)
-        self._charged = held
-
-    def _take_frame(self) -> bool:
-        """Take the next frame; tell whether it was whole."""
-        buffer, at = self._buffer, self._at
-        end = len(buffer)
-        if end - at < 9:
-            return False
-        size = buffer[at] << 16 | buffer[at + 1] << 8 | buffer[at + 2]
-        if size > MAX_FRAME:
-            raise ProtocolError(FRAME_SIZE_ERROR, f"a frame has {size} bytes, limit is {MAX_FRAME}")
-        behind = at + 9 + size
-        if behind > end:
-            return False
-        kind, flags = buffer[at + 3], buffer[at + 4]
-        stream = _u32(buffer, at + 5)[0] & 0x7FFFFFFF
-        payload = buffer[at + 9 : behind]
-        self._at = behind
+    def _check_order(self, kind: int, flags: int) -> None:
+        """Raise `ProtocolError` for a frame that can't come now."""
         if self._block is not None and kind != CONTINUATION:
             raise ProtocolError(PROTOCOL_ERROR, "a header block was interrupted")
         if not self.settled and (kind != SETTINGS or flags & ACK):
             raise ProtocolError(PROTOCOL_ERROR, "the first frame isn't the settings")
-        if kind == DATA:
-            self._data(stream, flags, payload, size)
-        elif kind == HEADERS:
-            if flags & (PADDED | PRIORITY | END_HEADERS) == END_HEADERS:
-                self._begin(stream, payload, ended=bool(flags & END_STREAM))
-            else:
-                self._headers(stream, flags, payload)
-        else:
-            self._control(kind, flags, stream, payload)
-        return True
 
     def _begin(self, stream: int, block: bytes, *, ended: bool) -> None:
         """Take the fields that begin a stream or end it."""
@@ -260,30 +266,32 @@ class Connection:
             self._receiver.taken_of.pop(stream, None)
         self.endpoint.headers(stream, fields, ended=ended)
 
-    def _data(self, stream: int, flags: int, payload: bytes, size: int) -> None:
-        receiver = self._receiver
-        receiver.took(size)
+    def _data(self, stream: int, flags: int, payload: bytes) -> None:
+        receiver, endpoint = self._receiver, self.endpoint
+        size = len(payload)
+        receiver.taken += size
+        if receiver.taken >= CONNECTION_WINDOW // 2:
+            receiver.give_back_all()
         if stream > self.last or not stream:
             raise ProtocolError(PROTOCOL_ERROR, "data of no stream")
         if flags & PADDED:
             payload = remove_padding(payload)
-        known = stream in self.endpoint.calls
-        if not flags & END_STREAM and not (known and payload):
-            self._brings_nothing()
-        if not known:
-            return
         if flags & END_STREAM:
             if receiver.taken_of:
                 receiver.taken_of.pop(stream, None)
-            self.endpoint.data(stream, payload, ended=True)
+            endpoint.data(stream, payload, ended=True)
             return
-        receiver.take(stream, size)
-        self.endpoint.data(stream, payload, ended=False)
-        if stream in receiver.taken_of:
-            if stream in self.endpoint.calls:
-                receiver.give_back(stream)
-            else:
-                receiver.forget(stream)
+        known = stream in endpoint.calls
+        if not (known and payload):
+            self._brings_nothing()
+        if not known:
+            return
+        taken = receiver.taken_of[stream] = receiver.taken_of.get(stream, 0) + size
+        if taken > STREAM_WINDOW:
+            raise ProtocolError(FLOW_CONTROL_ERROR, f"stream {stream} exceeds its window")
+        endpoint.data(stream, payload, ended=False)
+        if taken >= STREAM_WINDOW // 2 and stream in receiver.taken_of:
+            receiver.give_back(stream)
 
     def _headers(self, stream: int, flags: int, payload: bytes) -> None:
         if flags & PADDED:
@@ -332,6 +340,8 @@ class Connection:
                 raise ProtocolError(FRAME_SIZE_ERROR, "a goaway has to have 8 bytes")
             self._brings_nothing()
             self.endpoint.going(_u32(payload, 0)[0] & MAX_WINDOW)
+        elif kind == HEADERS:
+            self._headers(stream, flags, payload)
         elif kind == CONTINUATION:
             self._continuation(stream, flags, payload)
         elif kind == PUSH_PROMISE:

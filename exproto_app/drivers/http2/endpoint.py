@@ -12,11 +12,13 @@ __all__ = ["Endpoint"]
 
 
 class Endpoint(Protocol):
-    """What gRPC makes of a connection's frames. *calls* are those that have not ended, by stream.
+    """What gRPC makes of a connection's frames.
 
-    *unfinished*: it has not yet handled all that it was given, and goes on with that when asked to `resume`.
+    *calls* are those that have not ended, by stream. *held*: bytes that it holds for the peer. *unfinished*:
+    it has not yet handled all that it was given, and goes on with that when asked to `resume`.
     """
 
+    held: int
     unfinished: bool
 
     @property

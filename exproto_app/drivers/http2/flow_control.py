@@ -164,22 +164,13 @@ class Receiver:
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self.taken_of: dict[int, int] = {}  # by stream: what was received and not yet given back
         self._write = write
-        self._taken = 0
+        self.taken = 0  # what all streams received, wanted or not, and padding too
         self._held: set[int] = set()
 
-    def took(self, size: int) -> None:
-        """Count what the connection received; it counts whether it was wanted or not, padding included."""
-        self._taken += size
-        if self._taken >= CONNECTION_WINDOW // 2:
-            self._write(pack_frame(WINDOW_UPDATE, 0, 0, _pack32(self._taken)))
-            self._taken = 0
-
-    def take(self, stream: int, size: int) -> None:
-        """Count what *stream* received. Raises `ProtocolError` where that is more than its window."""
-        taken = self.taken_of.get(stream, 0) + size
-        if taken > STREAM_WINDOW:
-            raise ProtocolError(FLOW_CONTROL_ERROR, f"stream {stream} exceeds its window")
-        self.taken_of[stream] = taken
+    def give_back_all(self) -> None:
+        """Open the connection's window again."""
+        self._write(pack_frame(WINDOW_UPDATE, 0, 0, _pack32(self.taken)))
+        self.taken = 0
 
     def give_back(self, stream: int) -> None:
         """Open the window of *stream* again if half of it was taken, unless it is held."""

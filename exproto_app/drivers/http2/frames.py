@@ -38,6 +38,7 @@ __all__ = [
     "pack_frame",
     "pack_header",
     "remove_padding",
+    "unpack_header",
 ]
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -54,6 +55,7 @@ MAX_FRAME: Final = 16_384
 MAX_WINDOW: Final = 0x7FFFFFFF
 DEFAULT_WINDOW: Final = 65_535
 
+unpack_header: Final = Struct(">BHBBI").unpack_from
 pack_header: Final = Struct(">BHBBI").pack
 """Packs a frame's header: the upper byte and the lower two of its size, kind, flags, stream."""
 

@@ -26,17 +26,17 @@ class Scheduled(Protocol):
 class Scheduler:
     """Gives connections their slices, round robin. While it is *busy*, what comes waits behind the others."""
 
-    __slots__ = ("_loop", "_queue", "_running")
+    __slots__ = ("_loop", "_running", "queue")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._queue: deque[Scheduled] = deque()
+        self.queue: deque[Scheduled] = deque()
         self._running = False
 
     @property
     def busy(self) -> bool:
         """Whether any connection waits for its turn, or has it."""
-        return self._running or bool(self._queue)
+        return self._running or bool(self.queue)
 
     def later(self, one: Scheduled) -> None:
         """Have *one* work in its turn, after what runs now."""
@@ -45,10 +45,10 @@ class Scheduler:
         one.scheduled = True
         if not self.busy:
             self._loop.call_soon(self._run)
-        self._queue.append(one)
+        self.queue.append(one)
 
     def _run(self) -> None:
-        queue, time = self._queue, self._loop.time
+        queue, time = self.queue, self._loop.time
         end = time() + ROUND
         self._running = True
         try:

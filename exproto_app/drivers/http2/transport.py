@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from typing import Final, cast
 
 from .budget import Account, Budget
@@ -37,13 +38,16 @@ class Http2Protocol(asyncio.Protocol):
     """One TCP connection, whose frames *endpoint* gets. *scheduler* and *budget* are shared with others."""
 
     def __init__(self, endpoint: Endpoint, scheduler: Scheduler, budget: Budget, *, client: bool) -> None:
-        self.http2 = Connection(endpoint, Account(budget, self._end_for), self._wake, client=client)
+        self._loop = asyncio.get_running_loop()
+        wake = partial(self._loop.call_soon, self._flush)
+        self.http2 = Connection(endpoint, Account(budget, self._end_for), wake, client=client)
         self.full = False  # the peer leaves too much unread
         self.scheduled = False
         self._endpoint = endpoint
         self._client = client
         self._scheduler = scheduler
-        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._waiting = scheduler.queue
         self._transport: asyncio.Transport | None = None
         self._closing = False
         self._behind = False  # there is more to be worked off
@@ -69,15 +73,14 @@ class Http2Protocol(asyncio.Protocol):
             self._flush()
 
     def data_received(self, data: bytes) -> None:
-        if self.http2.ended:
+        http2 = self.http2
+        if http2.ended:
             return
-        self.http2.receive(data, self._loop.time())
-        if self._scheduler.busy:
+        http2.receive(data, self._time())
+        if self._waiting or len(data) >= LARGE:
             self._work_later()
-            return
-        self.work()
-        if len(data) >= LARGE:
-            self._work_later()
+        else:
+            self.work()
 
     def pause_writing(self) -> None:
         self.full = True
@@ -104,13 +107,12 @@ class Http2Protocol(asyncio.Protocol):
 
     def work(self) -> None:
         """Work off what came, for a slice at most."""
-        advance, time = self.http2.advance, self._loop.time
         try:
-            more = advance(BATCH)
+            more = self.http2.advance(BATCH)
             if more:
-                until = time() + SLICE
-                while more and time() < until:
-                    more = advance(BATCH)
+                until = self._time() + SLICE
+                while more and self._time() < until:
+                    more = self.http2.advance(BATCH)
         except ProtocolError as error:
             self._end_for(error)
             return
@@ -164,9 +166,6 @@ class Http2Protocol(asyncio.Protocol):
             self._transport.abort()
 
     # --- inside
-
-    def _wake(self) -> None:
-        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         data = self.http2.take_output()
