@@ -174,11 +174,11 @@ def test_calls_that_are_begun_and_not_ended_are_bounded_in_bytes(
 
 def test_the_one_that_holds_most_ends_where_all_together_hold_too_much(serving: Serving) -> None:
     largest, *others = [serving.connect() for _ in range(5)]
-    for stream in range(1, 281, 2):
+    for stream in range(1, 81, 2):
         serving.feed(largest, head(stream))
-    assert largest.held == 140 * STREAM_COST
+    assert largest.held == 40 * STREAM_COST
     for peer in others:
-        for stream in range(1, 201, 2):
+        for stream in range(1, 61, 2):
             serving.feed(peer, head(stream))
     ended = [peer for peer in (largest, *others) if ended_with(peer.sink)]
     assert ended == [largest]
@@ -540,7 +540,7 @@ def test_a_stop_gives_a_mute_adapter_up_and_says_what_is_lost(
     flood: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(service, "MUTE", 0.2)
-    monkeypatch.setattr(service, "GOODBYE", 0.2)
+    monkeypatch.setattr(service, "FAREWELL", 0.2)
     ended: list[str] = []
     app: App[Any] = App()
 

@@ -42,7 +42,10 @@ MUTE: Final = 2.0
 """Seconds without an answer after which an adapter is given up when the service stops."""
 
 GOODBYE: Final = 2.0
-"""Seconds that calls in flight may take when the service stops, and the ends of connections after them."""
+"""Seconds that calls in flight may take when the service stops."""
+
+FAREWELL: Final = 1.0
+"""Seconds that the ends of connections may take after that."""
 
 AT_ONCE: Final = 200
 """Connections that are given up in one round of the loop."""
@@ -163,13 +166,13 @@ class Service:
         for broker in self.adapters:
             await broker.close()
         clients = [broker.client for broker in self.adapters]
-        deadline = self._time() + GOODBYE
+        deadline = self._time() + FAREWELL
         await self._until(lambda: not self.callers and all(client.closed for client in clients), deadline)
         for caller in self.callers:
             caller.protocol.abort()
         for client in clients:
             client.abort()
-        deadline = self._time() + GOODBYE
+        deadline = self._time() + FAREWELL
         await self._until(lambda: not self.callers and all(client.closed for client in clients), deadline)
 
     async def _stop_runner(self) -> None:

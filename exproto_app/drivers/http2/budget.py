@@ -20,8 +20,11 @@ EACH: Final = 33_554_432
 TOTAL: Final = 67_108_864
 """Bytes that are held for all connections."""
 
-STREAM_COST: Final = 640
-"""Bytes that a stream costs beside its data: its objects and its places in tables, measured, rounded up."""
+STREAM_COST: Final = 2_048
+"""Bytes that a stream counts for beside its data.
+
+Its objects take about 400; the rest stands for the time that it takes to let go of many of them at once.
+"""
 
 
 class Budget:
