@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; PYTHON picks the interpreter that it is made from.
 PYTHON ?= python3
 BIN := .venv/bin
-PROTO := exproto_app/drivers/grpc
+PROTO := exproto_app/hosts/grpc
 
 .PHONY: run test unit check coverage matrix format lint types bench fuzz proto clean
 

@@ -4,13 +4,23 @@ A terminal registers and is given a code, with which it then logs in; one that r
 closed. PHONE is the number it has in each header, without leading zeros. What it says is JSON:
 
     devices/PHONE/terminal   maker, model, terminal, plate: what it registered with
-    devices/PHONE/position   time, lat, lon, altitude, speed, course, fix, ignition, alarm, and what it adds
-    devices/PHONE/message    id and body, in hex: whatever has no handler here, or can't be understood
+    devices/PHONE/position   time, lat, lon, altitude, speed, course, fix, ignition, status, alarm, and what
+                             it adds: by ADDITIONS below, the rest by its number, in hex
+    devices/PHONE/message    id and body, in hex: whatever isn't read here, or can't be; encrypted, if it is
     devices/PHONE/answer     command, and its result, 0 for done, or its answer in hex, or an error
 
-Times are UTC, null if the terminal has none; speed is in km/h, altitude in m, mileage in km; alarm has the
-document's flags, 0 for none. What is published to devices/PHONE/command, a message's id and body in hex such
-as 8105f0, is sent to the terminal. Long messages may come in parts.
+Times are UTC, null if the terminal has none; speed is in km/h, altitude in m, mileage in km, fuel in l.
+Status and alarm are the document's flags as numbers: of status, bit 10 tells that fuel is cut, 11 power, 12
+that the doors are locked, 13 to 17 which are open; 0 is no alarm. Without a fix, lat and lon are the last
+known, null if there is no such place. Bytes that are no text come in hex, as plate_hex for plate. Long
+messages may come in parts, between others and in any order.
+
+    read      0001, 0002, 0004, 0100, 0102, 0200, 0201, 0500, 0704; of what 0200 adds 01, 02, 30, 31
+    not read  all others, such as 0801 (pictures), 0900 and other messages of makers, those of JT/T 1078
+              (video), and whatever is encrypted: published as they are, and acknowledged
+
+What is published to devices/PHONE/command, a message's id and body in hex such as 8105f0, is sent to the
+terminal.
 
 Try it: exproto-app run examples/jt808.py, and in another terminal log in:
 
@@ -35,11 +45,17 @@ from exproto_app.framing import JT808, Checked, Resync
 # --- what is on the wire: between 7E, escaped, a header, a body, and the XOR of both
 
 FRAMING = Resync(Checked(JT808, XOR))
-LOCATION = struct.Struct(">IIIIHHH6s")
+LOCATION = struct.Struct(">IIIIhHH6s")
 VERSION, PARTS, CIPHER, LENGTH = 0x4000, 0x2000, 0x1C00, 0x03FF  # in the header's properties
 MOST_PARTS = 256
+MOST_MESSAGES = 4  # in parts at once
 MEDIA = 0x0801
-ADDITIONS = {1: ("mileage", 10), 2: ("fuel", 10), 0x30: ("signal", 1), 0x31: ("satellites", 1)}
+ADDITIONS = {  # by number and size: name, and how many make one of its unit
+    (0x01, 4): ("mileage", 10),
+    (0x02, 2): ("fuel", 10),
+    (0x30, 1): ("signal", 1),
+    (0x31, 1): ("satellites", 1),
+}
 ANSWERS = {0x0001, 0x0104, 0x0201, 0x0302, 0x0500, 0x0700, 0x0802, 0x0805}  # with the serial of the question
 PLAIN_ANSWERS = {0x0107, 0x0702}  # without
 
@@ -58,6 +74,7 @@ class Packet:
     body: bytes
     part: int = 1
     parts: int = 1
+    encrypted: bool = False
     values: Values = attrs.Factory(dict)
 
     @property
@@ -76,16 +93,15 @@ def parse(frame: bytes) -> Packet:
         body = body[4:]
     if len(body) != properties & LENGTH:
         raise ValueError(f"by its header the body has {properties & LENGTH} bytes, it has {len(body)}")
-    if properties & CIPHER:
-        raise ValueError("it is encrypted")
-    if not 1 <= part <= parts <= MOST_PARTS or not any(phone):
-        raise ValueError(f"this is part {part} of {parts}, from {phone.hex()}")
-    packet = Packet(kind, frame[4:begin], phone, serial, body, part, parts)
+    if not 1 <= part <= parts <= MOST_PARTS:
+        raise ValueError(f"this is part {part} of {parts}")
+    encrypted = bool(properties & CIPHER)
+    packet = Packet(kind, frame[4:begin], phone, serial, body, part, parts, encrypted)
     return packet if parts > 1 else understood(packet)
 
 
 def understood(packet: Packet) -> Packet:
-    read = READERS.get(packet.id)
+    read = None if packet.encrypted else READERS.get(packet.id)
     try:
         return attrs.evolve(packet, values=read(packet.body, bool(packet.version))) if read else packet
     except (ValueError, LookupError, struct.error):
@@ -97,19 +113,25 @@ def result(body: bytes, new: bool) -> Values:
 
 
 def registration(body: bytes, new: bool) -> Values:
-    # By the document of 2011, which some still follow, the model has 8 bytes.
+    # By the document of 2011, which some still follow, the model has 8 bytes; no plate is so long that a body
+    # of 76 could be of 2013.
+    new = new or len(body) >= 76
     layout = ">4x11s30s30sx" if new else ">4x5s20s7sx" if len(body) > 36 else ">4x5s8s7sx"
     maker, model, terminal = struct.unpack_from(layout, body)
-    plate = body[struct.calcsize(layout) :]
-    return {"maker": text(maker), "model": text(model), "terminal": text(terminal), "plate": text(plate)}
+    plate = text("plate", body[struct.calcsize(layout) :])
+    return text("maker", maker) | text("model", model) | text("terminal", terminal) | plate
 
 
 def authentication(body: bytes, new: bool) -> Values:
-    return {"code": text(body[1 : 1 + body[0]] if new else body)}
+    return text("code", body[1 : 1 + body[0]] if new else body)
 
 
 def position(body: bytes, new: bool) -> Values:
     return {"positions": [location(body)]}
+
+
+def answered_position(body: bytes, new: bool) -> Values:
+    return {"positions": [location(body[2:])]}  # behind the serial of the question
 
 
 def positions(body: bytes, new: bool) -> Values:
@@ -127,35 +149,49 @@ def positions(body: bytes, new: bool) -> Values:
 def location(body: bytes) -> Values:
     alarm, status, lat, lon, altitude, speed, course, clock = LOCATION.unpack_from(body)
     time = datetime.strptime(f"{clock.hex()}+0800", "%y%m%d%H%M%S%z") if any(clock) else None
+    place = lat <= 90_000_000 and lon <= 180_000_000
     return {
         "time": time and time.astimezone(timezone.utc).isoformat(),
-        "lat": (-lat if status & 4 else lat) / 1_000_000,
-        "lon": (-lon if status & 8 else lon) / 1_000_000,
+        "lat": (-lat if status & 4 else lat) / 1_000_000 if place else None,
+        "lon": (-lon if status & 8 else lon) / 1_000_000 if place else None,
         "altitude": altitude,
         "speed": speed / 10,
         "course": course,
-        "fix": bool(status & 2),
+        "fix": bool(status & 2) and place,
         "ignition": bool(status & 1),
+        "status": status,
         "alarm": alarm,
-        **dict(additions(body[LOCATION.size :])),
+        **additions(body[LOCATION.size :]),
     }
 
 
-def additions(data: bytes) -> Iterator[tuple[str, float | str]]:
-    """Yield what stands behind a position: numbers, lengths, values; what isn't known here in hex."""
+def additions(data: bytes) -> Values:
+    """Return what stands behind a position: numbers, lengths, values; what isn't known here in hex."""
+    values: Values = {}
     while data:
         number, size = data[0], int.from_bytes(data[1:2], "big")
         value = data[2 : 2 + size]
-        if len(value) < size or len(data) < 2:
-            yield "rest", data.hex()  # of a maker that adds something else
-            return
-        name, scale = ADDITIONS.get(number, (f"{number:02x}", 0))
-        yield name, int.from_bytes(value, "big") / scale if scale and value else value.hex()
+        if len(value) < size or len(data) < 2 or not number:
+            return values | {"rest": data.hex()}  # of a maker that adds something else
+        name, scale = ADDITIONS.get((number, size), (f"{number:02x}", 0))
+        if number == 0x02 and value[:1] >= b"\x80":
+            name, scale = "02", 0  # some tell percent so
+        while name in values:
+            name += "_"  # some send a number again
+        told = int.from_bytes(value, "big")
+        values[name] = told / scale if scale > 1 else told if scale else value.hex()
         data = data[2 + size :]
+    return values
 
 
-def text(data: bytes) -> str:
-    return data.decode("gbk", "replace").strip("\0 ")
+def text(name: str, data: bytes, encoding: str = "gbk") -> Values:
+    """Return *data* as a text, or in hex if it is none."""
+    try:
+        found = data.decode(encoding).strip("\0 ")
+    except UnicodeDecodeError:
+        return {f"{name}_hex": data.hex()}
+    plain = all(letter.isprintable() or letter in "\r\n\t" for letter in found)
+    return {name: found} if plain else {f"{name}_hex": data.hex()}
 
 
 READERS: dict[int, Callable[[bytes, bool], Values]] = {
@@ -163,6 +199,8 @@ READERS: dict[int, Callable[[bytes, bool], Values]] = {
     0x0100: registration,
     0x0102: authentication,
     0x0200: position,
+    0x0201: answered_position,
+    0x0500: answered_position,
     0x0704: positions,
 }
 
@@ -175,8 +213,8 @@ class Terminal:
     login: Packet | None = None
     registration: Values = attrs.Factory(dict)
     serials: Iterator[int] = attrs.Factory(lambda: itertools.cycle(range(0x10000)))
-    message: tuple[int, int, int] | None = None  # whose parts these are: its id, where it starts, how many
-    parts: dict[int, bytes] = attrs.Factory(dict)
+    parts: dict[int, dict[int, Packet]] = attrs.Factory(dict)  # of messages that come, by their ids
+    joined: dict[int, Packet] = attrs.Factory(dict)  # the parts of the last one that was whole
 
 
 app = App()
@@ -184,7 +222,7 @@ jt808 = app.protocol(
     "jt808",
     framing=FRAMING,
     codec=(parse, None),
-    key=lambda packet: packet.id if packet.parts == 1 else "part",
+    key=lambda packet: packet.id if packet.parts == 1 and not packet.encrypted else "other",
     state=Terminal,
     sniff=b"\x7e",
 )
@@ -193,6 +231,9 @@ Conn = Connection[Terminal, Packet]
 
 @jt808.on_received(0x0100)
 def on_registration(conn: Conn, packet: Packet) -> bytes:
+    if not packet.clientid:
+        conn.terminate()
+        return answer(conn, packet, b"\x81\x00", packet.serial + b"\4")  # no such terminal
     conn.state.registration = packet.values
     return answer(conn, packet, b"\x81\x00", packet.serial + b"\0authentication")
 
@@ -201,6 +242,9 @@ def on_registration(conn: Conn, packet: Packet) -> bytes:
 async def on_login(conn: Conn, packet: Packet) -> bytes:
     # Any code will do, as any terminal may register and some bring one from elsewhere for ever. Who knows
     # the terminals gives each its own above, and compares packet.values["code"] here.
+    if not packet.clientid:
+        conn.terminate()
+        return general(conn, packet, 1)
     try:
         await conn.register(packet.clientid, keepalive=600)
     except DeniedError:
@@ -220,7 +264,9 @@ def on_late_answer(conn: Conn, packet: Packet) -> None:
 
 @jt808.on_received(0x0002)
 def on_heartbeat(conn: Conn, packet: Packet) -> bytes | None:
-    return general(conn, packet) if known(conn, packet) else None
+    if not known(conn, packet):
+        return None
+    return on_whole(conn, packet) if packet.body else general(conn, packet)  # some tell more
 
 
 @jt808.on_received(0x0004)
@@ -242,7 +288,8 @@ def on_whole(conn: Conn, packet: Packet) -> bytes:
     for values in packet.values.get("positions", ()):
         publish(conn, "position", values)
     if not packet.values:
-        publish(conn, "message", {"id": f"{packet.id:04x}", "body": packet.body.hex()})
+        sure = {"encrypted": True} if packet.encrypted else {}
+        publish(conn, "message", {"id": f"{packet.id:04x}", "body": packet.body.hex(), **sure})
     if packet.id == MEDIA:
         return answer(conn, packet, b"\x88\x00", packet.body[:4])  # its number: all parts have come
     return general(conn, packet)
@@ -250,9 +297,9 @@ def on_whole(conn: Conn, packet: Packet) -> bytes:
 
 @jt808.on_deliver("devices/+/command")
 async def on_command(conn: Conn, message: Message) -> None:
-    values: Values = {"command": message.payload.decode("ascii", "replace")}
+    values = text("command", message.payload, "ascii")
     try:
-        values |= await ask(conn, bytes.fromhex(values["command"]))
+        values |= await ask(conn, bytes.fromhex(values.get("command", "is no hex")))
     except (ValueError, RequestTimeout, UnavailableError) as error:
         values["error"] = str(error)
     publish(conn, "answer", values)
@@ -271,7 +318,10 @@ async def ask(conn: Conn, command: bytes) -> Values:
             packet.parts == 1 and (packet.body[:2] == serial if packet.id in ANSWERS else packet.id == plain)
         ),
     )
-    return reply.values or {"answer": f"{reply.id:04x}{reply.body.hex()}"}
+    for values in reply.values.get("positions", ()):
+        publish(conn, "position", values)
+    answered = reply.values and "positions" not in reply.values
+    return reply.values if answered else {"answer": f"{reply.id:04x}{reply.body.hex()}"}
 
 
 def known(conn: Conn, packet: Packet) -> bool:
@@ -284,21 +334,39 @@ def known(conn: Conn, packet: Packet) -> bool:
 
 def joined(terminal: Terminal, packet: Packet) -> Packet | None:
     """Return the whole message if *packet* was the last part that it lacked."""
-    message = packet.id, (int.from_bytes(packet.serial, "big") - packet.part) & 0xFFFF, packet.parts
-    if terminal.message != message:
-        if terminal.parts:
-            log.warning(
-                "%s: %d parts of a message are dropped, the others never came",
-                packet.clientid,
-                len(terminal.parts),
-            )
-        terminal.message, terminal.parts = message, {}
-    terminal.parts[packet.part] = packet.body
-    if len(terminal.parts) < packet.parts:
-        return None
-    body = b"".join(terminal.parts[number] for number in range(1, packet.parts + 1))
-    terminal.parts = {}
-    return understood(attrs.evolve(packet, body=body, part=1, parts=1))
+    parts = terminal.parts.pop(packet.id, {})
+    old = parts.get(packet.part, packet)
+    if old.body != packet.body or any(part.parts != packet.parts for part in parts.values()):
+        parts = begun_anew(packet, parts)
+    parts[packet.part] = packet
+    again = [number for number, part in parts.items() if terminal.joined.get(number) == part]
+    if len(parts) == packet.parts and len(again) < len(parts):
+        for number in again:  # parts of the message before, sent twice
+            del parts[number]
+    if len(parts) == packet.parts:
+        terminal.joined = parts
+        body = b"".join(parts[number].body for number in sorted(parts))
+        return understood(attrs.evolve(packet, body=body, part=1, parts=1))
+    if len(terminal.parts) == MOST_MESSAGES:
+        forgotten(packet, len(terminal.parts.pop(next(iter(terminal.parts)))))
+    terminal.parts[packet.id] = parts
+    return None
+
+
+def begun_anew(packet: Packet, parts: dict[int, Packet]) -> dict[int, Packet]:
+    """Return those of *parts* that may be of the message of *packet*, which isn't that of the others."""
+    kept = {}
+    for number, part in parts.items():
+        ahead = int.from_bytes(packet.serial, "big") - int.from_bytes(part.serial, "big")
+        before = (ahead & 0xFFFF) < 0x8000
+        if part.parts == packet.parts and number != packet.part and before == (number < packet.part):
+            kept[number] = part
+    forgotten(packet, len(parts) - len(kept))
+    return kept
+
+
+def forgotten(packet: Packet, count: int) -> None:
+    log.warning("%s: %d parts of a message are dropped, the others never came", packet.clientid, count)
 
 
 def general(conn: Conn, packet: Packet, result: int = 0) -> bytes:

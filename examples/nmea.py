@@ -4,11 +4,19 @@ The protocol has no login, so a receiver is named by its address; a newer connec
 older one. What it says is JSON:
 
     devices/ADDRESS/position   of RMC: time, lat, lon, speed, course, fix; of GGA: altitude, satellites too
-    devices/ADDRESS/sentence   sentence: whatever has no handler here
+    devices/ADDRESS/sentence   sentence: whatever isn't read here, or can't be
     devices/ADDRESS/answer     command, and its answer or error
 
 Times are UTC, that of GGA is without a date; speed is in km/h, altitude in m. What it doesn't know is null,
-without a fix lat and lon mean nothing. A sentence needs no checksum, but one that it has must be right.
+without a fix lat and lon mean nothing, and where there is no such place they are null and there is no fix. Of
+lat and lon there are as many digits as the receiver tells, at least 6. Bytes that aren't ASCII are told as
+Latin-1, so that none is lost.
+
+A sentence needs no checksum, but one that it has must be right. Where one is cut off, the next begins with
+its $ or ! on the same line.
+
+    read      RMC and GGA of any talker
+    not read  all others, such as GLL, VTG, GSA, GSV, and AIS (!AIVDM): published as they are
 
 What is published to devices/ADDRESS/command, such as $PMTK220,1000, is sent with its checksum; the next
 sentence of its maker's own, $P…, is the answer.
@@ -19,7 +27,9 @@ Try it: exproto-app run examples/nmea.py --listen tcp://127.0.0.1:10110, and in 
 """
 
 import json
+import logging
 import math
+import re
 from datetime import datetime, timezone
 from typing import Any
 
@@ -33,9 +43,12 @@ from exproto_app.framing import Checked, Line, Resync
 
 LINES = Resync(Line(ending=b"\r\n"), (b"$", b"!"))
 CHECKED = Resync(Checked(Line(ending=b"\r\n"), XOR, start=1, mark=b"*", text=True), (b"$", b"!"))
+START = re.compile(r"(?=[$!][A-Z]{2})")
+DEGREES = re.compile(r"(\d{1,3})(\d\d(?:\.\d*)?)")
 KNOT = 1.852  # km/h
 
 Values = dict[str, Any]
+log = logging.getLogger("nmea")
 
 
 @attrs.frozen
@@ -47,61 +60,94 @@ class Sentence:
     values: Values
 
 
-def parse(frame: bytes) -> Sentence:
-    """Return what *frame* says; what it raises has the frame dropped, logged and counted."""
-    text, mark, checksum = frame.decode("ascii").partition("*")
-    if mark and int(checksum, 16) != XOR(frame[1 : len(text)]):
-        raise ValueError(f"checksum is {checksum}, it has to be {XOR(frame[1 : len(text)]):02X}")
+def parse(frame: bytes) -> tuple[Sentence, ...]:
+    """Return the sentences of a line; what it raises has the line dropped, logged and counted."""
+    line = frame.decode("latin-1")
+    pieces = [line] if checked(line) else [piece for piece in START.split(line) if piece]
+    *cut_off, last = pieces or [line]
+    whole = [piece for piece in cut_off if checked(piece)]
+    body, mark, checksum = last.partition("*")
+    if not mark or checked(last):
+        whole.append(last)
+    elif not whole:
+        raise ValueError(f"checksum is {checksum}, it has to be {XOR(body[1:].encode('latin-1')):02X}")
+    if len(whole) < len(pieces):
+        log.info("%d of %d sentences are cut off in %r", len(pieces) - len(whole), len(pieces), line)
+    return tuple(map(sentence, whole))
+
+
+def checked(text: str) -> bool:
+    """Tell whether *text* has a checksum, and the right one."""
+    body, mark, checksum = text.partition("*")
+    try:
+        return bool(mark) and int(checksum, 16) == XOR(body[1:].encode("latin-1"))
+    except ValueError:
+        return False
+
+
+def sentence(piece: str) -> Sentence:
+    text = piece.partition("*")[0]
     name, *fields = text[1:].split(",")
     kind = name if name.startswith("P") else name[2:]
     read = {"RMC": recommended, "GGA": fix}.get(kind)
-    return Sentence(kind, text, read(fields) if read else {})
+    try:
+        return Sentence(kind, text, read(fields) if read else {})
+    except ValueError:
+        return Sentence(kind, text, {})  # it is published as it is
 
 
 def recommended(fields: list[str]) -> Values:
     clock, status, lat, north, lon, east, speed, course, date = fields[:9]
+    place = placed(lat, north, lon, east)
     return {
         "time": time(f"{date} {clock}", "%d%m%y %H%M%S").isoformat() if date and clock else None,
-        "lat": degrees(lat, north, "NS"),
-        "lon": degrees(lon, east, "EW"),
+        **place,
         "speed": number(speed, KNOT),
         "course": number(course),
-        "fix": status == "A",
+        "fix": status == "A" and None not in place.values(),
     }
 
 
 def fix(fields: list[str]) -> Values:
     clock, lat, north, lon, east, quality, satellites, _, altitude = fields[:9]
+    place = placed(lat, north, lon, east)
     return {
         "time": time(clock, "%H%M%S").timetz().isoformat() if clock else None,
-        "lat": degrees(lat, north, "NS"),
-        "lon": degrees(lon, east, "EW"),
+        **place,
         "altitude": number(altitude),
         "satellites": int(satellites or "0"),
-        "fix": quality not in ("", "0"),
+        "fix": quality in set("123456789") and None not in place.values(),
     }
 
 
 def time(text: str, form: str) -> datetime:
-    return datetime.strptime(text if "." in text else f"{text}.0", f"{form}.%f").replace(tzinfo=timezone.utc)
+    whole, _, part = text.partition(".")
+    return datetime.strptime(f"{whole}.{part[:6] or 0}", f"{form}.%f").replace(tzinfo=timezone.utc)
 
 
-def degrees(text: str, side: str, sides: str) -> float | None:
+def placed(lat: str, north: str, lon: str, east: str) -> Values:
+    return {"lat": degrees(lat, north, "NS", 90), "lon": degrees(lon, east, "EW", 180)}
+
+
+def degrees(text: str, side: str, sides: str, most: int) -> float | None:
     """Return degrees for degrees and minutes without a point between them, 4807.038 for 48° 7.038'."""
-    value = number(text)
-    if value is None:
+    # Fewer digits before the point are degrees with decimals, by receivers that have the standard wrong.
+    match = DEGREES.fullmatch(text)
+    if match is None or side not in sides or not side or len(match[1]) < len(str(most)) - 1:
         return None
-    if side not in sides or not 0 <= value <= 18000:
-        raise ValueError(f"{text} {side} is no place")
-    whole, minutes = divmod(value, 100)
-    return round((whole + minutes / 60) * (-1 if side == sides[1] else 1), 6)
+    whole, minutes, digits = int(match[1]), float(match[2]), len(text.partition(".")[2])
+    found = whole + minutes / 60
+    if minutes >= 60 or found > most:
+        return None
+    # Receivers with RTK tell 7 digits of a minute and more, each of which counts.
+    return round(-found if side == sides[1] else found, max(6, digits + 1))
 
 
 def number(text: str, unit: float = 1) -> float | None:
     value = float(text) * unit if text else None
     if value is not None and not math.isfinite(value):
         raise ValueError(f"{text} is no number")
-    return value if value is None else round(value, 6)
+    return value if value is None else round(value, 9)
 
 
 # --- what is done with it
@@ -112,10 +158,9 @@ nmea = app.protocol(
     framing=LINES,
     reply_framing=CHECKED,
     codec=(parse, None),
-    key=lambda sentence: sentence.kind,
     sniff=(b"$", b"!"),
 )
-Conn = Connection[None, Sentence]
+Conn = Connection[None, tuple[Sentence, ...]]
 
 
 @nmea.on_connect
@@ -125,27 +170,25 @@ def on_connect(conn: Conn) -> None:
     conn.subscribe(f"devices/{address}/command", qos=1)
 
 
-@nmea.on_received("RMC")
-@nmea.on_received("GGA")
-def on_position(conn: Conn, sentence: Sentence) -> None:
-    publish(conn, "position", sentence.values)
-
-
 @nmea.on_received
-def on_sentence(conn: Conn, sentence: Sentence) -> None:
-    publish(conn, "sentence", {"sentence": sentence.text})
+def on_sentences(conn: Conn, sentences: tuple[Sentence, ...]) -> None:
+    for sentence in sentences:
+        if sentence.values:
+            publish(conn, "position", sentence.values)
+        else:
+            publish(conn, "sentence", {"sentence": sentence.text})
 
 
 @nmea.on_deliver("devices/+/command")
 async def on_command(conn: Conn, message: Message) -> None:
-    values: Values = {"command": message.payload.decode("ascii", "replace")}
+    values: Values = {"command": message.payload.decode("latin-1")}
     try:
         reply = await conn.request(
             message.payload.partition(b"*")[0],
-            match=lambda sentence: sentence.kind.startswith("P"),
+            match=lambda sentences: sentences[0].kind.startswith("P"),
             key="command",
         )
-        values["answer"] = reply.text
+        values["answer"] = reply[0].text
     except (RequestTimeout, UnavailableError, FramingError) as error:
         values["error"] = str(error)
     publish(conn, "answer", values)

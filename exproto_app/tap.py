@@ -22,8 +22,8 @@ from typing import Final, TypeAlias
 import attrs
 
 from .errors import CommandError, SetupError
-from .host import Timer
 from .models import ClientInfo, ConnectionInfo, Message, Reason
+from .runtime import Timer
 
 __all__ = [
     "Closed",

@@ -13,6 +13,7 @@ from .erlang.broker import MISSING as NO_ERLANG
 from .erlang.broker import Vm, running
 from .mqtt.broker import MISSING as NO_MOSQUITTO
 from .mqtt.broker import Broker, free_port
+from .published import TABLE, lines
 
 # A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
 settings.register_profile("usual", deadline=None)
@@ -67,3 +68,11 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     folder = tmp_path_factory.mktemp("mosquitto")
     with free_port() as port, Broker(folder, port, users={"device": PASSWORD}, anonymous=True) as broker:
         yield broker
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how the values of published frames were told."""
+    if TABLE:
+        terminalreporter.section("values of published frames")
+        for line in lines():
+            terminalreporter.write_line(line)

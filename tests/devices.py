@@ -284,6 +284,18 @@ GT06 = Device(
             (f"{GT06_TOPIC}/serial", {"text": "D7520A62"}),
         ),
         *GT06_VARIANTS,
+        step(  # Made up: what can't be read, as it is cut off or says month 13; an alarm is answered.
+            gt06_frame("120f0a140003")
+            + gt06_frame("120f0d140e150bc505e51e780293a9e800540000f601006e0055da0003")
+            + gt06_frame("160f0a140004"),
+            gt06_frame("160004"),
+            (f"{GT06_TOPIC}/message", {"type": "12", "content": "0f0a14"}),
+            (
+                f"{GT06_TOPIC}/message",
+                {"type": "12", "content": "0f0d140e150bc505e51e780293a9e800540000f601006e0055da"},
+            ),
+            (f"{GT06_TOPIC}/message", {"type": "16", "content": "0f0a14"}),
+        ),
         step(  # Made up: a type that there isn't, and an answer to what nobody has asked.
             gt06_frame("1f0006") + gt06_frame("150600000009414100020007"),
             "",
@@ -302,8 +314,7 @@ GT06 = Device(
     ),
     (
         bytes.fromhex("78781F120B081D112E10CC027AC7EB0C46584900148F01CC00287D001FB8000380810D0A"),
-        bytes.fromhex(gt06_frame("120f0a14")),  # the checksum is right, the content cut off
-        bytes.fromhex(gt06_frame("120f0d140e150bc505e51e780293a9e800540000f601006e0055da0003")),  # month 13
+        bytes.fromhex(gt06_frame("01012345678901234a0003")),  # no IMEI
     ),
     b"\x00\x78junk\r\n",
     header=1,
@@ -443,6 +454,15 @@ TELTONIKA = Device(
             ),
             (f"{TELTONIKA_TOPIC}/text", {"text": "Tag:7"}),
         ),
+        step(  # Published: Modbus by codec 12, and codec 15 of the maker's document; and a codec made up.
+            "00000000000000100c010600000008010300010015d5c5010000d988"
+            "000000000000001b0f010b00000013654b65a4012345678912345648656c6c6f210a01000093d6"
+            + teltonika_packet("990100"),
+            "",
+            (f"{TELTONIKA_TOPIC}/text", {"text_hex": "010300010015d5c5"}),
+            (f"{TELTONIKA_TOPIC}/text", {"text": "Hello!"}),
+            (f"{TELTONIKA_TOPIC}/message", {"codec": "99", "content": "0100"}),
+        ),
     ),
     (
         step(  # The answer is made up.
@@ -457,7 +477,6 @@ TELTONIKA = Device(
         bytes.fromhex("000000000000000F0C010500000007676574696E666F0100004313"),
         bytes.fromhex(teltonika_packet("08010000016b40d8ea300100000001")),  # the record is cut off
         bytes.fromhex(teltonika_packet("080100000001")),
-        bytes.fromhex(teltonika_packet("990100")),  # a codec that there isn't
     ),
     b"\xff\xff",  # pings
     refused=b"\x00",
@@ -525,6 +544,7 @@ JT808_POSITION = {
     "course": 0,
     "fix": True,
     "ignition": True,
+    "status": 0x40007,
     "alarm": 0,
     "mileage": 4326.4,
     "2a": "0000",
@@ -541,6 +561,7 @@ JT808_WEST = {
     "course": 270,
     "fix": False,
     "ignition": False,
+    "status": 0xC,
     "alarm": 1,
 }
 
@@ -553,6 +574,7 @@ JT808_NOWHERE = {
     "course": 0,
     "fix": False,
     "ignition": False,
+    "status": 0,
     "alarm": 0,
 }
 
@@ -589,7 +611,7 @@ def jt808_steps(phone: str) -> tuple[Step, ...]:
             (f"{topic}/message", {"id": "0200", "body": "00000000"}),
             (
                 f"{topic}/position",
-                {**JT808_NOWHERE, "mileage": "", "satellites": 3, "signal": 49, "rest": "7f"},
+                {**JT808_NOWHERE, "01": "", "satellites": 3, "signal": 49, "rest": "7f"},
             ),
         ),
         step(  # A picture in parts.
@@ -789,6 +811,21 @@ NMEA = Device(
                 ),
             ),
         ),
+        step(  # Made up: what can't be read is told as it is.
+            nmea_line("$GPRMC,123519,A")
+            + nmea_line("$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,inf,M,46.9,M,,")
+            + nmea_line("$GPRMC,129919,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W"),
+            "",
+            (f"{NMEA_TOPIC}/sentence", {"sentence": "$GPRMC,123519,A"}),
+            (
+                f"{NMEA_TOPIC}/sentence",
+                {"sentence": "$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,inf,M,46.9,M,,"},
+            ),
+            (
+                f"{NMEA_TOPIC}/sentence",
+                {"sentence": "$GPRMC,129919,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W"},
+            ),
+        ),
         step(
             nmea_line("!AIVDM,1,1,,B,177KQJ5000G?tO`K>RA1wUbN0TKH,0"),
             "",
@@ -806,10 +843,7 @@ NMEA = Device(
     ),
     (
         b"$GPRMC,192350.000,V,0000.0000,N,00000.0000,E,,,110318,,*13\r\n",
-        bytes.fromhex(nmea_line("$GPRMC,123519,A")),
-        bytes.fromhex(nmea_line("$GPGGA,123519,9907.038,X,01131.000,E,1,08,0.9,545.4,M,46.9,M,,")),
-        bytes.fromhex(nmea_line("$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,inf,M,46.9,M,,")),
-        bytes.fromhex(nmea_line("$GPRMC,129919,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W")),
+        b"$GPRMC,192350.000,V,0000.0000,N,00000.0000,E,,,110318,,*junk\r\n",
     ),
     b"junk\xff",
     anonymous=True,

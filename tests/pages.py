@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from exproto_app.cli import COMMANDS
-from exproto_app.drivers.gateway import Listen
-from exproto_app.recorder import Recorder
+from exproto_app.hosts.gateway import Listen
+from exproto_app.ops.recorder import Recorder
 from exproto_app.target import load
 from exproto_app.testing import TestClient
 

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app import App, Connection, SetupError
-from exproto_app.capture import read
 from exproto_app.framing import Line
 from exproto_app.tap import Closed, Opened, Received, Sent
 from exproto_app.testing import cases, replay
+from exproto_app.traffic.capture import read
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 DEVICE, SERVER = 40_000, 7_993

@@ -16,9 +16,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from exproto_app.certificates import KEY_PASSWORD, load_identity, validity
 from exproto_app.cli.secrets import MQTT_PASSWORD, read_secret, with_password
 from exproto_app.errors import SetupError
+from exproto_app.ops.certificates import KEY_PASSWORD, load_identity, validity
 
 from .certificates import Authority, trusting
 from .test_cli import COMMAND, ECHO, gateway, port_of, run

@@ -15,7 +15,7 @@ import yaml
 
 from exproto_app.cli.run import command
 from exproto_app.cli.supervisor import Supervisor
-from exproto_app.drivers.gateway import Listen
+from exproto_app.hosts.gateway import Listen
 from exproto_app.target import load
 
 DEPLOY = Path(__file__).parent.parent / "examples" / "deploy"

@@ -26,7 +26,7 @@ from exproto_app.cli.checks import CHECKS, Finding, Setup
 from exproto_app.cli.checks.app import EXTRAS, target
 from exproto_app.cli.checks.ports import ports
 from exproto_app.cli.checks.setup import in_container
-from exproto_app.drivers.gateway import Listen
+from exproto_app.hosts.gateway import Listen
 
 from .behaviour.hosts import PASSWORD
 from .certificates import Authority

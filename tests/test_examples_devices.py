@@ -36,6 +36,7 @@ from .devices import (
     MODBUS,
     MODBUS_ASKS,
     NMEA,
+    TELTONIKA,
     Device,
     Step,
     gt06_frame,
@@ -43,6 +44,7 @@ from .devices import (
     jt808_general,
     jt808_login,
     modbus_frame,
+    teltonika_packet,
 )
 
 Send = Callable[[TestClient, bytes], None]
@@ -630,3 +632,373 @@ def test_the_line_to_try_an_example_works(name: str) -> None:
 def docstring_of(path: str) -> str:
     """Return the docstring of the example at *path*, as it stands there."""
     return Path(path).read_text().split('"""')[1]
+
+
+GT06_PLACE = "1a0102030405cf0300000006000000101458"
+
+
+@pytest.mark.parametrize(
+    ("body", "topic", "told"),
+    [
+        pytest.param(  # a cell that doesn't count its length, and mileage behind
+            "16 P 08 02d406c897b2bf02 46060302 01 004abd34 0003",
+            "alarm",
+            {
+                "cell": {"mcc": 724, "mnc": 6, "lac": 51351, "cid": 11714306},
+                "alarm": "power cut",
+                "voltage": 6,
+                "gsm": 3,
+                "mileage": 4898100,
+            },
+            id="length-of-cell-alone",
+        ),
+        pytest.param(
+            "26 P 08 027f14084c003842 0604031302 0007",
+            "alarm",
+            {"cell": {"mcc": 639, "mnc": 20, "lac": 2124, "cid": 14402}, "alarm": "tampering", "gsm": 3},
+            id="length-of-cell-alone-26",
+        ),
+        pytest.param(
+            "16 P 0172025336 0027db 62 04e4 04 00 004b",
+            "alarm",
+            {
+                "cell": {"mcc": 370, "mnc": 2, "lac": 21302, "cid": 10203},
+                "alarm": "sos",
+                "volts": 12.52,
+                "gsm": 4,
+            },
+            id="cell-without-length",
+        ),
+        pytest.param(
+            "12 P 0172025336 0027db 62 04e4 04 00 004b",
+            "position",
+            {"cell": {"mcc": 370, "mnc": 2, "lac": 21302, "cid": 10203}, "volts": 12.52, "gsm": 4},
+            id="status-behind-position",
+        ),
+        pytest.param(
+            "16 P 09 01cc002503 0328e7a0 02 5d 4b 13 02 0001",
+            "alarm",
+            {
+                "cell": {"mcc": 460, "mnc": 0, "lac": 9475, "cid": 53012384},
+                "alarm": "tampering",
+                "battery": 93,
+            },
+            id="cell-of-4-bytes",
+        ),
+        pytest.param("13 06 04ea 04 00 0006", "status", {"volts": 12.58, "gsm": 4}, id="volts-in-status"),
+        pytest.param("13 46 0b12 04 00 1606", "status", {"volts": 28.34, "gsm": 4}, id="more-volts"),
+        pytest.param(
+            "13 06 04ea 04 01 0006",
+            "status",
+            {"rest": "04ea0401", "gsm": None, "voltage": None},
+            id="unlike-any",
+        ),
+        pytest.param(
+            "12 P 0172025336 0027db 62 ffff 04 00 004b",
+            "position",
+            {"rest": "01720253360027db62ffff0400", "volts": None},
+            id="no-such-volts",
+        ),
+        pytest.param(
+            "1340b2fa000201040000000000011c0040", "status", {"temperature": 28.4, "battery": 1}, id="worn"
+        ),
+        pytest.param(
+            "13 40 01 02 03 04 05 06 0040", "message", {"content": "40010203040506"}, id="status-of-7-bytes"
+        ),
+        pytest.param(
+            "22 01 0123456789012345 180c06142038 180c06142038 cb 03313ee4 061fe983 00 185e"
+            "09 0000 00 0000 000000 46 0984 28 4c 00 02 000000 000171 01d6",
+            "position",
+            {"lat": -29.755007, "volts": 24.36, "battery_volts": 4.0, "hours": 6.15},
+            id="imei-in-front",
+        ),
+        pytest.param(
+            "12 0123456789012345 P 01cc00287d001f71 0002",
+            "position",
+            {"cell": {"mcc": 460, "mnc": 0, "lac": 10365, "cid": 8049}},
+            id="imei-in-front-12",
+        ),
+        pytest.param(
+            "16 0123456789012345 P 09 01cc00287d001f71 4804030301 001c",
+            "alarm",
+            {"cell": {"mcc": 460, "mnc": 0, "lac": 10365, "cid": 8049}, "alarm": "vibration", "voltage": 4},
+            id="imei-in-front-16",
+        ),
+        pytest.param(
+            "26 0123456789012345 P 01 0002",
+            "alarm",
+            {"lat": 27.962027, "rest": "01", "alarm": None},
+            id="what-is-sure-alone",
+        ),
+        pytest.param(
+            "26 0123456789012345 0123 0002",
+            "message",
+            {"type": "26", "content": "01234567890123450123"},
+            id="what-cannot-be-read",
+        ),
+        pytest.param(
+            "22 P 01cc00287d03001f71 010001 0002",
+            "position",
+            {"cell": {"mcc": 460, "mnc": 0, "lac": 10365, "cid": 0x03001F71}, "ignition": True},
+            id="cell-of-4-bytes-22",
+        ),
+        pytest.param(
+            "32 P 02d406c4af0aaf7801 010000 004a9494 056e 00075d8d 422d 0003",
+            "position",
+            {
+                "cell": {"mcc": 724, "mnc": 6, "lac": 50351, "cid": 179271681},
+                "mileage": 4887700,
+                "volts": 13.9,
+                "hours": 134.084,
+            },
+            id="position-of-type-32",
+        ),
+        pytest.param(
+            "32 P 0a 02d4000ac3c70dbdc40b 46f0042102 02af 0017",
+            "alarm",
+            {"cell": {"mcc": 724, "mnc": 10, "lac": 50119, "cid": 230540299}, "alarm": 33, "altitude": 687},
+            id="alarm-of-type-32",
+        ),
+        pytest.param("9404eb001c", "info", {"volts": 12.59}, id="volts-in-a-short-frame"),
+        pytest.param("940512001c", "info", {"volts": 12.98}, id="volts-that-are-no-door"),
+        pytest.param("940504001c", "info", {"type": "9405", "content": "04"}, id="volts-or-a-door"),
+        pytest.param(
+            "a3 P 10 01cc00 00009191 0000000009061703 44050403 01 0003",
+            "alarm",
+            {"cell": {"mcc": 460, "mnc": 0, "lac": 37265, "cid": 151394051}, "alarm": "vibration"},
+            id="alarm-of-one-fence",
+        ),
+        pytest.param(
+            "22 P 01cc00287d001f71 010001 00001000 0002",
+            "position",
+            {"ignition": True, "mileage": 4096},
+            id="mileage",
+        ),
+        pytest.param(
+            "12 P 01cc00287d001f71 0102030405060708 0002",
+            "position",
+            {"rest": "01cc00287d001f710102030405060708"},
+            id="more-than-is-known",
+        ),
+    ],
+)
+def test_gt06_layouts_are_told_apart(body: str, topic: str, told: dict[str, Any]) -> None:
+    """What a model has more, or otherwise, is recognised by its length, or told in hex: never misread."""
+    with logged_in(GT06) as client:
+        client.send(bytes.fromhex(gt06_frame(body.replace("P", GT06_PLACE).replace(" ", ""))))
+        ((where, values),) = said(client)
+        assert where.endswith(f"/{topic}")
+        assert {name: values.get(name) for name in told} == told
+        assert (client.recv() != b"") == (topic in ("alarm", "status") or body[:2] in ("13", "26"))
+
+
+@pytest.mark.parametrize(
+    ("zone", "kind", "time"),
+    [
+        ("3200", "12", "2026-01-01T19:04:05+00:00"),
+        ("3200", "16", "2026-01-01T19:04:05+00:00"),
+        ("2128", "12", "2026-01-02T08:34:05+00:00"),  # 5:30 west
+        ("3200", "22", "2026-01-02T03:04:05+00:00"),
+        ("0000", "12", "2026-01-02T03:04:05+00:00"),
+        ("fff0", "12", "2026-01-02T03:04:05+00:00"),  # there is no such zone
+    ],
+)
+def test_gt06_local_times_are_shifted_by_the_zone_of_the_login(zone: str, kind: str, time: str) -> None:
+    """The document calls those of types 22, 26 and others UTC; they stay."""
+    with connected(GT06) as client:
+        client.send(bytes.fromhex(gt06_frame(f"010123456789012345100b{zone}0001")))
+        client.send(bytes.fromhex(gt06_frame(f"{kind}{GT06_PLACE}01cc00287d001f710002")))
+        ((_, values),) = said(client)
+        assert values["time"] == time
+
+
+@pytest.mark.parametrize(
+    ("frame", "told"),
+    [
+        (gt06_frame("9b0380d600046f", long=True), {"text_hex": "80d600"}),
+        (gt06_frame("9b0332382e33a1e60d0a0289", long=True), {"text_hex": "32382e33a1e60d0a"}),
+        (gt06_frame("9b030235393003139b", long=True), {"text_hex": "0235393003"}),
+        (gt06_frame("9404ff00410001", long=True), {"text_hex": "ff0041"}),
+        (gt06_frame("150600000001ff4100020007"), {"flag": "00000001", "text_hex": "ff41"}),
+        (gt06_frame("210000000102d8000008", long=True), {"flag": "00000001", "text_hex": "d800"}),
+    ],
+)
+def test_gt06_bytes_that_are_no_text_come_in_hex(frame: str, told: dict[str, str]) -> None:
+    """Nothing of them is lost."""
+    with logged_in(GT06) as client:
+        client.send(bytes.fromhex(frame))
+        assert [values for _, values in said(client)] == [told]
+
+
+def test_answers_and_commands_that_are_no_text_come_in_hex() -> None:
+    """So are they told to who has asked."""
+    with logged_in(GT06) as client:
+        client.deliver("devices/123456789012345/command", b"\xff\x00")
+        client.send(bytes.fromhex(gt06_frame("1506000000008041000200ff")))
+        assert [values for _, values in said(client)] == [{"command_hex": "ff00", "answer_hex": "8041"}]
+
+
+def test_jt808_parts_go_by_number_and_total() -> None:
+    """Others may come between them, in any order; a part that comes again costs nothing."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
+    with logged_in(JT808) as client:
+        for serial, kind, body, part in (
+            (16, "0801", "00000007000000", "00030001"),
+            (40, "0900", "f0", "00020002"),
+            (17, "0801", "aa", "00030002"),
+            (18, "0002", "", ""),
+            (17, "0801", "aa", "00030002"),
+            (19, "0801", "bb", "00030003"),
+            (41, "0900", "00", "00020001"),
+        ):
+            client.send(bytes.fromhex(jt808_frame(kind, JT808_PHONE, serial, body, part)))
+        assert said(client) == [
+            (f"{topic}/message", {"id": "0801", "body": "00000007000000aabb"}),
+            (f"{topic}/message", {"id": "0900", "body": "00f0"}),
+        ]
+
+
+def test_jt808_parts_of_two_messages_are_not_mixed(caplog: pytest.LogCaptureFixture) -> None:
+    """Where a part comes with something else in it, another message has begun; so it has behind a repeat."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
+    with logged_in(JT808) as client:
+        for serial, body, part in ((1, "01", 1), (2, "02", 2), (11, "11", 1), (12, "12", 2), (13, "13", 3)):
+            client.send(bytes.fromhex(jt808_frame("0900", JT808_PHONE, serial, body, f"0003{part:04x}")))
+        assert said(client) == [(f"{topic}/message", {"id": "0900", "body": "111213"})]
+        assert "2 parts of a message are dropped" in caplog.text
+        for serial, body, part in ((13, "13", 3), (14, "21", 1), (15, "22", 2), (16, "23", 3)):
+            client.send(bytes.fromhex(jt808_frame("0900", JT808_PHONE, serial, body, f"0003{part:04x}")))
+        assert (
+            said(client)
+            == [
+                (f"{topic}/message", {"id": "0900", "body": "212213"}),
+            ]
+            or said(client) == []
+        )
+
+
+@pytest.mark.parametrize("kind", ["0100", "0102", "0002", "0200", "0900"])
+def test_jt808_a_terminal_without_a_number_is_closed(kind: str) -> None:
+    """A registration and a login are refused first."""
+    with connected(JT808) as client:
+        client.send(bytes.fromhex(jt808_frame(kind, "000000000000", 1, "00" * 37)))
+        refused = {
+            "0100": jt808_frame("8100", "000000000000", 0, "000104"),
+            "0102": jt808_general("000000000000", 1, "0102", 1),
+        }
+        assert client.recv() == bytes.fromhex(refused.get(kind, ""))
+        assert client.closed
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("00000000000024030000000000000000fff4000000000000000000 00", {"altitude": -12, "status": 0x2403}),
+        (
+            "0000000000000003ffffffff06ca3a5c0000000000000000000000 00",
+            {"fix": False, "lat": None, "lon": None},
+        ),
+        (
+            44 * "0" + 12 * "0" + "0103000102" + "02028064" + "310200ff",
+            {"01": "000102", "02": "8064", "31": "00ff"},
+        ),
+        (44 * "0" + 12 * "0" + "f30101" + "f30102", {"f3": "01", "f3_": "02"}),
+        (44 * "0" + 12 * "0" + "0000007800", {"rest": "0000007800"}),
+    ],
+)
+def test_jt808_a_position_is_told_as_it_is(body: str, told: dict[str, Any]) -> None:
+    """Heights may be below the sea; what an addition of another length means isn't guessed."""
+    with logged_in(JT808) as client:
+        client.send(bytes.fromhex(jt808_frame("0200", JT808_PHONE, 1, body)))
+        ((_, values),) = said(client)
+        assert {name: values.get(name) for name in told} == told
+
+
+def test_jt808_the_answer_to_a_location_query_is_a_position() -> None:
+    """It is one too if nobody has asked."""
+    topic, body = f"devices/{JT808_PHONE.lstrip('0')}", 44 * "0" + 12 * "0"
+    with logged_in(JT808) as client:
+        client.deliver(f"{topic}/command", b"8201")
+        client.send(bytes.fromhex(jt808_frame("0201", JT808_PHONE, 1, f"0002{body}")))
+        client.send(bytes.fromhex(jt808_frame("0201", JT808_PHONE, 2, f"0007{body}")))
+        assert said(client) == [
+            (f"{topic}/position", JT808_NOWHERE),
+            (f"{topic}/answer", {"command": "8201", "answer": f"02010002{body}"}),
+            (f"{topic}/position", JT808_NOWHERE),
+        ]
+
+
+def test_jt808_what_is_encrypted_is_told_as_it_is() -> None:
+    """It is acknowledged, and never read."""
+    topic = f"devices/{JT808_PHONE.lstrip('0')}"
+    with logged_in(JT808) as client:
+        client.send(JT808_WIRE.encode(bytes.fromhex(f"02000404{JT808_PHONE}000501020304")))
+        assert client.recv() != b""
+        assert said(client) == [(f"{topic}/message", {"id": "0200", "body": "01020304", "encrypted": True})]
+
+
+def test_jt808_a_name_that_is_no_text_comes_in_hex() -> None:
+    """As a plate of bytes that no character has."""
+    with connected(JT808) as client:
+        client.send(bytes.fromhex(jt808_frame("0100", JT808_PHONE, 5, "00" * 37 + "ff80ff")))
+        client.send(bytes.fromhex(jt808_frame("0102", JT808_PHONE, 6, "30")))
+        ((_, values),) = said(client)
+        assert values == {"maker": "", "model": "", "terminal": "", "plate_hex": "ff80ff"}
+
+
+@pytest.mark.parametrize("protocols", ["teltonika", "gt06,jt808,teltonika"])
+def test_teltonika_a_ping_may_come_before_the_login(protocols: str) -> None:
+    """Also where several protocols share a port."""
+    example = "trackers.py" if "," in protocols else "teltonika.py"
+    with connected(attrs.evolve(TELTONIKA, example=example, protocol=protocols)) as client:
+        client.send(b"\xff")
+        client.send(TELTONIKA.login.sends)
+        assert client.recv() == TELTONIKA.login.answer
+
+
+def test_teltonika_a_place_that_there_is_not_is_no_fix() -> None:
+    """Latitude is below 90 degrees; the record is acknowledged all the same."""
+    with logged_in(TELTONIKA) as client:
+        record = "0000016b412cee0000" + "00000000" + "7fffffff" + "0000000005" + "0000" + "00" * 6
+        client.send(bytes.fromhex(teltonika_packet(f"0801{record}01")))
+        ((_, values),) = said(client)
+        assert (values["lat"], values["lon"], values["fix"]) == (None, None, False)
+        assert client.recv() == bytes.fromhex("00000001")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            b"$GPRMC,000452.981,V,36000.0000,N,72000.0000,E,0.0,,190120,,*02",
+            {"fix": False, "lat": None, "lon": None, "time": "2020-01-19T00:04:52.981000+00:00"},
+        ),
+        (b"$GPRMC,123519,A,9107.038,N,01131.000,E,022.4,084.4,230394,003.1,W", {"fix": False, "lat": None}),
+        (b"$GPRMC,123519,A,4860.000,N,01131.000,E,022.4,084.4,230394,003.1,W", {"fix": False, "lat": None}),
+        (b"$GPRMC,123519,A,4807.038,X,01131.000,E,022.4,084.4,230394,003.1,W", {"fix": False, "lat": None}),
+        (b"$GPRMC,123519,A,,,,,022.4,084.4,230394,003.1,W", {"fix": False, "lat": None}),
+        (
+            b"$GNGGA,164414.90,4650.5156514,N,01246.1059604,E,4,12,0.84,740.729,M,44.804,M,,",
+            {"fix": True, "lat": 46.84192752, "lon": 12.76843267, "altitude": 740.729},
+        ),
+        (
+            b"$GPGGA,123519,48$GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W*6A",
+            {"lat": 48.1173, "time": "1994-03-23T12:35:19+00:00", "fix": True},
+        ),
+        (b"$GPTXT,01,01,02,\xe9*A4", {"sentence": "$GPTXT,01,01,02,\xe9"}),
+        (b"$GPTXT,01,01,02,$AB*6A", {"sentence": "$GPTXT,01,01,02,$AB"}),
+    ],
+)
+def test_nmea_what_a_receiver_does_not_know_is_not_guessed(line: bytes, told: dict[str, Any]) -> None:
+    """A place that there isn't is no fix, a sentence that is cut off ends where the next begins."""
+    with connected(NMEA) as client:
+        client.send(line + b"\r\n")
+        ((_, values),) = said(client)
+        assert {name: values.get(name) for name in told} == told
+
+
+def test_nmea_sentences_may_stand_on_one_line() -> None:
+    """Each that has its checksum is told."""
+    with connected(NMEA) as client:
+        client.send(NMEA.steps[0].sends[:-2] + NMEA.steps[1].sends)
+        assert said(client) == [*NMEA.steps[0].published, *NMEA.steps[1].published]

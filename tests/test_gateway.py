@@ -16,8 +16,8 @@ import pytest
 
 from exproto_app import App, Connection, Limits
 from exproto_app.core.calls import Call
-from exproto_app.drivers.gateway import Gateway, Listen, Options
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway, Listen, Options
 from exproto_app.hub import MemoryHub
 
 from .certificates import Authority, trusting

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from exproto_app.hosts.emqx42.driver import Driver
 
 from .test_cli import ECHO, FLEET, run
 
@@ -292,3 +295,10 @@ def test_the_sitecustomize_leaves_other_processes_and_others_of_its_kind_alone(t
     # In the broker's process it puts our loop in front, which ends with its standard input.
     done = start(tmp_path, "-u", "-m", "erlport.cli", "--packet=4", "--use_stdio", PYTHONPATH=path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_callback_module_of_0_1_still_finds_its_driver() -> None:
+    """It stays where it was written; that it is to be written anew is said as a deprecation."""
+    with pytest.warns(DeprecationWarning, match="gen-driver --force"):
+        old = importlib.import_module("exproto_app.drivers.erlport.loop")
+    assert old.Driver is Driver

@@ -26,10 +26,10 @@ from exproto_app import App, Connection
 from exproto_app.addresses import AddressLimits, networks
 from exproto_app.commands import Command, Outcome
 from exproto_app.core import Channel, Engine
-from exproto_app.drivers.gateway import Gateway, Listen, Options
-from exproto_app.drivers.gateway.users import CHECKS, Users, hash_password
-from exproto_app.drivers.gateway.waiting import EACH
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway, Listen, Options
+from exproto_app.hosts.gateway.users import CHECKS, Users, hash_password
+from exproto_app.hosts.gateway.waiting import EACH
 from exproto_app.hub import MemoryHub
 
 from .certificates import Authority, trusting
@@ -173,7 +173,7 @@ def test_handshakes_that_never_go_on_count_and_end(
 def test_half_open_handshakes_keep_nobody_out(
     authority: Authority, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exproto_app.drivers.gateway.gateway.HANDSHAKES", 5)
+    monkeypatch.setattr("exproto_app.hosts.gateway.gateway.HANDSHAKES", 5)
     listen = Listen.parse("tls://127.0.0.1:0", cert=str(authority.issue("server")))
 
     async def test() -> None:
@@ -394,7 +394,7 @@ def test_where_open_files_are_few_probes_are_answered_and_the_log_stays_short(lo
 def test_accepting_pauses_where_there_are_no_more_files_and_goes_on_by_itself(
     run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exproto_app.drivers.gateway.acceptor.PAUSE", 0.02)
+    monkeypatch.setattr("exproto_app.hosts.gateway.acceptor.PAUSE", 0.02)
 
     async def test() -> None:
         async with Gateway(echo(), ["tcp://127.0.0.1:0"]) as gateway:

@@ -30,7 +30,7 @@ from exproto_app.framing import (
     StartEnd,
 )
 from exproto_app.framing.reader import Searched
-from exproto_app.hexdump import undump
+from exproto_app.traffic.hexdump import undump
 
 from .framings import CASES, Case, Counted, CountedSplit, dense
 

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exproto_app import App, Connection, logs
+from exproto_app import App, Connection
 from exproto_app.core import Channel
 from exproto_app.errors import DeniedError
 from exproto_app.framing import Line
-from exproto_app.logs import JsonFormatter, Repeats, TextFormatter, configure_from
 from exproto_app.models import Address
+from exproto_app.ops import logs
+from exproto_app.ops.logs import JsonFormatter, Repeats, TextFormatter, configure_from
 from exproto_app.testing import TestClient
 
 log = logging.getLogger("exproto_app")

@@ -20,15 +20,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from exproto_app import App, Connection
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.errors import SetupError
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.hub import MemoryHub
-from exproto_app.metrics import Metrics
 from exproto_app.models import Address
-from exproto_app.probes import CONNECTIONS
+from exproto_app.ops.metrics import Metrics
+from exproto_app.ops.probes import CONNECTIONS
+from exproto_app.ops.timing import Timing
 from exproto_app.testing import TestClient
-from exproto_app.timing import Timing
 
 from .test_cli import ECHO, gateway, run
 
@@ -243,7 +243,7 @@ def test_health_and_readiness() -> None:
 
 
 def test_a_loop_that_hangs_isnt_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exproto_app.metrics.PATIENCE", 0.05)
+    monkeypatch.setattr("exproto_app.ops.metrics.PATIENCE", 0.05)
     answers: list[tuple[int, str]] = []
 
     async def test(host: Gateway, metrics: Metrics) -> None:
@@ -285,7 +285,7 @@ def test_slow_clients_keep_no_probe_out() -> None:
 
 
 def test_a_request_has_a_deadline_however_slowly_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exproto_app.probes.DEADLINE", 0.2)
+    monkeypatch.setattr("exproto_app.ops.probes.DEADLINE", 0.2)
 
     async def test(host: Gateway, metrics: Metrics) -> None:
         reader, writer = await asyncio.open_connection(metrics.address.host, metrics.address.port)
@@ -305,7 +305,7 @@ def test_a_request_has_a_deadline_however_slowly_it_comes(monkeypatch: pytest.Mo
 
 
 def test_an_answer_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exproto_app.probes.WRITING", 0.2)
+    monkeypatch.setattr("exproto_app.ops.probes.WRITING", 0.2)
     slow = threading.Event()
 
     class Slow:

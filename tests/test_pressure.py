@@ -13,8 +13,8 @@ import pytest
 from exproto_app import App, Connection, Limits, Message
 from exproto_app.commands import Command, Outcome, Publish
 from exproto_app.core import Channel
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.hub import MemoryHub
 
 from .test_gateway import connected, run

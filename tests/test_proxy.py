@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from exproto_app import App, Connection
 from exproto_app.addresses import AddressLimits, networks
-from exproto_app.drivers.gateway import Gateway, Listen, Options
-from exproto_app.drivers.gateway.proxy import LIMIT, Proxied, header
 from exproto_app.errors import FramingError, SetupError
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway, Listen, Options
+from exproto_app.hosts.gateway.proxy import LIMIT, Proxied, header
 from exproto_app.models import Address
 
 from .certificates import Authority, trusting

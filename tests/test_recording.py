@@ -28,9 +28,7 @@ from exproto_app import (
     UnavailableError,
 )
 from exproto_app.framing import Line
-from exproto_app.hexdump import dump, undump
-from exproto_app.recorder import HexDump, Recorder
-from exproto_app.recording import Entry, Gap, RecordedError, header, line, parse
+from exproto_app.ops.recorder import HexDump, Recorder
 from exproto_app.tap import (
     Closed,
     Delivered,
@@ -49,6 +47,8 @@ from exproto_app.tap import (
     Unsubscribed,
 )
 from exproto_app.testing import TestClient
+from exproto_app.traffic.hexdump import dump, undump
+from exproto_app.traffic.recording import Entry, Gap, RecordedError, header, line, parse
 
 HEAD = header("2026-01-02T03:04:05.678+00:00", "exproto-app 1.0")
 

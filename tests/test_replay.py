@@ -12,7 +12,7 @@ import pytest
 from exproto_app import App, Connection, Message, SetupError
 from exproto_app.framing import Line
 from exproto_app.models import Reason
-from exproto_app.recorder import Recorder
+from exproto_app.ops.recorder import Recorder
 from exproto_app.testing import TestClient, cases, replay
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from exproto_app.drivers.gateway.room import SCAN, Candidate, Room, crowded
+from exproto_app.hosts.gateway.room import SCAN, Candidate, Room, crowded
 
 
 @attrs.define

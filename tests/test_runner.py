@@ -13,8 +13,8 @@ import pytest
 
 from exproto_app import App, Connection
 from exproto_app.cli.process import find_uvloop, run_loop
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.testing import TestClient
 
 
@@ -33,7 +33,7 @@ class Told(logging.Handler):
 
 @pytest.mark.live
 def test_a_handler_that_blocks_the_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exproto_app.runner.SLOW", 0.05)
+    monkeypatch.setattr("exproto_app.asyncio_host.runner.SLOW", 0.05)
     app, told = App(framing=Line()), Told()
 
     @app.on_received

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from exproto_app import App, Connection, Limits, Message
 from exproto_app.core import Rules
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
-from exproto_app.logs import JsonFormatter
+from exproto_app.hosts.gateway import Gateway
+from exproto_app.ops.logs import JsonFormatter
 from exproto_app.router import Router, Sniff
 from exproto_app.tap import Closed, Event, Failed, Frame, Opened, Received, Tap
 from exproto_app.testing import TestClient

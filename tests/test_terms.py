@@ -16,17 +16,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from exproto_app.drivers.erlport import facts
-from exproto_app.drivers.erlport.terms import (
-    Atom,
-    ImproperList,
-    Opaque,
-    Pairs,
-    TermError,
-    decode,
-    encode,
-    parse,
-)
+from exproto_app.hosts.emqx42 import facts
+from exproto_app.hosts.emqx42.terms import Atom, ImproperList, Opaque, Pairs, TermError, decode, encode, parse
 
 from .erlang.broker import Vm
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from exproto_app import ClientInfo
-from exproto_app.drivers.gateway.users import Users, hash_password
 from exproto_app.errors import SetupError
+from exproto_app.hosts.gateway.users import Users, hash_password
 
 
 def ask(users: Users, clientid: str, password: str | None, username: str = "") -> bool:

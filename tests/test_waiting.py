@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exproto_app.addresses import Applicant
-from exproto_app.drivers.gateway.waiting import EACH, MOST, REMEMBERED, SUSPECT, WINDOW, Login, Waiting
+from exproto_app.hosts.gateway.waiting import EACH, MOST, REMEMBERED, SUSPECT, WINDOW, Login, Waiting
 
 
 def login(host: str, name: str, *, gone: bool = False, leaving: bool = False) -> Login[None]:

@@ -21,10 +21,10 @@ import pytest
 
 from exproto_app import App, Connection
 from exproto_app.cli.supervisor import Supervisor
-from exproto_app.drivers.gateway import Gateway, Listen
-from exproto_app.drivers.gateway.sockets import bind, share
 from exproto_app.errors import SetupError
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway, Listen
+from exproto_app.hosts.gateway.sockets import bind, share
 
 pytestmark = [
     pytest.mark.live,

@@ -16,16 +16,16 @@ import attrs
 import click
 
 from ..app import App
-from ..capture import is_capture, read
 from ..core import Channel, Sniffer
 from ..errors import SetupError
-from ..hexdump import shown, undump
 from ..models import Address, ConnectionInfo
-from ..recording import Entry, Recording, line
 from ..router import Router
 from ..tap import Event, Failed, Opened, Received, Tap
 from ..target import load
 from ..testing.client import Link, World
+from ..traffic.capture import is_capture, read
+from ..traffic.hexdump import shown, undump
+from ..traffic.recording import Entry, Recording, line
 
 __all__ = ["command"]
 

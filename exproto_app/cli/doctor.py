@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from ..drivers.gateway import Listen
-from ..drivers.gateway.listeners import DEFAULT_LISTEN
 from ..errors import SetupError
+from ..hosts.gateway import Listen
+from ..hosts.gateway.listeners import DEFAULT_LISTEN
 from .checks import CHECKS, Finding, Gateway, Setup, Uplink
 from .checks.setup import in_container
 from .emqx_ports import protocol_option
@@ -159,7 +159,7 @@ def _tls(given: dict[str, Any]) -> Any:
             raise SetupError("--key and --client-ca need --cert")
         return None
     try:
-        from ..drivers.grpc import Tls  # noqa: PLC0415 - protobuf is an extra
+        from ..hosts.grpc import Tls  # noqa: PLC0415 - protobuf is an extra
     except ImportError:
         return None  # the check of extras tells
     return Tls(given["cert"], given["key"], given["client_ca"])

@@ -12,8 +12,8 @@ import attrs
 import click
 
 from ..core import Hub
-from ..drivers.door import MqttServer
-from ..drivers.gateway import Gateway
+from ..hosts.gateway import Gateway
+from ..hosts.mqtt_server import MqttServer
 from ..hub import MemoryHub
 from ..models import Address
 from .observe import parse_address

@@ -11,8 +11,8 @@ from typing import Any, Final
 import click
 
 from ..app import App
-from ..drivers.erlport import conf, generate
 from ..errors import ExprotoError, SetupError
+from ..hosts.emqx42 import conf, generate
 from ..tap import masking
 from ..target import absolute, load
 from .checks.driver import check_python, configured, fits

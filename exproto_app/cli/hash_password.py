@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from ..drivers.gateway.users import hash_password
 from ..errors import SetupError
+from ..hosts.gateway.users import hash_password
 
 __all__ = ["command"]
 

@@ -11,9 +11,9 @@ import click
 
 from ..app import App
 from ..errors import ExprotoError, SetupError
-from ..logs import FORMATS, LEVELS
-from ..metrics import Host, Metrics
 from ..models import Address, is_loopback
+from ..ops.logs import FORMATS, LEVELS
+from ..ops.metrics import Host, Metrics
 from .secrets import take_into
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from typing import Any, Final
 import attrs
 import click
 
-from ..drivers.gateway import Listen
-from ..drivers.gateway.sockets import bind
 from ..errors import ExprotoError, SetupError
+from ..hosts.gateway import Listen
+from ..hosts.gateway.sockets import bind
 from ..target import split
 from .children import AGAIN, Child, Children, cancel, how
 

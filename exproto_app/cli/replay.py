@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from ..capture import read
-from ..recording import connections
 from ..target import load
 from ..testing import replay
+from ..traffic.capture import read
+from ..traffic.recording import connections
 
 __all__ = ["command"]
 

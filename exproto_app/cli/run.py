@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..drivers.gateway import Gateway, Listen, Options
-from ..drivers.gateway.listeners import DEFAULT_LISTEN
-from ..drivers.gateway.users import Users
 from ..errors import SetupError
 from ..framing import Framing
+from ..hosts.gateway import Gateway, Listen, Options
+from ..hosts.gateway.listeners import DEFAULT_LISTEN
+from ..hosts.gateway.users import Users
 from ..hub import MemoryHub
-from ..logs import configure
-from ..metrics import Metrics
 from ..models import Address
+from ..ops.logs import configure
+from ..ops.metrics import Metrics
 from ..target import load
 from .addressing import address_options, take_address_limits
 from .door import DoorChoice, choose_door, door_option, opened

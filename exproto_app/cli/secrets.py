@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import click
 
-from ..certificates import KEY_PASSWORD
 from ..errors import SetupError
+from ..ops.certificates import KEY_PASSWORD
 
 __all__ = ["MQTT_PASSWORD", "key_password_option", "read_secret", "take_into", "with_password"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..drivers.gateway import Listen
 from ..errors import ExprotoError, SetupError
-from ..logs import configure
-from ..metrics import Metrics
+from ..hosts.gateway import Listen
+from ..ops.logs import configure
+from ..ops.metrics import Metrics
 from ..target import load
 from .emqx_config import configuration, handler
 from .emqx_ports import (
@@ -44,7 +44,7 @@ from .watching import watching, watching_options
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from ..drivers.grpc import Service
+    from ..hosts.grpc import Service
     from ..inspector import Inspector
 
 __all__ = ["command"]
@@ -116,7 +116,7 @@ def command(
     configure(log_level, log_format)
     logging.getLogger("hpack").setLevel(logging.INFO)  # it tells of every field of every block
     try:
-        from ..drivers.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
+        from ..hosts.grpc import AdapterMap, Service, Tls  # noqa: PLC0415 - protobuf is an extra
     except ImportError as error:
         raise ExprotoError(f"serve needs: pip install 'exproto-app[grpc]' ({error})") from None
     address = parse_address(bind, "--bind", "127.0.0.1:9001")

@@ -25,9 +25,9 @@ from typing import Final
 
 import click
 
-from ..drivers.gateway import Listen
-from ..drivers.gateway.sockets import share, share_again
 from ..errors import SetupError
+from ..hosts.gateway import Listen
+from ..hosts.gateway.sockets import share, share_again
 from .children import AGAIN, Child, Children, cancel, how
 
 __all__ = ["Supervisor", "supervise"]

@@ -100,7 +100,7 @@ def make_hub(url: str | None, login: Login | None, options: dict[str, Any]) -> H
         )
     if login is None and mode == "shared":
         log.warning("gateway ! --mqtt-mode shared without --users FILE: any password is taken")
-    from ..drivers.mqtt import MqttHub, Options, Url  # noqa: PLC0415 - an extra, imported where it is used
+    from ..hosts.mqtt import MqttHub, Options, Url  # noqa: PLC0415 - an extra, imported where it is used
 
     try:
         parsed = Url.parse(url)

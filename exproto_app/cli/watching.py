@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from ..app import App
-from ..recorder import KEEP, SIZE, HexDump, Recorder, record
+from ..ops.recorder import KEEP, SIZE, HexDump, Recorder, record
 from ..tap import masking
 
 __all__ = ["mask_option", "record_options", "watching", "watching_options"]

@@ -13,7 +13,7 @@ from ..router import Handler
 from .states import HANDLER, NOT_RUNNING, OPEN, RESUMES, RUNNING
 
 if TYPE_CHECKING:
-    from ..host import Timer
+    from ..runtime import Timer
     from .outbound import Outbound
     from .seams import Owner
 

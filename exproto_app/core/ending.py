@@ -12,7 +12,7 @@ from .outbound import Outbound
 from .states import CLOSED, CLOSING, DRAINING, ENDED, GONE, LEAVING, OPEN
 
 if TYPE_CHECKING:
-    from ..host import Timer
+    from ..runtime import Timer
     from .seams import Owner
 
 __all__ = ["Ending"]

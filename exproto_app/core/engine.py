@@ -13,9 +13,9 @@ from ..codec import giving_bytes
 from ..commands import Outcome, Publish
 from ..framing import RAW, Framing
 from ..framing.modes import STOCK
-from ..host import Runtime
 from ..models import ConnectionInfo, Message, Reason
 from ..router import Router
+from ..runtime import Runtime
 from ..tap import Mask, Published, Refused, Tap, Watcher
 from .channel import Channel, Hub
 from .scheduler import Scheduler

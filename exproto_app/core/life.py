@@ -11,9 +11,9 @@ from .. import tap as events
 from ..commands import Outcome, refused
 from ..connection import Connection
 from ..errors import ClosedError, CommandError
-from ..host import Timer
 from ..models import ClientInfo, ConnectionInfo, Reason
 from ..router import Handler
+from ..runtime import Timer
 from ..tap import Tap, Watcher
 from .broker_queue import BrokerQueue
 from .calls import Call, HandlerCalls

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..errors import ClosedError
-    from ..host import Timer
+    from ..runtime import Timer
     from .seams import Owner
 
 __all__ = ["Outbound"]

@@ -12,7 +12,7 @@ from ..errors import CommandError, RequestTimeout, UnavailableError
 from .calls import CURRENT, Call, HandlerCalls
 
 if TYPE_CHECKING:
-    from ..host import Timer
+    from ..runtime import Timer
     from .seams import Owner
 
 __all__ = ["Request", "Requests"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from .states import ROUND, SLICE
 
 if TYPE_CHECKING:
-    from ..host import Runtime
+    from ..runtime import Runtime
 
 __all__ = ["Scheduler"]
 

@@ -20,9 +20,9 @@ from .tracing import Tracer
 if TYPE_CHECKING:
     from ..app import App
     from ..connection import Connection
-    from ..host import Runtime
     from ..models import Limits
     from ..router import Handler, Router
+    from ..runtime import Runtime
     from ..tap import Tap
 
 __all__ = ["Broker", "CompiledRouter", "Context", "Event", "Intake", "Link", "Owner"]

@@ -16,9 +16,9 @@ import attrs
 from .. import tap as events
 from ..connection import Connection
 from ..errors import FramingError
-from ..host import Timer
 from ..models import ConnectionInfo, Message, Reason
 from ..router import Router
+from ..runtime import Timer
 from ..tap import Tap, Watcher
 from .calls import Call
 from .channel import Channel

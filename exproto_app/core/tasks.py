@@ -9,7 +9,7 @@ from ..errors import UnavailableError
 from .calls import CURRENT
 
 if TYPE_CHECKING:
-    from ..host import Timer
+    from ..runtime import Timer
     from .seams import Owner
 
 __all__ = ["Tasks"]

@@ -9,7 +9,7 @@ from .calls import ALONE, HandlerCalls
 from .states import CONGESTED
 
 if TYPE_CHECKING:
-    from ..host import Timer
+    from ..runtime import Timer
     from .seams import Owner
 
 __all__ = ["Silence", "Ticks"]

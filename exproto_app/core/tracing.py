@@ -13,8 +13,8 @@ from .naming import name_of, object_of
 from .states import HANDLER, REGISTER, RUNNING
 
 if TYPE_CHECKING:
-    from ..host import Runtime
     from ..models import ClientInfo
+    from ..runtime import Runtime
     from ..tap import Tap, Watcher
 
 __all__ = ["HOLD", "Traced", "Tracer"]

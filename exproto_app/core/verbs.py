@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from typing import Any
 
-from ..commands import Command, Outcome, Publish, Register
+from ..commands import Command, Outcome, Publish, Register, refused
 from ..errors import UnsupportedError
 from .broker_queue import BrokerQueue
 from .life import Life
+from .naming import described
 from .registration import Registration, mounted
 from .requests import Requests
 from .states import (
@@ -21,6 +23,8 @@ from .tasks import Tasks
 from .timers import Silence
 
 __all__ = ["Verbs"]
+
+log = logging.getLogger("exproto_app")
 
 
 class Verbs(Life):
@@ -120,6 +124,10 @@ class Verbs(Life):
 
     def _execute(self, command: Command) -> Outcome[Any]:
         """Carry *command* out, now."""
+        if self.state is ENDED:  # it waited behind an answer that came too late
+            self.counters["commands_failed"] += 1
+            log.warning("%s ! %s failed: the connection has ended meanwhile", self, described(command))
+            return refused(self.closed_error())
         if type(command) is Register:
             if self.registration is None:
                 self.registration = Registration(self._whole)

@@ -1,1 +1,1 @@
-"""Drivers: the hosts that an app runs on."""
+"""Where the hosts were in 0.1: `exproto_app.hosts` has them now."""

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..recording import Gap, facts_of
 from ..tap import Event, Failed, Tap
+from ..traffic.recording import Gap, facts_of
 
 __all__ = ["Feed"]
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from aiohttp import WSMsgType, web
 
 from ..core import Sniffer
-from ..recording import opening
+from ..traffic.recording import opening
 from .census import Census, One, Query
 from .feed import Feed
 

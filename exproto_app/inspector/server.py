@@ -27,13 +27,13 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from ..app import App
+from ..asyncio_host.runner import Runner
 from ..commands import Outcome
 from ..core import Channel
 from ..errors import CommandError, ExprotoError
-from ..hexdump import undump
-from ..listening import listen
 from ..models import Address, is_loopback
-from ..runner import Runner
+from ..ops.listening import listen
+from ..traffic.hexdump import undump
 from .access import Access, Refusal, new_token
 from .census import Census, One, Query
 from .live import Live

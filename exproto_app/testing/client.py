@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..app import App
+from ..asyncio_host.runner import Runner
 from ..commands import Publish
 from ..connection import Connection, check_payload
 from ..core import Channel, Hub, Intake, Sniffer
 from ..hub import Login, MemoryHub
 from ..models import Address, ConnectionInfo, Message, Reason, SockType
-from ..runner import Runner
 from ..topics import check_qos, check_topic
 
 if TYPE_CHECKING:

@@ -16,13 +16,10 @@ from typing import Any, Final
 import attrs
 
 from ..app import App
-from ..capture import read
 from ..commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, refused
 from ..core import Channel
 from ..errors import CommandError
-from ..hexdump import payload, plain
 from ..models import Message
-from ..recording import Entry, Recording, connections
 from ..tap import (
     Closed,
     Delivered,
@@ -40,6 +37,9 @@ from ..tap import (
     Unsubscribed,
     masking,
 )
+from ..traffic.capture import read
+from ..traffic.hexdump import payload, plain
+from ..traffic.recording import Entry, Recording, connections
 from .client import Link, World
 
 __all__ = ["Case", "Difference", "cases", "replay"]

@@ -23,9 +23,9 @@ import pytest
 from exproto_app import App, ClientInfo, Message, SetupError
 from exproto_app.commands import Publish
 from exproto_app.core import Channel, Hub
-from exproto_app.drivers.gateway import Gateway
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.hub import MemoryHub
-from exproto_app.recorder import Recorder
+from exproto_app.ops.recorder import Recorder
 from exproto_app.target import load
 from exproto_app.testing import TestClient
 

@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 
 from exproto_app.checksums import CRC16_X25
-from exproto_app.drivers.gateway import Gateway
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.target import load as load_app
 from tests.devices import GT06
 
@@ -83,18 +83,17 @@ class Gt06ByHand(ByHand):
         return len(data) if found < 0 else found
 
     def frame_received(self, frame: bytes) -> None:
-        kind, content = frame[0], frame[1:-2]
-        if kind == 0x01:
-            self.imei = self.example.login(content)["imei"]
+        packet = self.example.parse(frame)
+        if packet.kind == "login":
+            self.imei = packet.values["imei"]
         elif not self.imei:
             self.transport.close()
             return
-        elif kind == 0x12:
-            self.publish("position", self.example.position(content))
-            return
-        elif kind == 0x13:
-            self.publish("status", self.example.status(content))
-        answer = b"\x05" + frame[:1] + frame[-2:]
+        else:
+            self.publish(packet.kind, packet.values)
+            if not packet.waits:
+                return
+        answer = b"\x05" + packet.answer
         self.write(b"\x78\x78" + answer + CRC16_X25(answer).to_bytes(2, "big") + b"\r\n")
 
     def publish(self, what: str, values: dict[str, Any]) -> None:

@@ -36,8 +36,8 @@ BAR = 5.0
 OURS = """
 import asyncio, sys
 from exproto_app import App
-from exproto_app.drivers.door import MqttServer
-from exproto_app.drivers.gateway import Gateway
+from exproto_app.hosts.mqtt_server import MqttServer
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.hub import MemoryHub
 from exproto_app.models import Address
 async def main():

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from exproto_app.drivers.erlport import generate
-from exproto_app.drivers.erlport.terms import Atom
+from exproto_app.hosts.emqx42 import generate
+from exproto_app.hosts.emqx42.terms import Atom
 from tests.erlang.broker import MISSING, Broker, Vm, running
 
 from .figures import show

@@ -26,13 +26,13 @@ import grpc
 
 from exproto_app import Address, App, Connection, Limits
 from exproto_app.commands import Outcome
-from exproto_app.drivers.grpc import AdapterMap, Service
-from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.caller import Caller, Inbound, Take
-from exproto_app.drivers.grpc.callers import Callers
-from exproto_app.drivers.grpc.client import OK, Client, Method
-from exproto_app.drivers.grpc.link import GrpcLink
 from exproto_app.framing import Line
+from exproto_app.hosts.grpc import AdapterMap, Service
+from exproto_app.hosts.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc.caller import Caller, Inbound, Take
+from exproto_app.hosts.grpc.callers import Callers
+from exproto_app.hosts.grpc.client import OK, Client, Method
+from exproto_app.hosts.grpc.link import GrpcLink
 
 from .figures import show
 

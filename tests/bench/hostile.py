@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import attrs
 
-from exproto_app.drivers.gateway.users import hash_password
+from exproto_app.hosts.gateway.users import hash_password
 from tests.certificates import Authority
 
 from .figures import show

@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias, cast
 
 from exproto_app import App, Connection, Limits
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.errors import CommandError
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
 
 from .servers import BACKLOG
 
@@ -287,7 +287,7 @@ def app_of(qos: int) -> App[str]:
 
 
 async def serve_ours(qos: int, port: int, started: Started) -> None:
-    from exproto_app.drivers.mqtt import MqttHub  # noqa: PLC0415 - of an extra
+    from exproto_app.hosts.mqtt import MqttHub  # noqa: PLC0415 - of an extra
 
     app = app_of(qos)
     hub = MqttHub(f"mqtt://127.0.0.1:{port}")

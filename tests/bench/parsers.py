@@ -28,7 +28,7 @@ from exproto_app.framing import (
     StartEnd,
     Varint,
 )
-from exproto_app.hexdump import undump
+from exproto_app.traffic.hexdump import undump
 
 from ..framings import Counted, CountedSplit
 from .figures import show

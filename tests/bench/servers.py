@@ -27,11 +27,11 @@ import attrs
 
 from exproto_app import App, Connection
 from exproto_app.core import Channel
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import RAW, Framing, Line
-from exproto_app.metrics import Metrics
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.models import Address
-from exproto_app.recorder import record
+from exproto_app.ops.metrics import Metrics
+from exproto_app.ops.recorder import record
 from exproto_app.tap import Event, Tap
 
 if TYPE_CHECKING:

@@ -118,6 +118,7 @@ class FakeRuntime:
         self.soon: deque[Callable[[], object]] = deque()
         self.timers: list[FakeTimer] = []
         self.threads: list[FakeThread] = []
+        self.started = 0  # threads, in all
         self.other_thread = False
 
     def time(self) -> float:
@@ -162,6 +163,7 @@ class FakeRuntime:
         self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
     ) -> FakeThread:
         thread = FakeThread(function, done)
+        self.started += 1
         self.threads.append(thread)
         return thread
 

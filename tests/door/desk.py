@@ -6,11 +6,11 @@ from collections import Counter
 from typing import Any
 
 from exproto_app.commands import Outcome, Publish
-from exproto_app.drivers.door.bounds import Bounds
-from exproto_app.drivers.door.broker import Broker
-from exproto_app.drivers.door.codec import decode, encode, head_of
-from exproto_app.drivers.door.connection import ClientConnection
-from exproto_app.drivers.door.packets import ConnAck, Connect, Packet, Subscribe, Subscription
+from exproto_app.hosts.mqtt_server.bounds import Bounds
+from exproto_app.hosts.mqtt_server.broker import Broker
+from exproto_app.hosts.mqtt_server.codec import decode, encode, head_of
+from exproto_app.hosts.mqtt_server.connection import ClientConnection
+from exproto_app.hosts.mqtt_server.packets import ConnAck, Connect, Packet, Subscribe, Subscription
 from exproto_app.hub import Login, MemoryHub
 from exproto_app.models import Address, ClientInfo
 

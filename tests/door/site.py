@@ -13,11 +13,11 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from exproto_app import App, Connection, Message
-from exproto_app.drivers.door import Bounds, MqttServer
-from exproto_app.drivers.door.codec import decode, encode, head_of
-from exproto_app.drivers.door.packets import ConnAck, Connect, Packet
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
+from exproto_app.hosts.mqtt_server import Bounds, MqttServer
+from exproto_app.hosts.mqtt_server.codec import decode, encode, head_of
+from exproto_app.hosts.mqtt_server.packets import ConnAck, Connect, Packet
 from exproto_app.hub import MemoryHub
 from exproto_app.models import Address
 

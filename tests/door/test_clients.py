@@ -14,8 +14,16 @@ from paho.mqtt.client import MQTTv5, MQTTv311
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from exproto_app import ClientInfo
-from exproto_app.drivers.door.packets import Ack, Disconnect, Kind, Publish, SubAck, Subscribe, Subscription
-from exproto_app.drivers.door.reasons import Reason
+from exproto_app.hosts.mqtt_server.packets import (
+    Ack,
+    Disconnect,
+    Kind,
+    Publish,
+    SubAck,
+    Subscribe,
+    Subscription,
+)
+from exproto_app.hosts.mqtt_server.reasons import Reason
 
 from ..test_cli import ECHO, gateway, port_of, run
 from .site import PATIENCE, Client, Site, at_a_site, client

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from exproto_app import ClientInfo
 from exproto_app.commands import DONE
-from exproto_app.drivers.door import bounds
-from exproto_app.drivers.door.codec import encode
-from exproto_app.drivers.door.packets import (
+from exproto_app.errors import UnavailableError
+from exproto_app.hosts.mqtt_server import bounds
+from exproto_app.hosts.mqtt_server.codec import encode
+from exproto_app.hosts.mqtt_server.packets import (
     V4,
     V5,
     Ack,
@@ -31,7 +32,7 @@ from exproto_app.drivers.door.packets import (
     Subscription,
     Will,
 )
-from exproto_app.drivers.door.properties import (
+from exproto_app.hosts.mqtt_server.properties import (
     AUTHENTICATION_METHOD,
     MAXIMUM_PACKET,
     RECEIVE_MAXIMUM,
@@ -41,8 +42,7 @@ from exproto_app.drivers.door.properties import (
     USER,
     WILL_DELAY,
 )
-from exproto_app.drivers.door.reasons import Reason
-from exproto_app.errors import UnavailableError
+from exproto_app.hosts.mqtt_server.reasons import Reason
 
 from .desk import Desk, Peer
 from .site import Site, at_a_site

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exproto_app.drivers.door.codec import FILTERS, decode, encode, head_of
-from exproto_app.drivers.door.inbound import Inbound
-from exproto_app.drivers.door.packets import (
+from exproto_app.hosts.mqtt_server.codec import FILTERS, decode, encode, head_of
+from exproto_app.hosts.mqtt_server.inbound import Inbound
+from exproto_app.hosts.mqtt_server.packets import (
     V4,
     V5,
     Ack,
@@ -30,7 +30,7 @@ from exproto_app.drivers.door.packets import (
     Unsubscribe,
     Will,
 )
-from exproto_app.drivers.door.properties import (
+from exproto_app.hosts.mqtt_server.properties import (
     ALLOWED,
     FLAGS,
     KINDS,
@@ -42,7 +42,7 @@ from exproto_app.drivers.door.properties import (
     encode_varint,
     read_varint,
 )
-from exproto_app.drivers.door.reasons import MqttError, Reason
+from exproto_app.hosts.mqtt_server.reasons import MqttError, Reason
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 ids = st.integers(1, 65_535)

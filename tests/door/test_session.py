@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from exproto_app.commands import DONE
-from exproto_app.drivers.door.packets import (
+from exproto_app.hosts.mqtt_server.packets import (
     V4,
     V5,
     Ack,
@@ -25,7 +25,7 @@ from exproto_app.drivers.door.packets import (
     Unsubscribe,
     Will,
 )
-from exproto_app.drivers.door.properties import (
+from exproto_app.hosts.mqtt_server.properties import (
     ASSIGNED_CLIENTID,
     MAXIMUM_PACKET,
     RECEIVE_MAXIMUM,
@@ -33,7 +33,7 @@ from exproto_app.drivers.door.properties import (
     SUBSCRIPTION_IDS_AVAILABLE,
     WILL_DELAY,
 )
-from exproto_app.drivers.door.reasons import Reason
+from exproto_app.hosts.mqtt_server.reasons import Reason
 
 from .desk import Desk, Peer
 

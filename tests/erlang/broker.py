@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from exproto_app.drivers.erlport.terms import Atom, Opaque, decode, encode
+from exproto_app.hosts.emqx42.terms import Atom, Opaque, decode, encode
 
 __all__ = ["MISSING", "PASSWORD", "PATIENCE", "Broker", "Device", "Vm", "packages"]
 

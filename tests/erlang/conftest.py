@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exproto_app.drivers.erlport import generate
+from exproto_app.hosts.emqx42 import generate
 
 from .broker import Broker, Vm
 

@@ -6,9 +6,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from exproto_app.drivers.erlport import generate
-from exproto_app.drivers.erlport.loop import Driver
-from exproto_app.recorder import KEEP, SIZE
+from exproto_app.hosts.emqx42 import generate
+from exproto_app.hosts.emqx42.loop import Driver
+from exproto_app.ops.recorder import KEEP, SIZE
 from tests.behaviour import hosts
 
 from .broker import Broker, Device, Vm

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from exproto_app.drivers.erlport import generate
-from exproto_app.drivers.erlport.terms import Atom, decode, encode
+from exproto_app.hosts.emqx42 import generate
+from exproto_app.hosts.emqx42.terms import Atom, decode, encode
 
 from .broker import PATIENCE, Broker, Vm, packages
 from .conftest import ROOT, Start, begin, decoy

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from exproto_app.drivers.erlport import generate
-from exproto_app.recorder import KEEP, SIZE
+from exproto_app.hosts.emqx42 import generate
+from exproto_app.ops.recorder import KEEP, SIZE
 from exproto_app.target import load
 from exproto_app.testing import replay
 

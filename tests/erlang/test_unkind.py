@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from exproto_app.drivers.erlport.terms import Atom
+from exproto_app.hosts.emqx42.terms import Atom
 
 from .broker import Broker, Device, Vm
 from .conftest import Start

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import pytest
 
 from exproto_app import Address, App
-from exproto_app.drivers.grpc import AdapterMap, Service, events
-from exproto_app.drivers.grpc.client import IN_FLIGHT
+from exproto_app.hosts.grpc import AdapterMap, Service, events
+from exproto_app.hosts.grpc.client import IN_FLIGHT
 from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice, listeners
 
 from .standin import Node

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from exproto_app.drivers.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc import exproto_pb2 as pb
 from exproto_app.topics import Filters
 
 __all__ = ["Conn", "Node"]

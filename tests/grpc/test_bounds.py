@@ -18,16 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exproto_app import Address, App, Connection, Limits
-from exproto_app.drivers.grpc import AdapterMap, Service, acceptor, caller, service
-from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.acceptor import Acceptor
-from exproto_app.drivers.grpc.caller import Caller
-from exproto_app.drivers.grpc.callers import Callers
-from exproto_app.drivers.grpc.client import Client, ClientConnection
-from exproto_app.drivers.http2 import Budget, scheduler, transport
-from exproto_app.drivers.http2.budget import STREAM_COST, Account
-from exproto_app.drivers.http2.frames import PREFACE, pack_frame
-from exproto_app.drivers.http2.header_blocks import Decoder, Encoder
+from exproto_app.hosts.grpc import AdapterMap, Service, acceptor, caller, service
+from exproto_app.hosts.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc.acceptor import Acceptor
+from exproto_app.hosts.grpc.caller import Caller
+from exproto_app.hosts.grpc.callers import Callers
+from exproto_app.hosts.grpc.client import Client, ClientConnection
+from exproto_app.hosts.http2 import Budget, scheduler, transport
+from exproto_app.hosts.http2.budget import STREAM_COST, Account
+from exproto_app.hosts.http2.frames import PREFACE, pack_frame
+from exproto_app.hosts.http2.header_blocks import Decoder, Encoder
 
 from .test_hostile import (
     ANSWER,
@@ -498,7 +498,7 @@ def test_an_endless_answer_is_cut() -> None:
 
 
 def test_the_calls_that_wait_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exproto_app.drivers.grpc import client as module  # noqa: PLC0415 - named as the fixture's argument
+    from exproto_app.hosts.grpc import client as module  # noqa: PLC0415 - named as the fixture's argument
 
     monkeypatch.setattr(module, "HELD", 1_000)
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from exproto_app import Address, App, Connection
-from exproto_app.drivers.grpc import AdapterMap, Service
 from exproto_app.framing import Line
+from exproto_app.hosts.grpc import AdapterMap, Service
 from tests.behaviour.hosts import PATIENCE, SocketDevice
 
 from .host import LoopThread

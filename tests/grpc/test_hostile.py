@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from exproto_app import Address, App, Connection, Limits
 from exproto_app.core import Channel
-from exproto_app.drivers.grpc import AdapterMap, Service
-from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.caller import Caller
-from exproto_app.drivers.grpc.client import Client, ClientConnection
-from exproto_app.drivers.http2.frames import PREFACE, pack_frame
+from exproto_app.hosts.grpc import AdapterMap, Service
+from exproto_app.hosts.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc.caller import Caller
+from exproto_app.hosts.grpc.client import Client, ClientConnection
+from exproto_app.hosts.http2.frames import PREFACE, pack_frame
 
 from .test_wire import SETTINGS, Sink
 

@@ -21,8 +21,8 @@ from cryptography.x509.oid import NameOID
 from exproto_app import Address
 from exproto_app.cli.emqx_config import dns_names
 from exproto_app.cli.emqx_ports import takes_shares
-from exproto_app.drivers.grpc import AdapterMap, Service, Tls
-from exproto_app.drivers.http2.frames import PREFACE
+from exproto_app.hosts.grpc import AdapterMap, Service, Tls
+from exproto_app.hosts.http2.frames import PREFACE
 from tests.behaviour.hosts import PATIENCE
 from tests.test_cli import ECHO, FLEET, run
 

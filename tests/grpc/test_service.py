@@ -26,10 +26,10 @@ from exproto_app import (
     SetupError,
     UnavailableError,
 )
-from exproto_app.drivers.grpc import AdapterMap, Service, adapter, client, events, link, service
-from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.broker import PACE
 from exproto_app.framing import Line
+from exproto_app.hosts.grpc import AdapterMap, Service, adapter, client, events, link, service
+from exproto_app.hosts.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc.broker import PACE
 from tests.behaviour.hosts import PASSWORD, PATIENCE
 
 from .host import Behind

@@ -19,9 +19,9 @@ from exproto_app import (
     Limits,
     UnsupportedError,
 )
-from exproto_app.drivers.grpc import client, ended, link, service
-from exproto_app.drivers.grpc.client import IN_FLIGHT, Client
 from exproto_app.framing import Line
+from exproto_app.hosts.grpc import client, ended, link, service
+from exproto_app.hosts.grpc.client import IN_FLIGHT, Client
 from tests.behaviour.hosts import PASSWORD
 
 from .host import Behind

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exproto_app.drivers.grpc import exproto_pb2 as pb
-from exproto_app.drivers.grpc.events import _start
-from exproto_app.drivers.http2 import Budget, ProtocolError
-from exproto_app.drivers.http2.frames import PREFACE, pack_frame
-from exproto_app.drivers.http2.header_blocks import BlockError as HpackError
-from exproto_app.drivers.http2.header_blocks import Decoder, Encoder
-from exproto_app.drivers.http2.scheduler import Scheduler
-from exproto_app.drivers.http2.transport import Http2Protocol
-from exproto_app.drivers.reasons import reason
+from exproto_app.hosts.grpc import exproto_pb2 as pb
+from exproto_app.hosts.grpc.events import _start
+from exproto_app.hosts.http2 import Budget, ProtocolError
+from exproto_app.hosts.http2.frames import PREFACE, pack_frame
+from exproto_app.hosts.http2.header_blocks import BlockError as HpackError
+from exproto_app.hosts.http2.header_blocks import Decoder, Encoder
+from exproto_app.hosts.http2.scheduler import Scheduler
+from exproto_app.hosts.http2.transport import Http2Protocol
+from exproto_app.hosts.reasons import reason
 
 RECORDED = sorted((Path(__file__).parent.parent / "data" / "exproto-grpc").glob("*.jsonl"))
 

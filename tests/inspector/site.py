@@ -12,8 +12,8 @@ import aiohttp
 import attrs
 
 from exproto_app import App, Connection, Message
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
 from exproto_app.inspector import Inspector
 from exproto_app.models import Address
 

@@ -12,8 +12,8 @@ import pytest
 
 from exproto_app import App, Connection
 from exproto_app.framing import Line
-from exproto_app.recording import parse
 from exproto_app.testing import replay
+from exproto_app.traffic.recording import parse
 
 from .chromium import PROGRAM, Tab, chromium, running
 from .site import HOSTILE, Site, fleet, site

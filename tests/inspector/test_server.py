@@ -24,8 +24,8 @@ from exproto_app.inspector import Inspector
 from exproto_app.inspector.access import GUESSES
 from exproto_app.inspector.server import CLIENTS, PAGES
 from exproto_app.models import Address
-from exproto_app.recording import parse
 from exproto_app.testing import replay
+from exproto_app.traffic.recording import parse
 
 from ..test_cli import COMMAND, ECHO, gateway, run
 from .site import HOSTILE, Site, fleet, on_site

@@ -9,7 +9,7 @@ from typing import Any
 
 import mqtt5
 
-from exproto_app.drivers.mqtt import MqttHub, Options
+from exproto_app.hosts.mqtt import MqttHub, Options
 
 __all__ = ["FakeBroker", "fake"]
 

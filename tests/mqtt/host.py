@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from exproto_app import App
-from exproto_app.drivers.mqtt import MqttHub, Options
+from exproto_app.hosts.mqtt import MqttHub, Options
 from tests.behaviour.hosts import GatewayHost, login
 
 from .broker import Broker

@@ -10,7 +10,7 @@ import mqtt5
 
 from exproto_app import Message
 from exproto_app.commands import Outcome, Publish, Waiter
-from exproto_app.drivers.mqtt.session import Blame, Bounds, Login, Session
+from exproto_app.hosts.mqtt.session import Blame, Bounds, Login, Session
 
 __all__ = ["Peer", "waiter"]
 

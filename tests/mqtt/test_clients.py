@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from exproto_app.drivers.mqtt.reasons import NO_MQTT5
+from exproto_app.hosts.mqtt.reasons import NO_MQTT5
 
 from ..certificates import Authority
 from .broker import DYNAMIC_SECURITY, Broker, Tls

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from exproto_app import App, Connection, Limits
-from exproto_app.drivers.gateway import Gateway
 from exproto_app.errors import CommandError
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
 
 from .fake import FakeBroker, fake
 from .hasty import hasty

@@ -28,8 +28,8 @@ from mqtt5 import (
 
 from exproto_app import DeniedError, Message
 from exproto_app.commands import Publish, Subscribe, Unsubscribe
-from exproto_app.drivers.mqtt.reasons import NO_MQTT5
-from exproto_app.drivers.mqtt.session import Bounds, Login, ProtocolError
+from exproto_app.hosts.mqtt.reasons import NO_MQTT5
+from exproto_app.hosts.mqtt.session import Bounds, Login, ProtocolError
 
 from .peer import Peer
 

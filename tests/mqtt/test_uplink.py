@@ -11,11 +11,11 @@ import mqtt5
 import pytest
 
 from exproto_app import App, Connection, Limits, Message, UnavailableError
-from exproto_app.drivers.gateway import Gateway
-from exproto_app.drivers.mqtt import MqttHub
-from exproto_app.drivers.mqtt.reasons import NO_MQTT5
 from exproto_app.errors import CommandError
 from exproto_app.framing import Line
+from exproto_app.hosts.gateway import Gateway
+from exproto_app.hosts.mqtt import MqttHub
+from exproto_app.hosts.mqtt.reasons import NO_MQTT5
 
 from ..test_gateway import run
 from .fake import FakeBroker, fake

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exproto_app import SetupError
-from exproto_app.drivers.mqtt import Url
+from exproto_app.hosts.mqtt import Url
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from .reach import reach
 from .setup import Setup, Uplink
 
 if TYPE_CHECKING:
-    from ...drivers.mqtt import Url
+    from ...hosts.mqtt import Url
 
 __all__ = ["broker"]
 
@@ -47,7 +47,7 @@ def broker(setup: Setup) -> Iterator[Finding]:
         yield skipped("broker", "no broker: no --mqtt")
         return
     try:
-        from ...drivers.mqtt import Url  # noqa: PLC0415 - an extra
+        from ...hosts.mqtt import Url  # noqa: PLC0415 - an extra
     except ExprotoError as error:
         yield skipped("broker", f"the broker wasn't looked at: {error}")
         return
@@ -84,7 +84,7 @@ async def _secure(
     setup: Setup, sock: socket.socket, url: Url, context: ssl.SSLContext | None
 ) -> tuple[Finding, tuple[asyncio.StreamReader, asyncio.StreamWriter] | None]:
     """Do the TLS handshake, where there is to be one."""
-    from ...drivers.mqtt.dialling import why  # noqa: PLC0415 - an extra
+    from ...hosts.mqtt.dialling import why  # noqa: PLC0415 - an extra
 
     if context is None:
         return skipped("broker.tls", "no TLS", "mqtts:// has it"), await asyncio.open_connection(sock=sock)
@@ -117,7 +117,7 @@ class Talk:
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, url: Url, wait: float
     ) -> None:
-        from ...drivers.mqtt.session import Bounds, Login, Session  # noqa: PLC0415 - an extra
+        from ...hosts.mqtt.session import Bounds, Login, Session  # noqa: PLC0415 - an extra
 
         self.loop = asyncio.get_running_loop()
         clientid = f"exproto-app-doctor-{secrets.token_hex(6)}"
@@ -134,7 +134,7 @@ class Talk:
 
     async def until(self, reached: Callable[[], object]) -> None:
         """Go on until *reached*. Raises `UnavailableError` where the broker ends it, or keeps silent."""
-        from ...drivers.mqtt.dialling import why  # noqa: PLC0415 - an extra
+        from ...hosts.mqtt.dialling import why  # noqa: PLC0415 - an extra
 
         deadline = self.loop.time() + self._wait
         while not reached():
@@ -153,7 +153,7 @@ class Talk:
                 raise UnavailableError(self.ended)
 
     def _receive(self, data: bytes) -> None:
-        from ...drivers.mqtt.session import ProtocolError  # noqa: PLC0415 - an extra
+        from ...hosts.mqtt.session import ProtocolError  # noqa: PLC0415 - an extra
 
         if not self.session.online:
             other = _no_broker(data)
@@ -211,7 +211,7 @@ class Talk:
 
 def _no_broker(data: bytes) -> Finding | None:
     """Return what is wrong where the first bytes are no answer of MQTT 5."""
-    from ...drivers.mqtt.reasons import NO_MQTT5  # noqa: PLC0415 - an extra
+    from ...hosts.mqtt.reasons import NO_MQTT5  # noqa: PLC0415 - an extra
 
     if data[:2] == TLS_ALERT:
         return failed("broker.login", "what is there speaks TLS", "write mqtts://")
@@ -224,7 +224,7 @@ def _no_broker(data: bytes) -> Finding | None:
 
 
 async def _talk(talk: Talk, url: Url, uplink: Uplink) -> list[Finding]:
-    from ...drivers.mqtt.reasons import NO_MQTT5  # noqa: PLC0415 - an extra
+    from ...hosts.mqtt.reasons import NO_MQTT5  # noqa: PLC0415 - an extra
 
     talk.session.connect(talk.loop.time())
     try:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ...drivers.erlport import conf, generate
 from ...errors import SetupError
+from ...hosts.emqx42 import conf, generate
 from ...target import absolute
 from .finding import Finding, failed, ok, skipped
 from .setup import Setup

@@ -20,8 +20,8 @@ from .reach import reach
 from .setup import Gateway, Setup
 
 if TYPE_CHECKING:
-    from ...drivers.grpc import AdapterMap
-    from ...drivers.grpc.caller import Caller, Inbound, Take
+    from ...hosts.grpc import AdapterMap
+    from ...hosts.grpc.caller import Caller, Inbound, Take
 
 __all__ = ["emqx"]
 
@@ -49,7 +49,7 @@ def emqx(setup: Setup) -> Iterator[Finding]:
         yield skipped("emqx", "no EMQX 4.3 to 6.2: no --serve")
         return
     try:
-        from ...drivers.grpc import AdapterMap  # noqa: PLC0415 - an extra
+        from ...hosts.grpc import AdapterMap  # noqa: PLC0415 - an extra
     except ImportError as error:
         words = f"EMQX wasn't looked at: it needs: pip install 'exproto-app[grpc]' ({error})"
         yield skipped("emqx", words)
@@ -87,10 +87,10 @@ async def _adapter(setup: Setup, host: str, port: int) -> list[Finding]:
 
 async def _speaks(host: str, port: int, wait: float) -> Finding:
     """Call the adapter about a connection that doesn't exist, which changes nothing."""
-    from ...drivers.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
-    from ...drivers.grpc.answers import judge  # noqa: PLC0415 - likewise
-    from ...drivers.grpc.broker import Broker  # noqa: PLC0415 - likewise
-    from ...drivers.grpc.link import PROBE  # noqa: PLC0415 - likewise
+    from ...hosts.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
+    from ...hosts.grpc.answers import judge  # noqa: PLC0415 - likewise
+    from ...hosts.grpc.broker import Broker  # noqa: PLC0415 - likewise
+    from ...hosts.grpc.link import PROBE  # noqa: PLC0415 - likewise
 
     loop = asyncio.get_running_loop()
     broker = Broker(host, port)
@@ -132,7 +132,7 @@ class Ear:
     """
 
     def __init__(self, adapters: AdapterMap, device: tuple[int, bytes] | None = None) -> None:
-        from ...drivers.grpc.callers import Callers  # noqa: PLC0415 - an extra
+        from ...hosts.grpc.callers import Callers  # noqa: PLC0415 - an extra
 
         self.adapters = adapters
         self.callers = Callers()
@@ -181,7 +181,7 @@ class Ear:
 
 def _is_of(device: tuple[int, bytes], name: str, message: bytes) -> bool:
     """Tell whether an event is one of *device*."""
-    from ...drivers.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
+    from ...hosts.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
 
     port, words = device
     if name != "OnSocketCreated":
@@ -206,7 +206,7 @@ class _Said(logging.Handler):
 
 async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> list[Finding]:
     """Listen in the service's place until EMQX calls."""
-    from ...drivers.grpc.caller import Caller  # noqa: PLC0415 - an extra
+    from ...hosts.grpc.caller import Caller  # noqa: PLC0415 - an extra
 
     loop = asyncio.get_running_loop()
     words = f"exproto-app doctor {secrets.token_hex(8)}\n".encode()

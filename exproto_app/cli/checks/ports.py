@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from ...certificates import validity
-from ...drivers.gateway import Listen
-from ...drivers.gateway.sockets import bind
 from ...errors import SetupError
+from ...hosts.gateway import Listen
+from ...hosts.gateway.sockets import bind
 from ...models import Address, Limits, is_loopback
+from ...ops.certificates import validity
 from .finding import Finding, failed, ok, skipped
 from .setup import Setup
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ...app import App
-from ...drivers.gateway import Listen
+from ...hosts.gateway import Listen
 from ...models import Address
 
 if TYPE_CHECKING:
-    from ...drivers.grpc import Tls
+    from ...hosts.grpc import Tls
 
 __all__ = ["Gateway", "Setup", "Uplink", "in_container"]
 

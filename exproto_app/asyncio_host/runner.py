@@ -15,14 +15,14 @@ from functools import partial
 from types import CoroutineType, FrameType
 from typing import Any
 
-from .app import App
-from .commands import Waiter
-from .core import Channel, Engine, Hub, Sniffer
-from .core.calls import HandlerCalls
-from .host import Timer
-from .logs import WINDOW, Repeats
-from .router import Handler
-from .timing import Timing
+from ..app import App
+from ..commands import Waiter
+from ..core import Channel, Engine, Hub, Sniffer
+from ..core.calls import HandlerCalls
+from ..ops.logs import WINDOW, Repeats
+from ..ops.timing import Timing
+from ..router import Handler
+from ..runtime import Timer
 
 __all__ = ["Runner"]
 

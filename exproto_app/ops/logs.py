@@ -39,9 +39,9 @@ from typing import IO, Any, Final, TypeAlias
 
 import attrs
 
-from .connection import Connection
-from .core import Channel, Sniffer
-from .models import Address, ClientInfo, ConnectionInfo
+from ..connection import Connection
+from ..core import Channel, Sniffer
+from ..models import Address, ClientInfo, ConnectionInfo
 
 __all__ = [
     "FORMATS",

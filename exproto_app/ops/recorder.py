@@ -18,22 +18,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from .app import App
-from .hexdump import shown
-from .models import ClientInfo
-from .recording import Entry, Gap, line, opening
-from .tap import (
-    Closed,
-    Delivered,
-    Enough,
-    Event,
-    Frame,
-    Opened,
-    Received,
-    Registered,
-    Tap,
-    masking,
-)
+from ..app import App
+from ..models import ClientInfo
+from ..tap import Closed, Delivered, Enough, Event, Frame, Opened, Received, Registered, Tap, masking
+from ..traffic.hexdump import shown
+from ..traffic.recording import Entry, Gap, line, opening
 
 __all__ = ["KEEP", "SIZE", "HexDump", "Recorder", "record"]
 
@@ -196,7 +185,7 @@ class _Files:
 
 
 class Recorder:
-    """A watcher that records into the file *path*, as `exproto_app.recording` describes it.
+    """A watcher that records into the file *path*, as `exproto_app.traffic.recording` describes it.
 
     At *size* bytes the file becomes *path*.1, the one before *path*.2, and so on; *keep* of them stay, and
     what was there before is one of them. A file that can't be written is logged, and ends the recording,
@@ -302,7 +291,7 @@ def record(
 
 
 class HexDump:
-    """A watcher that prints to *stream*, see `exproto_app.hexdump`; *clock* is as for `Recorder`."""
+    """A watcher that prints to *stream*, see `exproto_app.traffic.hexdump`; *clock* is as for `Recorder`."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.time) -> None:
         self._stream = stream

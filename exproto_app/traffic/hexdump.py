@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from .errors import SetupError
-from .models import ClientInfo, Message
-from .tap import (
+from ..errors import SetupError
+from ..models import ClientInfo, Message
+from ..tap import (
     Closed,
     Delivered,
     Dropped,

@@ -11,8 +11,8 @@ from typing import Any
 
 from ...app import App
 from ...errors import ExprotoError, SetupError
-from ...recorder import KEEP, SIZE
-from ...recorder import record as start_recording
+from ...ops.recorder import KEEP, SIZE
+from ...ops.recorder import record as start_recording
 from ...target import load
 
 __all__ = ["Driver", "driver_of"]
@@ -25,7 +25,7 @@ class Driver:
 
     *target* is the file of the app, with `:name` where it isn't called `app`. *protocol* may be several,
     `gt06,jt808`, told apart by their `sniff=`. With *acl* the broker is asked
-    before each publish and subscribe. *record* is the file of a recording, see `exproto_app.recorder`.
+    before each publish and subscribe. *record* is the file of a recording, see `exproto_app.ops.recorder`.
     """
 
     def __init__(

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from ...app import App
+from ...asyncio_host.runner import Runner
 from ...errors import not_opened
 from ...models import Address
-from ...runner import Runner
 from ..http2.frames import NO_ERROR
 from .acceptor import Acceptor, bind
 from .adapter import AdapterHub

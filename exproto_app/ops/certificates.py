@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from .errors import SetupError
+from ..errors import SetupError
 
 __all__ = ["KEY_PASSWORD", "Validity", "load_identity", "validity"]
 

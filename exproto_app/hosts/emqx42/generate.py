@@ -37,7 +37,7 @@ import sys
 
 sys.path[:0] = [path for path in {paths!r} if path not in sys.path]
 
-from exproto_app.drivers.erlport.{loader} import Driver  # noqa: E402 - found by the paths above
+from exproto_app.hosts.emqx42.{loader} import Driver  # noqa: E402 - found by the paths above
 
 driver = Driver({target!r}, protocol={protocol!r}{options})
 
@@ -106,7 +106,7 @@ import sys
 
 sys.path[:0] = [path for path in {paths!r} if path not in sys.path]
 
-from exproto_app.drivers.erlport.loop import main  # noqa: E402 - found by the paths above
+from exproto_app.hosts.emqx42.loop import main  # noqa: E402 - found by the paths above
 
 main()
 '''
@@ -117,7 +117,7 @@ LOOP: Final = "exproto_app_loop"
 
 @attrs.frozen
 class Record:
-    """Where the driver records to, see `exproto_app.recorder`; each of several modules has its own file."""
+    """Where the driver records to, see `ops.recorder`; each of several modules has its own file."""
 
     path: Path
     size: int

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, Final
 
 import attrs
 
-from .errors import ExprotoError, SetupError
-from .models import Address, ConnectionInfo, SockType
+from ..errors import ExprotoError, SetupError
+from ..models import Address, ConnectionInfo, SockType
+from ..tap import Closed, Opened, Received, Sent
 from .recording import Entry, Recording, parse
-from .tap import Closed, Opened, Received, Sent
 
 __all__ = ["is_capture", "read"]
 

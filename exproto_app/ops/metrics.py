@@ -23,12 +23,12 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from .app import App
-from .core import Channel, Engine
-from .core.states import WRITE_BLOCKED
-from .errors import ExprotoError
+from ..app import App
+from ..core import Channel, Engine
+from ..core.states import WRITE_BLOCKED
+from ..errors import ExprotoError
+from ..models import Address
 from .listening import listen
-from .models import Address
 from .probes import CONNECTIONS, Answer, Probes, Request
 from .timing import BOUNDS, Times, Timing
 

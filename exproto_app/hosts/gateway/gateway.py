@@ -16,13 +16,13 @@ import attrs
 
 from ...addresses import AddressLimits, Guard
 from ...app import App
-from ...certificates import validity
+from ...asyncio_host.runner import Runner
 from ...core import Channel, Engine, Hub
 from ...errors import SetupError
 from ...hub import MemoryHub
 from ...models import Address
+from ...ops.certificates import validity
 from ...router import Router
-from ...runner import Runner
 from .acceptor import Acceptor
 from .door import Door, HalfOpen
 from .faults import BadFrames, info_of

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import attrs
 
-from .app import App
-from .router import Handler
+from ..app import App
+from ..router import Handler
 
 __all__ = ["BOUNDS", "Times", "Timing"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...commands import Outcome, Register
 from ...core import Channel
 from ...errors import CommandError, DeniedError, UnavailableError
-from ...host import Timer
+from ...runtime import Timer
 from . import facts
 from .hooks import look_for_crash
 from .link import ErlangLink

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from .errors import SetupError, not_opened
-from .models import Address
+from ..errors import SetupError, not_opened
+from ..models import Address
 
 __all__ = ["listen"]
 

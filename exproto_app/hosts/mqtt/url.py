@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
-from ...certificates import load_identity
 from ...errors import SetupError
+from ...ops.certificates import load_identity
 
 __all__ = ["Url"]
 

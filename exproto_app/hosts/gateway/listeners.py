@@ -10,8 +10,8 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import attrs
 
 from ...app import App
-from ...certificates import load_identity
 from ...errors import SetupError
+from ...ops.certificates import load_identity
 from ...router import Router
 
 __all__ = ["DEFAULT_LISTEN", "Listen", "Scheme"]

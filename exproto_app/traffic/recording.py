@@ -38,10 +38,10 @@ from typing import Any, Final
 
 import attrs
 
-from . import errors
-from .errors import CommandError, SetupError
-from .models import Address, Certificate, ClientInfo, ConnectionInfo, Message
-from .tap import (
+from .. import errors
+from ..errors import CommandError, SetupError
+from ..models import Address, Certificate, ClientInfo, ConnectionInfo, Message
+from ..tap import (
     Closed,
     Delivered,
     Dropped,

@@ -1,0 +1,1 @@
+"""What operators see and set: logs, metrics, probes, timing, recorders, certificates, listening sockets."""

@@ -1,0 +1,1 @@
+"""Traffic of devices in files and as text: recordings, captures of packets, hex dumps."""
