@@ -30,6 +30,7 @@ from exproto_app.framing import Line
 from exproto_app.hosts.grpc import AdapterMap, Service
 from exproto_app.hosts.grpc import exproto_pb2 as pb
 from exproto_app.hosts.grpc.caller import Caller, Inbound, Take
+from exproto_app.hosts.grpc.callers import Callers
 from exproto_app.hosts.grpc.client import OK, Client, Method
 from exproto_app.hosts.grpc.link import GrpcLink
 
@@ -170,7 +171,7 @@ class Adapter:
 
     def __init__(self) -> None:
         self.adapters: Any = self
-        self.callers: set[Caller] = set()
+        self.callers = Callers()
         self.devices: dict[bytes, Device] = {}
         self.methods: Mapping[bytes, tuple[Take, bool]] = {
             f"/{ADAPTER}/Send".encode(): (self._send, False),
@@ -245,7 +246,7 @@ class Load:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
         loop = asyncio.get_running_loop()
-        listener = await loop.create_server(lambda: Caller(self.adapter).wire, "127.0.0.1", 0)
+        listener = await loop.create_server(lambda: Caller(self.adapter).protocol, "127.0.0.1", 0)
         where = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

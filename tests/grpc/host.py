@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from exproto_app import Address, App
-from exproto_app.hosts.grpc import AdapterMap, Service, service
+from exproto_app.hosts.grpc import AdapterMap, Service, events
 from exproto_app.hosts.grpc.client import IN_FLIGHT
 from tests.behaviour.hosts import PASSWORD, PATIENCE, Published, SocketDevice, listeners
 
@@ -245,7 +245,7 @@ class GrpcHost:
         if streaming:  # some cases wait for events whose connection nobody saw begin
             patch = pytest.MonkeyPatch()
             stack.callback(patch.undo)
-            patch.setattr(service, "EARLY_WAIT", 0.3)
+            patch.setattr(events, "EARLY_WAIT", 0.3)
         self._behind = Behind(app, stack, streaming=streaming)
         self._protocols = listeners(app)
         self._connected = 0

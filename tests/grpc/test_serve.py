@@ -22,7 +22,7 @@ from exproto_app import Address
 from exproto_app.cli.emqx_config import dns_names
 from exproto_app.cli.emqx_ports import takes_shares
 from exproto_app.hosts.grpc import AdapterMap, Service, Tls
-from exproto_app.hosts.grpc.http2 import PREFACE
+from exproto_app.hosts.http2.frames import PREFACE
 from tests.behaviour.hosts import PATIENCE
 from tests.test_cli import ECHO, FLEET, run
 

@@ -27,7 +27,7 @@ from exproto_app import (
     UnavailableError,
 )
 from exproto_app.framing import Line
-from exproto_app.hosts.grpc import AdapterMap, Service, adapter, client, link, service
+from exproto_app.hosts.grpc import AdapterMap, Service, adapter, client, events, link, service
 from exproto_app.hosts.grpc import exproto_pb2 as pb
 from exproto_app.hosts.grpc.broker import PACE
 from tests.behaviour.hosts import PASSWORD, PATIENCE
@@ -213,7 +213,7 @@ def test_batches_of_messages_arrive_whole_and_in_order(stack: contextlib.ExitSta
 def test_too_much_before_the_beginning_closes_the_device(
     stack: contextlib.ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "EARLY", 3)
+    monkeypatch.setattr(events, "EARLY", 3)
     behind = Behind(echo_app(), stack, streaming=True)
     early = pb.ReceivedBytesRequest(conn="early", bytes=b"x").SerializeToString()
     for _ in range(5):
@@ -511,7 +511,7 @@ def test_a_listener_that_no_protocol_names(
     stack: contextlib.ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     behind = Behind(echo_app(), stack, ports=True)
-    behind.service._ports[1] = behind.service._ports.pop(behind.node.ports[0])
+    behind.service.protocols.ports[1] = behind.service.protocols.ports.pop(behind.node.ports[0])
     behind.connect().expect_end()
     assert "no --protocol names it, only default=:1" in caplog.text
 

@@ -124,8 +124,8 @@ class Wire:
 
     def __init__(self, in_flight: int) -> None:
         self.client = Client("127.0.0.1", 9, in_flight=in_flight)
-        self.connection = client.Connection(self.client)
-        self.connection.wire._settled = True
+        self.connection = client.ClientConnection(self.client)
+        self.connection.http2.settled = True
         self.connection.settled()
         self.outcomes: list[tuple[bytes, int]] = []
         self.method = self.client.method("/a/Send")

@@ -14,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exproto_app.hosts.grpc import exproto_pb2 as pb
-from exproto_app.hosts.grpc.blocks import BlockError as HpackError
-from exproto_app.hosts.grpc.blocks import Decoder, Encoder
-from exproto_app.hosts.grpc.http2 import PREFACE, Wire, framed
-from exproto_app.hosts.grpc.service import _start
+from exproto_app.hosts.grpc.events import _start
+from exproto_app.hosts.http2 import Budget, ProtocolError
+from exproto_app.hosts.http2.frames import PREFACE, pack_frame
+from exproto_app.hosts.http2.header_blocks import BlockError as HpackError
+from exproto_app.hosts.http2.header_blocks import Decoder, Encoder
+from exproto_app.hosts.http2.scheduler import Scheduler
+from exproto_app.hosts.http2.transport import Http2Protocol
 from exproto_app.hosts.reasons import reason
 
 RECORDED = sorted((Path(__file__).parent.parent / "data" / "exproto-grpc").glob("*.jsonl"))
@@ -93,6 +96,9 @@ class Heard:
         self.events: list[Any] = []
         self.calls: dict[int, object] = {}
 
+        self.held = 0
+        self.unfinished = False
+
     def connected(self) -> None:
         self.events.append("connected")
 
@@ -112,8 +118,17 @@ class Heard:
     def going(self, last: int) -> None:
         self.events.append(("going", last))
 
-    def strange(self, data: bytes) -> None:
-        self.events.append(("strange", data))
+    def resume(self) -> None:
+        raise AssertionError("nothing is unfinished")
+
+    def unsuitable(self, data: bytes) -> None:
+        self.events.append(("unsuitable", data))
+
+    def broke_rule(self, error: ProtocolError) -> None:
+        self.broken = error
+
+    def writable(self) -> None:
+        self.events.append("writable")
 
     def closed(self, detail: str) -> None:
         self.events.append("closed")
@@ -128,6 +143,9 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         self.data += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.data)
 
     def set_write_buffer_limits(self, high: int) -> None:
         assert high
@@ -150,27 +168,30 @@ class Sink:
         return ("::ffff:10.1.2.3", 5, 0, 0)
 
 
-def served(*pieces: bytes, chunk: int = 0) -> tuple[Wire, Heard, Sink]:
-    """Feed a server's wire with *pieces*; return what came of it."""
+def served(*pieces: bytes, chunk: int = 0) -> tuple[Http2Protocol, Heard, Sink]:
+    """Feed a server's connection with *pieces*; return what came of it."""
 
-    async def feed() -> tuple[Wire, Heard, Sink]:
+    async def feed() -> tuple[Http2Protocol, Heard, Sink]:
         owner, sink = Heard(), Sink()
-        wire = Wire(owner, client=False)
-        wire.connection_made(sink)  # type: ignore[arg-type] # as much of a transport as is used
+        scheduler = Scheduler(asyncio.get_running_loop())
+        protocol = Http2Protocol(owner, scheduler, Budget(), client=False)
+        protocol.connection_made(sink)  # type: ignore[arg-type] # as much of a transport as is used
         data = b"".join(pieces)
         for at in range(0, len(data), chunk or len(data)):
-            wire.data_received(data[at : at + (chunk or len(data))])
+            protocol.data_received(data[at : at + (chunk or len(data))])
+        while scheduler.busy:  # noqa: ASYNC110 - round by round
+            await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return wire, owner, sink
+        return protocol, owner, sink
 
     return asyncio.run(feed())
 
 
-SETTINGS = framed(4, 0, 0)
+SETTINGS = pack_frame(4, 0, 0)
 REQUEST = (
-    framed(1, 0x4, 1, b"\x83\x86\x44\x02/x"),
-    framed(0, 0, 1, b"\0\0\0\0\3ab"),
-    framed(0, 1, 1, b"c"),
+    pack_frame(1, 0x4, 1, b"\x83\x86\x44\x02/x"),
+    pack_frame(0, 0, 1, b"\0\0\0\0\3ab"),
+    pack_frame(0, 1, 1, b"c"),
 )
 SEEN = [
     "connected",
@@ -183,10 +204,10 @@ SEEN = [
 
 @pytest.mark.parametrize("chunk", [0, 1, 7])
 def test_frames_in_pieces(chunk: int) -> None:
-    wire, owner, sink = served(PREFACE, SETTINGS, *REQUEST, chunk=chunk)
+    protocol, owner, sink = served(PREFACE, SETTINGS, *REQUEST, chunk=chunk)
     assert owner.events == SEEN
-    assert framed(4, 1, 0) in sink.data
-    assert wire.peer == "10.1.2.3"
+    assert pack_frame(4, 1, 0) in sink.data
+    assert protocol.peer == "10.1.2.3"
 
 
 def test_padding_priorities_continuations_and_unknown_frames() -> None:
@@ -194,41 +215,41 @@ def test_padding_priorities_continuations_and_unknown_frames() -> None:
     _, owner, _ = served(
         PREFACE,
         SETTINGS,
-        framed(99, 0, 0, b"?"),
-        framed(1, 0x28, 1, b"\2" + b"\0\0\0\0\x10" + block[:3] + b"\0\0"),
-        framed(9, 0, 1, block[3:4]),
-        framed(9, 0x4, 1, block[4:]),
-        framed(0, 0x8, 1, b"\3" + b"\0\0\0\0\3ab" + b"\0\0\0"),
-        framed(0, 0x9, 1, b"\0c"),
+        pack_frame(99, 0, 0, b"?"),
+        pack_frame(1, 0x28, 1, b"\2" + b"\0\0\0\0\x10" + block[:3] + b"\0\0"),
+        pack_frame(9, 0, 1, block[3:4]),
+        pack_frame(9, 0x4, 1, block[4:]),
+        pack_frame(0, 0x8, 1, b"\3" + b"\0\0\0\0\3ab" + b"\0\0\0"),
+        pack_frame(0, 0x9, 1, b"\0c"),
     )
     assert owner.events == SEEN
 
 
 def test_a_ping_is_answered_and_a_window_given_back() -> None:
-    _, _, sink = served(PREFACE, SETTINGS, framed(6, 0, 0, b"12345678"), REQUEST[0])
-    assert framed(6, 1, 0, b"12345678") in sink.data
-    many = [framed(0, 0, 1, b"x" * 16_384)] * 3
+    _, _, sink = served(PREFACE, SETTINGS, pack_frame(6, 0, 0, b"12345678"), REQUEST[0])
+    assert pack_frame(6, 1, 0, b"12345678") in sink.data
+    many = [pack_frame(0, 0, 1, b"x" * 16_384)] * 3
     _, _, sink = served(PREFACE, SETTINGS, REQUEST[0], *many)
-    assert framed(8, 0, 1, (32_768).to_bytes(4, "big")) in sink.data
+    assert pack_frame(8, 0, 1, (32_768).to_bytes(4, "big")) in sink.data
 
 
 @pytest.mark.parametrize(
     "frame",
     [
         b"\x00\x40\x01" + bytes(16_500),
-        framed(1, 0x4, 1, b"\xff\xff\xff\xff\xff\xff"),
-        framed(9, 0x4, 1, b"\x83"),
-        framed(1, 0, 1, b"\x83") + framed(6, 0, 0, b"12345678"),
-        framed(0, 0x8, 1, b"\x05abc"),
-        framed(0, 0, 0, b"abc"),
-        framed(6, 0, 0, b"1"),
-        framed(8, 0, 1, b"1"),
-        framed(8, 0, 0, b"\x7f\xff\xff\xff"),
-        framed(7, 0, 0, b"1"),
-        framed(3, 0, 1, b"1"),
-        framed(4, 0, 0, b"1"),
-        framed(5, 0, 1, b"1234"),
-        framed(1, 0, 1, b"x" * 16_000) + framed(9, 0, 1, b"x" * 16_000) * 4,
+        pack_frame(1, 0x4, 1, b"\xff\xff\xff\xff\xff\xff"),
+        pack_frame(9, 0x4, 1, b"\x83"),
+        pack_frame(1, 0, 1, b"\x83") + pack_frame(6, 0, 0, b"12345678"),
+        pack_frame(0, 0x8, 1, b"\x05abc"),
+        pack_frame(0, 0, 0, b"abc"),
+        pack_frame(6, 0, 0, b"1"),
+        pack_frame(8, 0, 1, b"1"),
+        pack_frame(8, 0, 0, b"\x7f\xff\xff\xff"),
+        pack_frame(7, 0, 0, b"1"),
+        pack_frame(3, 0, 1, b"1"),
+        pack_frame(4, 0, 0, b"1"),
+        pack_frame(5, 0, 1, b"1234"),
+        pack_frame(1, 0, 1, b"x" * 16_000) + pack_frame(9, 0, 1, b"x" * 16_000) * 4,
     ],
 )
 def test_broken_rules_end_the_connection(frame: bytes) -> None:
@@ -240,28 +261,29 @@ def test_broken_rules_end_the_connection(frame: bytes) -> None:
 def test_sending_waits_for_the_peers_window() -> None:
     async def send() -> None:
         owner, sink = Heard(), Sink()
-        wire = Wire(owner, client=False)
-        wire.connection_made(sink)  # type: ignore[arg-type] # as above
-        wire.data_received(PREFACE + framed(4, 0, 0, b"\0\4\0\0\0\x0a") + REQUEST[0])
+        scheduler = Scheduler(asyncio.get_running_loop())
+        protocol = Http2Protocol(owner, scheduler, Budget(), client=False)
+        protocol.connection_made(sink)  # type: ignore[arg-type] # as above
+        protocol.data_received(PREFACE + pack_frame(4, 0, 0, b"\0\4\0\0\0\x0a") + REQUEST[0])
         await asyncio.sleep(0)
         sink.data = b""
-        wire.send(1, b"x" * 25, ended=False, tail=b"TAIL")
+        protocol.http2.send(1, b"x" * 25, ended=False, tail=b"TAIL")
         await asyncio.sleep(0)
-        assert sink.data == framed(0, 0, 1, b"x" * 10)
-        assert wire.waits(1)
-        wire.data_received(framed(8, 0, 1, b"\0\0\0\x0b"))
+        assert sink.data == pack_frame(0, 0, 1, b"x" * 10)
+        assert protocol.http2.waits(1)
+        protocol.data_received(pack_frame(8, 0, 1, b"\0\0\0\x0b"))
         await asyncio.sleep(0)
-        assert sink.data == framed(0, 0, 1, b"x" * 10) + framed(0, 0, 1, b"x" * 11)
-        wire.data_received(framed(4, 0, 0, b"\0\4\0\0\0\x20"))
+        assert sink.data == pack_frame(0, 0, 1, b"x" * 10) + pack_frame(0, 0, 1, b"x" * 11)
+        protocol.data_received(pack_frame(4, 0, 0, b"\0\4\0\0\0\x20"))
         await asyncio.sleep(0)
-        assert sink.data.endswith(framed(0, 0, 1, b"x" * 4) + b"TAIL")
-        assert not wire.waits(1)
+        assert sink.data.endswith(pack_frame(0, 0, 1, b"x" * 4) + b"TAIL")
+        assert not protocol.http2.waits(1)
 
     asyncio.run(send())
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_harm_the_wire(data: bytes) -> None:
+def test_no_bytes_harm_the_connection(data: bytes) -> None:
     served(PREFACE, SETTINGS, data)
     served(data, b"?")
 

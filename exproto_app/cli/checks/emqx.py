@@ -132,8 +132,10 @@ class Ear:
     """
 
     def __init__(self, adapters: AdapterMap, device: tuple[int, bytes] | None = None) -> None:
+        from ...hosts.grpc.callers import Callers  # noqa: PLC0415 - an extra
+
         self.adapters = adapters
-        self.callers: set[Caller] = set()
+        self.callers = Callers()
         self.methods: Mapping[bytes, tuple[Take, bool]] = {
             f"/emqx.exproto.v1.{service}/{name}".encode(): (
                 partial(self._take, service, name),
@@ -211,7 +213,7 @@ async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> lis
     ear = Ear(adapters, (0, words) if gateway.device is not None else None)
     try:
         context = gateway.tls.context() if gateway.tls is not None else None
-        make: Callable[[], asyncio.Protocol] = lambda: Caller(ear).wire  # noqa: E731 - a factory, named for its type
+        make: Callable[[], asyncio.Protocol] = lambda: Caller(ear).protocol  # noqa: E731 - a factory, named for its type
         server = await loop.create_server(
             make, gateway.bind.host or None, gateway.bind.port, ssl=context, reuse_address=True
         )
@@ -243,8 +245,8 @@ async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> lis
         if device is not None:
             device.close()
         server.close()
-        for caller in tuple(ear.callers):
-            caller.wire.abort()
+        for caller in ear.callers:
+            caller.protocol.abort()
         for broker in adapters:
             await broker.close()
 

@@ -8,19 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
-from .blocks import Fields
+from ..http2 import Fields, ProtocolError, pack_frame
+from ..http2.budget import STREAM_COST
+from ..http2.frames import END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, NO_ERROR, STREAM_CLOSED
+from ..http2.transport import Http2Protocol
 from .broker import AdapterMap, Broker
-from .http2 import (
-    END_HEADERS,
-    END_STREAM,
-    ENHANCE_YOUR_CALM,
-    HEADERS,
-    NO_ERROR,
-    STREAM_CLOSED,
-    Wire,
-    WireError,
-    framed,
-)
+from .callers import Callers
 from .link import GrpcLink
 
 __all__ = ["MAX_MESSAGE", "Caller", "Host", "Inbound", "Take"]
@@ -30,14 +23,17 @@ log = logging.getLogger("exproto_app")
 MAX_MESSAGE: Final = 16_777_216
 """Bytes of one event that are taken; the device that sent more in one go is closed."""
 
-MAX_PARTS: Final = 67_108_864
-"""Bytes of events on one connection whose rest has not come yet; above that it ends."""
+MESSAGES: Final = 16
+"""Messages of one frame that are handled before the clock is looked at."""
 
 MAX_WITHHELD: Final = 16
 """Answers of one device that are withheld; a broker has one call in flight for each, so that is plenty."""
 
 PREFACE_WAIT: Final = 10.0
 """Seconds until somebody who connects has to speak HTTP/2."""
+
+WHOLE_WAIT: Final = 60.0
+"""Seconds within which a call has to bring its first event whole."""
 
 RESPONSE: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 TRAILERS: Final = ((b"grpc-status", b"0"),)
@@ -50,15 +46,19 @@ class Inbound:
 
     *streaming*: it brings one message after another. *endless*: it gets no answer but *last*, when the
     service stops. *waits*: its answer is withheld. *begun*: a part of its answer is out. *tied*: it is known
-    which connection a stream belongs to.
+    which connection a stream belongs to. *since*: when it began. *cost*: bytes that are held for it.
+    *standing*: its first event was whole, and it stays.
     """
 
     __slots__ = (
         "begun",
         "buffer",
+        "cost",
         "ended",
         "endless",
         "last",
+        "since",
+        "standing",
         "stream",
         "streaming",
         "take",
@@ -71,7 +71,9 @@ class Inbound:
         self.take = take
         self.streaming = self.endless = streaming
         self.buffer: bytearray | None = None
-        self.begun = self.ended = self.waits = self.tied = False
+        self.since = 0.0
+        self.cost = 0
+        self.begun = self.ended = self.waits = self.tied = self.standing = False
         self.last = EMPTY
 
 
@@ -80,7 +82,7 @@ class Host(Protocol):
 
     adapters: AdapterMap
     methods: Mapping[bytes, tuple[Take, bool]]
-    callers: set[Caller]
+    callers: Callers
 
     def say(self, what: object, text: str, /, *arguments: object) -> None:
         """Log a warning the first time that *what* happens."""
@@ -92,32 +94,44 @@ class Host(Protocol):
 
 
 class Caller:
-    """The server's half of one HTTP/2 connection; a `Wire`'s owner."""
+    """The server's half of one HTTP/2 connection; its `Endpoint`.
+
+    A call costs its peer from its beginning until its first event is whole; from then on a stream belongs to
+    a device, if there is such a device, and is that device's.
+    """
 
     def __init__(self, service: Host) -> None:
         self.service = service
-        self.wire = Wire(self, client=False)
+        callers = service.callers
+        self.protocol = Http2Protocol(self, callers.scheduler, callers.budget, client=False)
+        self.http2 = self.protocol.http2
         self.host = "?"
         self.broker: Broker | None = None
         self.calls: dict[int, Inbound] = {}
-        self._parts = 0
+        self.held = 0
+        self.unfinished = False
+        self.proven = False  # it has called a method of ours, with a whole message
+        self._incomplete: dict[int, Inbound] = {}  # those whose first event is not whole, by age
+        self._standing = 0  # those that are whole and get no answer
+        self._collecting: Inbound | None = None
         self._mute: asyncio.TimerHandle | None = None
 
     @property
     def waits(self) -> bool:
         """Whether a call waits for its answer; streams never get one while the broker lives."""
-        return any(not call.endless for call in self.calls.values())
+        return len(self.calls) > len(self._incomplete) + self._standing
 
-    # --- from the wire
+    # --- from the connection
 
     def connected(self) -> None:
+        self.host = self.protocol.peer
         self.service.callers.add(self)
-        self.host = self.wire.peer
         self._mute = asyncio.get_running_loop().call_later(PREFACE_WAIT, self._said_nothing)
 
     def settled(self) -> None:
         if self._mute is not None:
             self._speaks()
+            self.service.callers.spoke(self)
             self.broker = self.service.adapters.find(self.host)
             if self.broker is not None:
                 self.broker.callers += 1
@@ -132,23 +146,70 @@ class Caller:
             self._refuse(stream, path)
             return
         take, streaming = method
-        self.calls[stream] = Inbound(stream, take, streaming=streaming)
+        call = self.calls[stream] = Inbound(stream, take, streaming=streaming)
         if ended:
             self.data(stream, b"", ended=True)
+            return
+        self._incomplete[stream] = call
+        call.since = self.http2.heard
+        call.cost = STREAM_COST
+        self.held += STREAM_COST
 
     def data(self, stream: int, data: bytes, *, ended: bool) -> None:
         call = self.calls.get(stream)
         if call is None:
             return
         if call.ended:
-            raise WireError(STREAM_CLOSED, f"stream {stream} goes on after its end")
-        call.ended = ended
-        if ended and call.buffer is None and len(data) - 5 == int.from_bytes(data[:5], "big"):
-            # Nearly always a call is one frame with one message, not compressed.
-            if self._take(call, data[5:]) or call.streaming:
-                self.answer(stream)
-            return
+            raise ProtocolError(STREAM_CLOSED, f"stream {stream} goes on after its end")
+        if ended:
+            call.ended = True
+            if self._incomplete.pop(stream, None) is not None:
+                self.held -= call.cost
+                call.cost = 0
+            if call.buffer is None and len(data) - 5 == int.from_bytes(data[:5], "big"):
+                # Nearly always a call is one frame with one message, not compressed.
+                if self._take(call, data[5:]) or call.streaming:
+                    self.answer(stream)
+                return
         self._collect(call, data)
+
+    def resume(self) -> None:
+        call, self._collecting, self.unfinished = self._collecting, None, False
+        if call is not None and call.buffer is not None:
+            self._take_messages(call, call.buffer)
+
+    def _stand(self, call: Inbound) -> None:
+        """Count *call* among those that stay and get no answer."""
+        self._incomplete.pop(call.stream, None)
+        call.standing = True
+        self._standing += 1
+
+    def watch(self, call: Inbound, message: bytes, last: bytes) -> None:
+        """Answer with *message* now and with *last* in the end; such a call costs its peer all the time."""
+        call.endless, call.last = True, last
+        self.begin(call, message)
+        self._stand(call)
+        if not call.cost:
+            call.cost = STREAM_COST
+            self.held += STREAM_COST
+
+    def established(self, call: Inbound) -> None:
+        """Take note that the stream *call* belongs to a connected device, and costs nothing more."""
+        if call.cost and self.calls.get(call.stream) is call:
+            self.held -= call.cost
+            call.cost = 0
+
+    def end_incomplete(self, now: float) -> None:
+        """End calls that have not brought a whole event in time."""
+        while self._incomplete:
+            stream, call = next(iter(self._incomplete.items()))
+            if call.since + WHOLE_WAIT > now:
+                return
+            self.service.count("events_ignored")
+            text = "grpc ! %s began a call and brought no whole event within %g s; the call ends"
+            log.warning(text, self.host, WHOLE_WAIT)
+            self.refuse(stream, b"4", b"no whole event came in time")
+            self.http2.settle()
 
     def reset(self, stream: int, code: int) -> None:
         log.debug("grpc < %s reset stream %d, code %d", self.host, stream, code)
@@ -157,7 +218,7 @@ class Caller:
     def going(self, last: int) -> None:
         """Do nothing: the peer closes when it has its answers."""
 
-    def strange(self, data: bytes) -> None:
+    def unsuitable(self, data: bytes) -> None:
         self._speaks()
         if data[:2] == b"\x16\x03":
             words = (
@@ -175,9 +236,30 @@ class Caller:
         if self.broker is not None:
             self.broker.callers -= 1
             self.broker = None
-        self.calls.clear()
+        self._forget_all()
         self.service.callers.discard(self)
         log.debug("grpc = %s went: %s", self.host, detail)
+
+    def broke_rule(self, error: ProtocolError) -> None:
+        self._forget_all()
+        calm = error.code == ENHANCE_YOUR_CALM
+        self.service.count("callers_over_limit" if calm else "callers_broke_rule")
+        text = (
+            "grpc ! %s exceeds a limit, its connection ends: %s"
+            if calm
+            else ("grpc ! %s broke a rule of HTTP/2, its connection ends: %s")
+        )
+        log.warning(text, self.host, error)
+
+    def writable(self) -> None:
+        """Do nothing: the connection reads on by itself."""
+
+    def give_way(self, why: str) -> None:
+        """End a connection that has proved nothing, because its place is needed."""
+        self._speaks()
+        self.service.count("callers_over_limit")
+        log.warning("grpc ! %s gives way: %s", self.host, why)
+        self.protocol.abort()
 
     # --- answers
 
@@ -186,23 +268,23 @@ class Caller:
         call = self._drop(stream)
         if call is None:
             return
-        wire = self.wire
+        http2 = self.http2
         number = stream.to_bytes(4, "big")
         if not call.begun:
-            block = wire.encoder.encode(RESPONSE)
-            wire.write(bytes((0, 0, len(block), HEADERS, END_HEADERS)) + number + block)
-        end = wire.encoder.encode(TRAILERS)
+            block = http2.encoder.encode(RESPONSE)
+            http2.write(bytes((0, 0, len(block), HEADERS, END_HEADERS)) + number + block)
+        end = http2.encoder.encode(TRAILERS)
         tail = bytes((0, 0, len(end), HEADERS, END_HEADERS | END_STREAM)) + number + end
-        wire.send(stream, message, ended=False, tail=tail)
+        http2.send(stream, message, ended=False, tail=tail)
         if call.streaming:
-            wire.forget(stream)  # the peer may never end its half
+            http2.forget(stream)  # the peer may never end its half
 
     def begin(self, call: Inbound, message: bytes) -> None:
         """Answer with *message*, and leave the stream open."""
         call.begun = True
-        block = self.wire.encoder.encode(RESPONSE)
-        self.wire.write(framed(HEADERS, END_HEADERS, call.stream, block))
-        self.wire.send(call.stream, message, ended=False)
+        block = self.http2.encoder.encode(RESPONSE)
+        self.http2.write(pack_frame(HEADERS, END_HEADERS, call.stream, block))
+        self.http2.send(call.stream, message, ended=False)
 
     def withhold(self, call: Inbound, link: GrpcLink) -> None:
         """Answer when *link* says so; on a stream, take no more until then."""
@@ -211,8 +293,8 @@ class Caller:
             withheld = link.withheld = []
         if not call.streaming:
             withheld.append(partial(self.answer, call.stream))
-        elif self.wire.hold(call.stream):
-            withheld.append(partial(self.wire.unhold, call.stream))
+        elif self.http2.hold(call.stream):
+            withheld.append(partial(self.http2.unhold, call.stream))
         if len(withheld) > MAX_WITHHELD and link.channel is not None:
             words = f"the broker waits for no answers: {len(withheld)} are withheld, limit is {MAX_WITHHELD}"
             log.warning("%s ! %s; it is closed", link.conn.decode(), words)
@@ -227,10 +309,22 @@ class Caller:
 
     def _drop(self, stream: int) -> Inbound | None:
         call = self.calls.pop(stream, None)
-        if call is not None and call.buffer is not None:
-            self._parts -= len(call.buffer)
+        if call is None:
+            return None
+        self._standing -= call.standing
+        self._incomplete.pop(stream, None)
+        self.held -= call.cost
+        if call.buffer is not None:
+            self.held -= len(call.buffer)
             call.buffer = None
         return call
+
+    def _forget_all(self) -> None:
+        self.calls.clear()
+        self._incomplete.clear()
+        self.held = 0
+        self._standing = 0
+        self._collecting, self.unfinished = None, False
 
     def _refuse(self, stream: int, path: bytes) -> None:
         text = "grpc ! %s calls %s, which is no method of the handler's services"
@@ -240,12 +334,14 @@ class Caller:
     def refuse(self, stream: int, status: bytes, words: bytes) -> None:
         """Answer with a *status* other than success; for what is no event."""
         self._drop(stream)
+        self.http2.forget(stream)
         fields = (*RESPONSE, (b"grpc-status", status), (b"grpc-message", words))
-        block = self.wire.encoder.encode(fields)
-        self.wire.write(framed(HEADERS, END_HEADERS | END_STREAM, stream, block))
+        block = self.http2.encoder.encode(fields)
+        self.http2.write(pack_frame(HEADERS, END_HEADERS | END_STREAM, stream, block))
 
     def _take(self, call: Inbound, message: bytes) -> bool:
         """Take a message; return whether it may be answered now."""
+        self.proven = True
         try:
             return call.take(self, call, message)
         except Exception:
@@ -258,10 +354,13 @@ class Caller:
         """Take messages that come in pieces, or many on one stream."""
         if call.buffer is None:
             call.buffer = bytearray()
-        buffer = call.buffer
-        buffer += data
-        self._parts += len(data)
-        at = 0
+        call.buffer += data
+        self.held += len(data)
+        self._take_messages(call, call.buffer)
+
+    def _take_messages(self, call: Inbound, buffer: bytearray) -> None:
+        """Take the whole messages in *buffer*, a bounded number of them at a time."""
+        at = taken = 0
         while len(buffer) - at >= 5:
             size = int.from_bytes(buffer[at + 1 : at + 5], "big")
             if size > MAX_MESSAGE:
@@ -270,18 +369,21 @@ class Caller:
             behind = at + 5 + size
             if len(buffer) < behind:
                 break
+            if taken == MESSAGES:
+                self._collecting, self.unfinished = call, True
+                break
             if buffer[at]:
                 self._unreadable("a compressed event, which nobody offered to take")
             elif not self._take(call, bytes(buffer[at + 5 : behind])):
                 call.waits = True
-            at = behind
+            at, taken = behind, taken + 1
         if call.buffer is None:
             return  # answered meanwhile
         del buffer[:at]
-        self._parts -= at
-        if self._parts > MAX_PARTS:
-            raise WireError(ENHANCE_YOUR_CALM, f"{self._parts} bytes of events without their rest")
-        if call.ended:
+        self.held -= at
+        if taken and call.endless and not call.standing:
+            self._stand(call)
+        if call.ended and not self.unfinished:
             self._collected(call, len(buffer))
 
     def _collected(self, call: Inbound, left: int) -> None:
@@ -304,7 +406,7 @@ class Caller:
         if link is not None and link.channel is not None:
             link.channel.end("error", words)
         self.answer(call.stream)
-        self.wire.cancel(call.stream, NO_ERROR)  # what still comes is of no use
+        self.http2.cancel(call.stream, NO_ERROR)  # what still comes is of no use
 
     def _speaks(self) -> None:
         if self._mute is not None:
@@ -315,7 +417,7 @@ class Caller:
         self._mute = None
         text = "grpc ! %s connects but says nothing; devices belong on a listener of EMQX's gateway"
         self.service.say(("mute", self.host), text, self.host)
-        self.wire.abort()
+        self.protocol.abort()
 
 
 Take: TypeAlias = Callable[[Caller, Inbound, bytes], bool]

@@ -7,7 +7,8 @@ import logging
 from typing import Final
 
 from ...models import Address
-from .connection import OK, UNAVAILABLE, Call, Connection, Done, Method
+from ..http2.scheduler import Scheduler
+from .connection import OK, UNAVAILABLE, Call, ClientConnection, Done, Method
 from .fair import FairQueue
 
 __all__ = [
@@ -18,7 +19,7 @@ __all__ = [
     "UNAVAILABLE",
     "UNIMPLEMENTED",
     "Client",
-    "Connection",
+    "ClientConnection",
     "Done",
     "Method",
 ]
@@ -49,6 +50,12 @@ TURN: Final = 60.0
 WAITING: Final = 100_000
 """Calls that may wait for their turn."""
 
+HELD: Final = 134_217_728
+"""Bytes of all calls that have no answer yet."""
+
+AT_ONCE: Final = 200
+"""Calls that are ended in one round of the loop, because they are late or the service stops."""
+
 SWEEP: Final = 0.25
 """Seconds between two looks for calls that are late: one timer for all of them."""
 
@@ -75,13 +82,15 @@ class Client:
         self._host = host
         self._port = port
         self.loop = asyncio.get_running_loop()
-        self.open: set[Connection] = set()
-        self._connection: Connection | None = None
+        self.scheduler = Scheduler(self.loop)
+        self.open: set[ClientConnection] = set()
+        self._connection: ClientConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         # The calls without an answer, those that were on the wire and the others; the oldest stand first.
         self._begun: dict[Call, None] = {}
         self._unbegun: dict[Call, None] = {}
         self._waiting: FairQueue[Call] = FairQueue()
+        self._held = 0  # bytes of all of them
         self._sweeping: asyncio.TimerHandle | None = None
         self._backoff = BACKOFF[0]
         self._said = -SAY_AGAIN
@@ -97,6 +106,18 @@ class Client:
     def closed(self) -> bool:
         """Whether no TCP connection is left."""
         return not self.open
+
+    @property
+    def unanswered(self) -> int:
+        """How many calls have no answer yet."""
+        return len(self._begun) + len(self._unbegun)
+
+    def mute(self, seconds: float) -> bool:
+        """Whether calls wait, and none has had an answer for so long."""
+        oldest = min(
+            (call.since for calls in (self._begun, self._unbegun) for call in (*calls,)[:1]), default=None
+        )
+        return oldest is not None and self.loop.time() - max(oldest, self.answered) > seconds
 
     def method(self, path: str, *, again: bool = False) -> Method:
         """Return the method at *path*."""
@@ -115,6 +136,13 @@ class Client:
             words = b"%d calls wait for their turn, limit is %d" % (len(self._waiting), WAITING)
             self.loop.call_soon(self.finish, call, RESOURCE_EXHAUSTED, words)
             return
+        size = len(message)
+        if self._held and self._held + size > HELD:
+            words = b"calls of %d bytes have no answer yet, limit is %d" % (self._held, HELD)
+            self.loop.call_soon(self.finish, call, RESOURCE_EXHAUSTED, words)
+            return
+        call.size = size
+        self._held += size
         self._start(call)
 
     async def close(self) -> None:
@@ -125,14 +153,21 @@ class Client:
             await asyncio.gather(self._connecting, return_exceptions=True)
         if self._sweeping is not None:
             self._sweeping.cancel()
-        for call in (*self._begun, *self._unbegun):
+        for number, call in enumerate((*self._begun, *self._unbegun), 1):
             self.finish(call, CANCELLED, b"the service stops")
-        for connection in self.open:
-            connection.wire.close()
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for connection in tuple(self.open):
+            connection.protocol.close()
+
+    def abort(self) -> None:
+        """Cut what is left of the connection."""
+        for connection in tuple(self.open):
+            connection.protocol.abort()
 
     # --- from the connection
 
-    def ready(self, connection: Connection) -> None:
+    def ready(self, connection: ClientConnection) -> None:
         """Use *connection* from now on."""
         self._backoff = BACKOFF[0]
         self._connection = connection
@@ -141,7 +176,7 @@ class Client:
             log.warning("adapter = %s is reached again", self.name)
         self.room()
 
-    def retired(self, connection: Connection) -> None:
+    def retired(self, connection: ClientConnection) -> None:
         """Begin no more calls on *connection*."""
         if self._connection is connection:
             self._connection = None
@@ -158,6 +193,8 @@ class Client:
         if call.finished:
             return
         call.finished = True
+        self._held -= call.size
+        call.message = b""
         if call.begun:
             self._begun.pop(call, None)
         else:
@@ -175,7 +212,8 @@ class Client:
             self.finish(call, UNAVAILABLE, words)
             return
         call.words = words
-        call.answer, call.status, call.wire = b"", -1, None
+        call.answer = b""
+        call.status, call.heads, call.connection = -1, 0, None
         call.retry = min(max(call.retry * 2, BACKOFF[0]), BACKOFF[1])
         self.loop.call_later(call.retry, self._start, call)
 
@@ -198,7 +236,7 @@ class Client:
         if connection is None:
             self._connect()
 
-    def _begin(self, connection: Connection, call: Call) -> None:
+    def _begin(self, connection: ClientConnection, call: Call) -> None:
         if not call.begun:
             call.begun = self.loop.time()
             self._unbegun.pop(call, None)
@@ -213,13 +251,13 @@ class Client:
         """Connect, again and again while a call waits for it."""
         try:
             while self._connection is None and self._waiting:
-                connection = Connection(self)
+                connection = ClientConnection(self)
                 try:
-                    opened = self.loop.create_connection(lambda: connection.wire, self._host, self._port)  # noqa: B023 - called at once
+                    opened = self.loop.create_connection(lambda: connection.protocol, self._host, self._port)  # noqa: B023 - called at once
                     await asyncio.wait_for(opened, DEADLINE)
                     await asyncio.wait_for(connection.standing, DEADLINE)
                 except (OSError, ValueError, asyncio.TimeoutError) as error:
-                    connection.wire.abort()
+                    connection.protocol.abort()
                     self._tell(str(error) or "no answer")
                 if self._connection is None:
                     await asyncio.sleep(self._backoff)
@@ -241,27 +279,29 @@ class Client:
         now = self.loop.time()
         late = self._late(now)
         for call in late:
-            wire = call.wire
-            if wire is None:
+            connection = call.connection
+            if connection is None:
                 self._waiting.discard(call)
             self.finish(call, DEADLINE_EXCEEDED, self._why_late(call, now))
-            if wire is not None:
-                wire.give_up(call)
-        connection = self._connection
-        if late and connection is not None and now - connection.wire.heard > DEADLINE:
+            if connection is not None:
+                connection.give_up(call)
+        current = self._connection
+        if late and current is not None and now - current.http2.heard > DEADLINE:
             # It hangs, or the network swallows what is sent: the next call gets another connection.
-            connection.wire.abort()
+            current.protocol.abort()
         if self._begun or self._unbegun:
-            self._sweeping = self.loop.call_later(SWEEP, self._sweep)
+            self._sweeping = self.loop.call_later(0 if len(late) >= AT_ONCE else SWEEP, self._sweep)
 
     def _late(self, now: float) -> list[Call]:
-        late = []
+        late: list[Call] = []
         for call in self._begun:
             if call.begun + DEADLINE > now:
                 break
             late.append(call)
         for call in self._unbegun:
-            if max(call.since, self.answered) + DEADLINE > now and call.since + TURN > now:
+            if len(late) >= AT_ONCE or (
+                max(call.since, self.answered) + DEADLINE > now and call.since + TURN > now
+            ):
                 break
             late.append(call)
         return late

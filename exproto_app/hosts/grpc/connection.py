@@ -1,4 +1,4 @@
-"""Connection: the client's half of one HTTP/2 connection, and the calls on it."""
+"""ClientConnection: the client's half of one HTTP/2 connection, and the calls on it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from .blocks import Fields
-from .http2 import Wire
+from ..http2 import Budget, Fields, ProtocolError
+from ..http2.frames import ENHANCE_YOUR_CALM, NO_ERROR, REFUSED_STREAM
+from ..http2.transport import Http2Protocol
 
 if TYPE_CHECKING:
     from .client import Client
 
-__all__ = ["OK", "UNAVAILABLE", "Call", "Connection", "Done", "Method"]
+__all__ = ["OK", "UNAVAILABLE", "Call", "ClientConnection", "Done", "Method"]
 
 log = logging.getLogger("exproto_app")
 
 OK: Final = 0
 UNAVAILABLE: Final = 14
 
-MAX_ANSWER: Final = 1_048_576
-"""Bytes of an answer that are taken."""
+MAX_ANSWER: Final = 65_536
+"""Bytes of an answer that are accepted; an adapter's have a code and a sentence."""
+
+HEADS: Final = 4
+"""Lists of fields that one answer may have: provisional ones, the first and the last."""
 
 LAST_STREAM: Final = 0x7FFFFF00
 """Streams of a connection are numbered up to here; then a new one is made."""
@@ -60,17 +64,19 @@ class Call:
     __slots__ = (
         "answer",
         "begun",
+        "connection",
         "done",
         "finished",
         "flow",
         "given_up",
+        "heads",
         "message",
         "method",
         "retry",
         "since",
+        "size",
         "status",
         "stream",
-        "wire",
         "words",
     )
 
@@ -81,22 +87,27 @@ class Call:
         self.flow = flow
         self.since = since
         self.begun = 0.0
+        self.size = 0  # so much of it counts as held
         self.stream = 0
-        self.wire: Connection | None = None
-        self.answer = b""
+        self.connection: ClientConnection | None = None
+        self.answer: bytes | bytearray = b""
+        self.heads = 0
         self.status = -1
         self.words = b""
         self.retry = 0.0
         self.given_up = self.finished = False
 
 
-class Connection:
-    """The client's half of one HTTP/2 connection; a `Wire`'s owner."""
+class ClientConnection:
+    """The client's half of one HTTP/2 connection; its `Endpoint`."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self.wire = Wire(self, client=True)
+        self.protocol = Http2Protocol(self, client.scheduler, Budget(), client=True)
+        self.http2 = self.protocol.http2
         self.calls: dict[int, Call] = {}
+        self.held = 0  # what it holds is bounded by the calls that we make
+        self.unfinished = False
         self.retired = False
         self.given_up = 0
         self.standing: asyncio.Future[None] = client.loop.create_future()
@@ -108,22 +119,22 @@ class Connection:
         on_wire = len(self.calls)
         return (
             on_wire - self.given_up < self.client.in_flight
-            and on_wire < self.wire.max_streams
-            and not self.wire.full
+            and on_wire < self.http2.max_streams
+            and not self.protocol.full
         )
 
     def start(self, call: Call) -> None:
         """Put *call* on a stream of its own."""
-        stream = self.wire.last = self._next
+        stream = self.http2.last = self._next
         self._next = stream + 2
-        call.stream, call.wire = stream, self
+        call.stream, call.connection = stream, self
         self.calls[stream] = call
-        wire, message = self.wire, call.message
-        block = wire.encoder.encode(call.method.fields)
+        http2, message = self.http2, call.message
+        block = http2.encoder.encode(call.method.fields)
         size = len(block)
         head = bytes((0, size >> 8, size & 0xFF, 1, 4)) + stream.to_bytes(4, "big") + block
-        wire.write(head)
-        wire.send(stream, b"\0" + len(message).to_bytes(4, "big") + message, ended=True)
+        http2.write(head)
+        http2.send(stream, b"\0" + len(message).to_bytes(4, "big") + message, ended=True)
         if stream > LAST_STREAM:
             self.retire()
 
@@ -139,7 +150,8 @@ class Connection:
         It isn't cancelled: EMQX's cowlib (2.9.1) takes a RST_STREAM that two of its reads share for a broken
         rule and ends the connection, with all other calls. When it has hung for a while, that is likely.
         """
-        call.message, call.given_up = b"", True
+        call.answer = b""
+        call.given_up = True
         self.given_up += 1
         # Each stream that stays open makes all others dearer for the adapter.
         if self.given_up >= self.client.in_flight and not self.retired:
@@ -149,7 +161,7 @@ class Connection:
         elif self.retired:
             self._look_empty()
 
-    # --- from the wire
+    # --- from the connection
 
     def connected(self) -> None:
         # Until its settings are here, nobody knows who is at the other end.
@@ -170,6 +182,10 @@ class Connection:
         call = self.calls.get(stream)
         if call is None:
             return
+        call.heads += 1
+        if call.heads > HEADS:
+            words = f"an answer has {call.heads} lists of fields, limit is {HEADS}"
+            raise ProtocolError(ENHANCE_YOUR_CALM, words)
         status = fields.get(b"grpc-status")
         if status is not None:
             call.status = int(status) if status.isdigit() and len(status) < 4 else 2
@@ -184,10 +200,17 @@ class Connection:
         call = self.calls.get(stream)
         if call is None:
             return
-        call.answer += data
+        if call.given_up:
+            data = b""
+        if not call.answer:
+            call.answer = data  # nearly always that is all of it
+        else:
+            if isinstance(call.answer, bytes):
+                call.answer = bytearray(call.answer)
+            call.answer += data
         if len(call.answer) > MAX_ANSWER:
             self._pop(stream)
-            self.wire.cancel(stream)
+            self.http2.cancel(stream)
             self.client.finish(call, 8, b"the answer has more than %d bytes" % MAX_ANSWER)
         elif ended:
             self._ended(call)
@@ -196,7 +219,9 @@ class Connection:
         call = self._pop(stream)
         if call is not None:
             # REFUSED_STREAM says that nothing was done.
-            self.client.failed(call, b"the stream was reset, code %d" % code, untouched=code == 7)
+            self.client.failed(
+                call, b"the stream was reset, code %d" % code, untouched=code == REFUSED_STREAM
+            )
             self._look_empty()
 
     def going(self, last: int) -> None:
@@ -209,8 +234,19 @@ class Connection:
                 self.client.failed(call, b"the connection ends", untouched=True)
         self._look_empty()
 
-    def strange(self, data: bytes) -> None:
+    def resume(self) -> None:
+        """Do nothing: an answer is small."""
+
+    def writable(self) -> None:
+        self.client.room()
+
+    def unsuitable(self, data: bytes) -> None:
         self.client.strange(data)
+
+    def broke_rule(self, error: ProtocolError) -> None:
+        log.warning("adapter ! %s is connected anew, its connection ends: %s", self.client.name, error)
+        self.retired = True
+        self.client.retired(self)
 
     def closed(self, detail: str) -> None:
         calls, self.calls = self.calls, {}
@@ -218,6 +254,7 @@ class Connection:
         self.retired = True
         self._stands()
         self.client.retired(self)
+        self.given_up = 0
         for call in calls.values():
             self.client.failed(call, b"the connection broke: " + detail.encode(), untouched=False)
 
@@ -228,10 +265,10 @@ class Connection:
         return call
 
     def _ended(self, call: Call) -> None:
-        self.client.answered = self.wire.heard
+        self.client.answered = self.http2.heard
         self._pop(call.stream)
-        if self.wire.waits(call.stream):
-            self.wire.cancel(call.stream, 0)  # it has answered without reading all
+        if self.http2.waits(call.stream):
+            self.http2.cancel(call.stream, NO_ERROR)  # it has answered without reading all
         answer = call.answer
         status = call.status
         if status == OK:
@@ -239,7 +276,7 @@ class Connection:
             if len(answer) < 5 or answer[0] or len(answer) != size + 5:
                 self.client.finish(call, 2, b"the answer is no message")
             else:
-                self.client.finish(call, OK, answer[5:])
+                self.client.finish(call, OK, bytes(answer[5:]))
         elif status == UNAVAILABLE:
             self.client.failed(call, call.words or b"it says that it is unavailable", untouched=True)
         else:
@@ -250,6 +287,6 @@ class Connection:
     def _look_empty(self) -> None:
         if self.retired:
             if len(self.calls) <= self.given_up:
-                self.wire.close()
+                self.protocol.close()
         else:
             self.client.room()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 __all__ = ["Ended"]
@@ -21,6 +22,9 @@ OWED: Final = 100_000
 
 FLUSH: Final = 20.0
 """Seconds for which the broker may go on with what it has queued when it has been told; EMQX takes 15."""
+
+AT_ONCE: Final = 200
+"""Connections that are closed again at once; those behind them follow when these are."""
 
 RETRY: Final = 2.0
 """Seconds until a Close that is owed is made again, where no event of the device comes first."""
@@ -61,7 +65,7 @@ class Ended:
         if self._until.get(conn) != math.inf:
             self._settle(conn, self._loop.time() + FLUSH)
         if was_owed and len(self._closing) < len(self._owed):  # it can be reached: then all others too
-            for other in tuple(self._owed):
+            for other in tuple(islice(self._owed, AT_ONCE)):
                 self.close_again(other)
 
     def owe(self, conn: bytes, *, failed: bool = False) -> None:

@@ -22,13 +22,23 @@ class Streams:
     def __init__(self) -> None:
         self._of: dict[bytes, list[tuple[Caller, Inbound]]] = {}
 
-    def tie(self, conn: bytes, caller: Caller, call: Inbound) -> None:
-        """Take note that *call* brings events of *conn*."""
+    def tie(self, conn: bytes, caller: Caller, call: Inbound, *, known: bool) -> None:
+        """Take note that *call* brings events of *conn*, which is *known* if such a device is connected."""
         call.tied = True
         mine = self._of.setdefault(conn, [])
         if len(mine) >= KEPT:
             mine[:] = [(caller, call) for caller, call in mine if caller.calls.get(call.stream) is call]
+            if len(mine) >= KEPT:
+                oldest, first = mine.pop(0)
+                oldest.answer(first.stream)
         mine.append((caller, call))
+        if known:
+            caller.established(call)
+
+    def established(self, conn: bytes) -> None:
+        """Take note that the device *conn* is connected: its streams cost the broker nothing more."""
+        for caller, call in self._of.get(conn, ()):
+            caller.established(call)
 
     def answer(self, conn: bytes) -> None:
         """Answer the streams of *conn*, which has ended: the broker forgets them, and so do we."""

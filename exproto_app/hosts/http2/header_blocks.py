@@ -7,8 +7,8 @@ instead of 9.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
 
 import hpack
 
@@ -26,6 +26,9 @@ TABLE: Final = 4_096
 CACHED: Final = 256
 """Blocks that are remembered for each connection."""
 
+CACHED_SIZE: Final = 64
+"""Bytes of a block that is remembered; gRPC's have a dozen fields, of one byte each."""
+
 
 class BlockError(Exception):
     """A block that can't be decoded; the connection is of no use any more."""
@@ -34,6 +37,10 @@ class BlockError(Exception):
 def _lasts(block: bytes) -> bool:
     """Tell whether *block* is nothing but indices of one byte, which leave the table as it is."""
     return bool(block) and min(block) > 0x80 and max(block) < 0xFF
+
+
+def _remembered(block: bytes, known: Mapping[Any, Any]) -> bool:
+    return len(block) <= CACHED_SIZE and len(known) < CACHED
 
 
 class Decoder:
@@ -54,7 +61,7 @@ class Decoder:
             fields = dict(pairs)
             if not _lasts(block):
                 self._known.clear()
-            elif len(self._known) < CACHED:
+            elif _remembered(block, self._known):
                 self._known[block] = fields
         return fields
 
@@ -65,19 +72,32 @@ class Encoder:
     def __init__(self) -> None:
         self._hpack = hpack.Encoder()
         self._known: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+        # The peer's table: its smallest size since the last block, and its size now.
+        self._smallest = self._size = TABLE
+        self._resized = False
 
     def allow(self, size: int) -> None:
         """Take note that the peer's table has *size* bytes."""
-        self._hpack.header_table_size = min(size, TABLE)
+        self._size = min(size, TABLE)
+        self._smallest = min(self._smallest, self._size)
+        self._resized = True
         self._known.clear()
+
+    def _resize(self) -> None:
+        """Tell in the next block what became of the table: at most two sizes (RFC 7541, 4.2)."""
+        self._hpack.header_table_size = self._smallest
+        self._hpack.header_table_size = self._smallest = self._size
+        self._resized = False
 
     def encode(self, fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
         """Return the block of *fields*."""
+        if self._resized:
+            self._resize()
         block = self._known.get(fields)
         if block is None:
             block = self._hpack.encode(fields)
             if not _lasts(block):
                 self._known.clear()
-            elif len(self._known) < CACHED:
+            elif _remembered(block, self._known):
                 self._known[fields] = block
         return block
