@@ -207,6 +207,8 @@ def _check_count(number: int) -> None:
 def _read_codes(kind: int, body: bytes, version: int) -> SubAck | UnsubAck:
     packet_id, at = _read_id(body, 0)
     properties, at = _rest(body, at, version, kind)
+    if kind == Kind.UNSUBACK and version < V5:
+        _check_end(at, len(body))  # it has no codes before MQTT 5
     return (SubAck if kind == Kind.SUBACK else UnsubAck)(packet_id, list(body[at:]), properties)
 
 
