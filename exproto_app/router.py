@@ -79,7 +79,7 @@ def _required(function: Callable[..., Any], where: str) -> tuple[int, float]:
             most = float("inf")
         elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             name = getattr(function, "__qualname__", repr(function))
-            raise SetupError(f"{name} can't serve {where}: nobody passes its argument {parameter.name!r}")
+            raise SetupError(f"{name} can't serve {where}: its argument {parameter.name!r} is never passed")
     return needed, most
 
 
@@ -262,7 +262,7 @@ class Router(Generic[S, M]):
         _check_framing(self, self.reply_framing, ("encode",))
         for what, function in (("key", key), ("state", state)):
             if function is not None and not callable(function):
-                raise SetupError(f"{self!r}: {what}={function!r} is no function")
+                raise SetupError(f"{self!r}: {what}={function!r} is not a function")
         self.sealed = False
         self.live: dict[str, Connection[S, M]] = {}
         self.routes = Routes(key)
@@ -467,7 +467,7 @@ class Router(Generic[S, M]):
         A call that is due while the one before still waits or runs is left out.
         """
         if not seconds > 0:
-            raise SetupError(f"{self!r} can't do anything every {seconds} seconds; use a number above 0")
+            raise SetupError(f"{self!r} can't run every({seconds}); use a number of seconds above 0")
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             where = self._free(f"every({seconds})", None)
@@ -483,7 +483,7 @@ class Router(Generic[S, M]):
 
     def _free(self, where: str, taken: Handler | None) -> str:
         if self.sealed:
-            raise SetupError(f"{self!r} runs already; register {where} before it starts")
+            raise SetupError(f"{self!r} is already running; register {where} before it starts")
         if taken is not None:
             raise SetupError(f"{self!r} already handles {where}, by {taken.name}")
         return where
@@ -528,7 +528,7 @@ def _check_framing(router: Router[Any, Any], framing: object, needs: tuple[str, 
     for need in needs:
         if not any(callable(getattr(framing, name, None)) for name in need.split(" or ")):
             hint = "; give an instance, such as Line()" if isinstance(framing, type) else ""
-            raise SetupError(f"{router!r}: {framing!r} is no framing, it has no {need}{hint}")
+            raise SetupError(f"{router!r}: {framing!r} is not a framing: it has no {need}{hint}")
     if isinstance(framing, type):
         raise SetupError(
             f"{router!r}: {framing.__name__} is a class; give an instance, {framing.__name__}(…)"
@@ -541,7 +541,7 @@ def _checked_sniff(
     """Return the prefixes, or the function."""
     if callable(sniff):
         if inspect.iscoroutinefunction(sniff):
-            raise SetupError(f"{router!r}: sniff={sniff!r} is async; nobody waits for it, so make it a def")
+            raise SetupError(f"{router!r}: sniff={sniff!r} is async, but nothing awaits it; make it a def")
         only_form(sniff, f"{router!r}: sniff=", ("data",))
         return sniff
     prefixes = (sniff,) if isinstance(sniff, bytes) else sniff
@@ -550,5 +550,5 @@ def _checked_sniff(
             f"{router!r}: sniff={sniff!r} is neither bytes, nor a tuple of bytes, nor a function"
         )
     if not all((prefixes, *prefixes)):
-        raise SetupError(f"{router!r}: sniff={sniff!r} takes everything; leave it out for that")
+        raise SetupError(f"{router!r}: sniff={sniff!r} matches everything; to match everything, leave it out")
     return prefixes

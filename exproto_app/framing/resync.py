@@ -20,7 +20,7 @@ __all__ = ["Resync"]
 def _start_tuple(start: bytes | Sequence[bytes] | None) -> tuple[bytes, ...]:
     starts = () if start is None else (start,) if isinstance(start, bytes) else tuple(start)
     if not all(isinstance(one, bytes) and one for one in starts):
-        raise SetupError(f"Resync: start is {start!r}, it has to be bytes, or several of them")
+        raise SetupError(f"Resync: start is {start!r}; it must be bytes, or several of them")
     return starts
 
 
@@ -50,7 +50,7 @@ class Resync(Stock):
                 "Resync: a frame may begin anywhere in StartEnd(…, shared=True), also in garbage"
             )
         if not starts:
-            raise SetupError(f"Resync: {self.framing!r} may start with any bytes; tell with which, by start=")
+            raise SetupError(f"Resync: {self.framing!r} may start with any bytes; say which, with start=")
         fields = {
             "mode": "cut" if mode_of(self.framing) == "cut" else "decode",
             "limit": limit_of(self.framing),
