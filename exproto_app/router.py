@@ -168,16 +168,15 @@ class Router(Generic[S, M]):
     a request get messages then, and what is sent is a message too; prefixes are still those of the frame. A
     frame that can't be parsed is bad: it is dropped, logged and counted (`frames_bad`), the next one goes on.
 
-    *sniff* tells the protocol by a device's first bytes, where several share a listener: bytes that it
-    begins with, a tuple of them, or a function that gets all bytes so far (at least one) and returns True,
-    False, or None as long as it can't tell; more bytes must not change what it once said. Of prefixes the
-    longest wins, else the order given on the listener. One router without it may be among them; it takes
-    what none of the others takes. The connection begins, with its `on_connect` and its state, when the
-    protocol is known: so a protocol in which the server speaks first can't share a listener. Nor can a
-    connection that this process never saw begin be carried on there, whatever *resume* says. When
-    `Limits.sniff_bytes` have come, `Limits.sniff_time` is over or the device hangs up, what can't tell by
-    then is out; a datagram decides by itself. A connection that none takes is closed, logged and counted
-    (`connections_undecided`). On a listener of its own a router doesn't look at it.
+    *sniff* recognizes the protocol by a device's first bytes, where several share a listener: the bytes that
+    it begins with, a tuple of such, or a function that gets all bytes so far (at least one) and returns True,
+    False, or None while it can't decide; with more bytes it must not change its mind. The longest prefix
+    wins, else the order given on the listener. One router without it may be among them and takes what no
+    other takes. The connection, its `on_connect` and its state begin when the protocol is known, so a
+    protocol in which the server speaks first can't share a listener, and *resume* has no effect there. A
+    router that hasn't decided when `Limits.sniff_bytes` have arrived, `Limits.sniff_time` is over or the
+    device hangs up is passed over; a datagram is decided by itself. A connection that no router takes is
+    closed, logged and counted (`connections_undecided`). On a listener of its own a router ignores *sniff*.
     """
 
     if not TYPE_CHECKING:

@@ -33,10 +33,10 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Commands(click.Group):
-    """Imports a command when it is called, and tells the user's mistakes in a sentence."""
+    """Imports a command when it is called, and reports the user's mistakes in a sentence."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; an output that takes nothing more is told in a sentence too."""
+        """Run a command; an output that accepts nothing more is reported in a sentence too."""
         _open_standard_files()
         try:
             return super().main(*args, **kwargs)

@@ -26,7 +26,7 @@ def _start_tuple(start: bytes | Sequence[bytes] | None) -> tuple[bytes, ...]:
 
 @attrs.frozen
 class Resync(Stock):
-    """Frames of *framing*, found again behind garbage: what is no frame is skipped up to the next *start*.
+    """Frames of *framing*, found again after garbage: what isn't a frame is skipped up to the next *start*.
 
     *start* is how a frame begins, bytes or several of them; without it *framing* has to know
     (`LengthPrefix(…, start=…)`, `StartEnd`, or `FirstOf` and `Checked` with such ones). What is skipped is
