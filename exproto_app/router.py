@@ -175,8 +175,8 @@ class Router(Generic[S, M]):
     other takes. The connection, its `on_connect` and its state begin when the protocol is known, so a
     protocol in which the server speaks first can't share a listener, and *resume* has no effect there. A
     router that hasn't decided when `Limits.sniff_bytes` have arrived, `Limits.sniff_time` is over or the
-    device hangs up is passed over; a datagram is decided by itself. A connection that no router takes is
-    closed, logged and counted (`connections_undecided`). On a listener of its own a router ignores *sniff*.
+    device hangs up is passed over; a datagram is decided by itself. What none takes is closed and counted
+    (`connections_undecided`). On a listener of its own a router doesn't look at it.
     """
 
     if not TYPE_CHECKING:
