@@ -328,7 +328,7 @@ def test_tls_where_there_is_none(mosquitto: Broker) -> None:
     [
         (
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
-            "is no MQTT broker, it said b'HTTP/1.1 400",
+            "that port doesn't speak MQTT: it answered b'HTTP/1.1 400",
             "correct the port",
         ),
         (b"\x15\x03\x01\x00\x02\x02\x46", "that port speaks TLS", "write mqtts://"),
