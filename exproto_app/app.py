@@ -172,7 +172,7 @@ class App(Router[S, M]):
         if router.name in self._routers:
             raise SetupError(f"{self!r} already includes a router named {router.name!r}")
         if self.sealed:
-            raise SetupError(f"{self!r} runs already; include {router!r} before it starts")
+            raise SetupError(f"{self!r} is already running; include {router!r} before it starts")
         self._routers[router.name] = router
 
     @overload
@@ -261,7 +261,7 @@ class App(Router[S, M]):
         check_payload(payload)
         check_qos(qos)
         if self._host is None:
-            raise SetupError(f"{self!r} doesn't run, so it can't publish; do it from on_startup on")
+            raise SetupError(f"{self!r} isn't running, so it can't publish; publish from on_startup on")
         return self._host.publish(topic, payload, qos, retain=retain)
 
     def watch(self, watcher: Watcher, /) -> None:
@@ -294,7 +294,7 @@ class App(Router[S, M]):
         names = ", ".join(protocols)
         if name is None:
             if len(protocols) > 1:
-                words = f"the app serves several protocols ({names}); name the one that is meant"
+                words = f"the app serves several protocols ({names}); name the one you mean"
                 raise SetupError(words + how)
             return next(iter(protocols.values()))
         if name not in protocols:
@@ -310,7 +310,7 @@ class App(Router[S, M]):
             return (self.find_protocol(names, how=how),)
         routers = tuple(self.find_protocol(name.strip()) for name in names.split(","))
         if len(set(routers)) < len(routers):
-            raise SetupError(f"{names!r} has a protocol twice; name each once")
+            raise SetupError(f"{names!r} names a protocol twice; name each once")
         others = [router for router in routers if router.sniff is None]
         if len(others) > 1:
             words = " and ".join(repr(router.name) for router in others)
@@ -322,17 +322,17 @@ class App(Router[S, M]):
             for prefix in () if callable(router.sniff) else router.sniff or ():
                 if len(prefix) > most:
                     words = f"its prefix has {len(prefix)} bytes, Limits.sniff_bytes is {most}"
-                    raise SetupError(f"{router!r} can't be told by sniff=: {words}")
+                    raise SetupError(f"{router!r} can't be recognized by sniff=: {words}")
         return routers
 
     def attach(self, host: Host) -> None:
         """Run on *host* from now on; for hosts."""
         if self._host is not None:
-            raise SetupError(f"{self!r} runs already; an app runs on one host at a time")
+            raise SetupError(f"{self!r} is already running; an app runs on one host at a time")
         routers = (self, *self._routers.values())
         for router in routers:
             if router.sealed:
-                raise SetupError(f"{router!r} runs already, in another app")
+                raise SetupError(f"{router!r} is already running, in another app")
         self._host = host
         self.counters.clear()
         for router in routers:
@@ -349,5 +349,5 @@ class App(Router[S, M]):
 
     def _own(self, where: str, handler: Callable[..., Any]) -> Handler:
         if self.sealed:
-            raise SetupError(f"{self!r} runs already; register {where} before it starts")
+            raise SetupError(f"{self!r} is already running; register {where} before it starts")
         return Handler(only_form(handler, where, ()), handler, where)

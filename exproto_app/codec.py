@@ -46,8 +46,8 @@ def functions_of(codec: object, where: str) -> Functions:
         parse, build = getattr(codec, "parse", None), getattr(codec, "build", codec)
     if not callable(parse) or not (build is None or callable(build)):
         raise SetupError(
-            f"{where}: codec={codec!r} is none; give an object with parse and build, or two functions: "
-            "(parse, build), or (parse, None) to send bytes"
+            f"{where}: codec={codec!r} is not a codec; give an object with parse and build, or two "
+            "functions: (parse, build), or (parse, None) to send bytes"
         )
     return Functions(parse, build if build is None else giving_bytes(build, codec, "built"))
 

@@ -26,7 +26,7 @@ class SetupError(ExprotoError):
 
 
 class FramingError(ExprotoError):
-    """Bytes that are no frame: what the device sent, or what a handler wants sent."""
+    """Bytes that aren't a frame: from the device, or from a handler that wants to send them."""
 
 
 class CommandError(ExprotoError):
@@ -61,7 +61,7 @@ class RequestTimeout(CommandError):  # noqa: N818 - named like the TimeoutError 
 
 
 def not_opened(what: object, error: OSError, remedy: str) -> SetupError:
-    """Return the error that tells why *what*, an address to listen on, can't be opened.
+    """Return the error that says why *what*, an address to listen on, can't be opened.
 
     *remedy* is for a port that is taken.
     """

@@ -113,7 +113,7 @@ class Message:
 
 def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if not value > 0:
-        raise SetupError(f"limit {attribute.name} is {value}, it has to be above 0")
+        raise SetupError(f"limit {attribute.name} is {value}; it must be above 0")
 
 
 @attrs.frozen(kw_only=True)

@@ -82,7 +82,7 @@ def _required(function: Callable[..., Any], where: str) -> tuple[int, float]:
             most = float("inf")
         elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             name = getattr(function, "__qualname__", repr(function))
-            raise SetupError(f"{name} can't serve {where}: nobody passes its argument {parameter.name!r}")
+            raise SetupError(f"{name} can't serve {where}: its argument {parameter.name!r} is never passed")
     return needed, most
 
 
@@ -171,15 +171,14 @@ class Router(Generic[S, M]):
     a request get messages then, and what is sent is a message too; prefixes are still those of the frame. A
     frame that can't be parsed is bad: it is dropped, logged and counted (`frames_bad`), the next one goes on.
 
-    *sniff* tells the protocol by a device's first bytes, where several share a listener: bytes that it
-    begins with, a tuple of them, or a function that gets all bytes so far (at least one) and returns True,
-    False, or None as long as it can't tell; more bytes must not change what it once said. Of prefixes the
-    longest wins, else the order given on the listener. One router without it may be among them; it takes
-    what none of the others takes. The connection begins, with its `on_connect` and its state, when the
-    protocol is known: so a protocol in which the server speaks first can't share a listener. Nor can a
-    connection that this process never saw begin be carried on there, whatever *resume* says. When
-    `Limits.sniff_bytes` have come, `Limits.sniff_time` is over or the device hangs up, what can't tell by
-    then is out; a datagram decides by itself. A connection that none takes is closed, logged and counted
+    *sniff* recognizes the protocol by a device's first bytes, where several share a listener: the bytes that
+    it begins with, a tuple of such, or a function that gets all bytes so far (at least one) and returns True,
+    False, or None while it can't decide; with more bytes it must not change its mind. The longest prefix
+    wins, else the order given on the listener. One router without it may be among them and takes what no
+    other takes. The connection, its `on_connect` and its state begin when the protocol is known, so a
+    protocol in which the server speaks first can't share a listener, and *resume* has no effect there. A
+    router that hasn't decided when `Limits.sniff_bytes` have arrived, `Limits.sniff_time` is over or the
+    device hangs up is passed over; a datagram is decided by itself. What none takes is closed and counted
     (`connections_undecided`). On a listener of its own a router doesn't look at it.
 
     A clientid or username with a wildcard, an invisible character or a `/`, or one that begins with `$`, is
@@ -292,7 +291,7 @@ class Router(Generic[S, M]):
         _check_framing(self, self.reply_framing, ("encode",))
         for what, function in (("key", key), ("state", state)):
             if function is not None and not callable(function):
-                raise SetupError(f"{self!r}: {what}={function!r} is no function")
+                raise SetupError(f"{self!r}: {what}={function!r} is not a function")
         self.sealed = False
         self.live: dict[str, Connection[S, M]] = {}
         self.routes = Routes(key)
@@ -504,7 +503,7 @@ class Router(Generic[S, M]):
         A call that is due while the one before still waits or runs is left out.
         """
         if not seconds > 0:
-            raise SetupError(f"{self!r} can't do anything every {seconds} seconds; use a number above 0")
+            raise SetupError(f"{self!r} can't run every({seconds}); use a number of seconds above 0")
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             where = self._free(f"every({seconds})", None)
@@ -520,7 +519,7 @@ class Router(Generic[S, M]):
 
     def _free(self, where: str, taken: Handler | None) -> str:
         if self.sealed:
-            raise SetupError(f"{self!r} runs already; register {where} before it starts")
+            raise SetupError(f"{self!r} is already running; register {where} before it starts")
         if taken is not None:
             raise SetupError(f"{self!r} already handles {where}, by {taken.name}")
         return where
@@ -565,7 +564,7 @@ def _check_framing(router: Router[Any, Any], framing: object, needs: tuple[str, 
     for need in needs:
         if not any(callable(getattr(framing, name, None)) for name in need.split(" or ")):
             hint = "; give an instance, such as Line()" if isinstance(framing, type) else ""
-            raise SetupError(f"{router!r}: {framing!r} is no framing, it has no {need}{hint}")
+            raise SetupError(f"{router!r}: {framing!r} is not a framing: it has no {need}{hint}")
     if isinstance(framing, type):
         raise SetupError(
             f"{router!r}: {framing.__name__} is a class; give an instance, {framing.__name__}(…)"
@@ -592,7 +591,7 @@ def _checked_sniff(
     """Return the prefixes, or the function."""
     if callable(sniff):
         if inspect.iscoroutinefunction(sniff):
-            raise SetupError(f"{router!r}: sniff={sniff!r} is async; nobody waits for it, so make it a def")
+            raise SetupError(f"{router!r}: sniff={sniff!r} is async, but nothing awaits it; make it a def")
         only_form(sniff, f"{router!r}: sniff=", ("data",))
         return sniff
     prefixes = (sniff,) if isinstance(sniff, bytes) else sniff
@@ -601,5 +600,5 @@ def _checked_sniff(
             f"{router!r}: sniff={sniff!r} is neither bytes, nor a tuple of bytes, nor a function"
         )
     if not all((prefixes, *prefixes)):
-        raise SetupError(f"{router!r}: sniff={sniff!r} takes everything; leave it out for that")
+        raise SetupError(f"{router!r}: sniff={sniff!r} matches everything; to match everything, leave it out")
     return prefixes

@@ -45,12 +45,12 @@ def load(target: str) -> App[Any]:
     """
     where, name = split(target)
     if not where:
-        raise SetupError("TARGET names no file; give the path of the script that has the app")
+        raise SetupError("TARGET has no file name; give the path of the script that has the app")
     try:
         module = _import_file(Path(where)) if _is_file(where) else _import_module(where)
     except SystemExit as error:
         remedy = 'put what isn\'t the app under: if __name__ == "__main__"'
-        raise SetupError(f"{where}: its import ends the program ({error.code}); {remedy}") from None
+        raise SetupError(f"{where}: importing it ends the program ({error.code}); {remedy}") from None
     found = getattr(module, name, None)
     if isinstance(found, App):
         return found
@@ -79,7 +79,7 @@ def _import_file(path: Path) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"exproto_app_target_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SetupError(f"{path} is no Python file; its name has to end with .py")
+        raise SetupError(f"{path} is not a Python file; its name must end with .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -99,7 +99,9 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             hint = f"; did you mean {name}.py?" if Path(f"{name}.py").is_file() else ""
-            raise SetupError(f"there is no module {name!r} here or among what is installed{hint}") from None
+            raise SetupError(
+                f"there is no module {name!r} here or among the installed packages{hint}"
+            ) from None
         raise _failed(name, error) from None
     except Exception as error:  # noqa: BLE001 - whatever the user's module raises is shown
         raise _failed(name, error) from None

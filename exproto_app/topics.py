@@ -45,7 +45,9 @@ def check_filter(topic: str) -> None:
     if topic.startswith(SHARE) or topic == "$share":
         group, _, plain = topic[len(SHARE) :].partition("/")
         if not group or not plain or "+" in group or "#" in group:
-            raise ValueError(f"topic filter {topic!r} is no shared one; write $share/GROUP/FILTER")
+            raise ValueError(
+                f"topic filter {topic!r} is not a shared subscription; write $share/GROUP/FILTER"
+            )
     levels = plain.split("/")
     for level in levels:
         if len(level) > 1 and ("+" in level or "#" in level):
@@ -61,7 +63,7 @@ def check_qos(qos: int) -> None:
     if isinstance(qos, bool) or not isinstance(qos, int):
         raise TypeError(f"qos is {type(qos).__name__}, not int")
     if not 0 <= qos <= 2:
-        raise ValueError(f"qos is {qos}, it has to be 0, 1 or 2")
+        raise ValueError(f"qos is {qos}; it must be 0, 1 or 2")
 
 
 def split_share(topic: str) -> tuple[str, str]:

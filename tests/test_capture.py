@@ -215,7 +215,9 @@ def test_lost_segments_are_noted(tmp_path: Path) -> None:
 
 def test_the_servers_port_has_to_be_said_where_it_isnt_clear(tmp_path: Path) -> None:
     midway = capture(tmp_path / "midway.pcap", TALK[4:])
-    with pytest.raises(SetupError, match=r"midway\.pcap doesn't tell which side is the server; say its port"):
+    with pytest.raises(
+        SetupError, match=r"midway\.pcap doesn't show which side is the server; give its port"
+    ):
         read(midway)
     other = TCP(sport=DEVICE, dport=80, seq=1, flags=SYN)
     both = capture(tmp_path / "both.pcap", [*TALK, packet(other, 6, down=False)])

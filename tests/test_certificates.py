@@ -189,7 +189,7 @@ def test_sighup_of_a_terminal_that_has_gone_is_a_stop(tmp_path: Path, command: s
     os.close(theirs)
     assert process.stdout is not None
     with process.stdout:
-        assert any("Ctrl-C ends it" in line for line in process.stdout)
+        assert any("Ctrl-C stops it" in line for line in process.stdout)
         process.send_signal(signal.SIGHUP)
         rest = process.stdout.read()
     os.close(ours)

@@ -53,7 +53,7 @@ def gateway(
         lines: list[str] = []
         for line in process.stdout:
             lines.append(line)
-            if "Ctrl-C ends it" in line:
+            if "Ctrl-C stops it" in line:
                 break
         yield process, lines
     finally:
@@ -84,7 +84,7 @@ def test_run_serves_and_stops_gracefully() -> None:
         out = process.stdout.read()
         assert process.wait(20) == 0
         assert re.search(r"bye 127\.0\.0\.1:\d+ shutdown", out)
-        assert "any password is taken" in "".join(lines) + out
+        assert "any password is accepted" in "".join(lines) + out
 
 
 LEAVING = """
@@ -207,10 +207,10 @@ helper()
         (None, ("routes", "missing.py"), "there is no file missing.py"),
         (None, ("routes", "missing"), "there is no module 'missing'"),
         ("from exproto_app import App\nother = App()", ("routes", "t.py"), "did you mean t.py:other?"),
-        (None, ("routes", ""), "TARGET names no file"),
-        (None, ("routes", ":app"), "TARGET names no file"),
+        (None, ("routes", ""), "TARGET has no file name"),
+        (None, ("routes", ":app"), "TARGET has no file name"),
         (None, ("routes", f"{'a' * 300}.py"), "there is no file"),
-        ("import sys; sys.exit()", ("run", "t.py"), "t.py: its import ends the program (None)"),
+        ("import sys; sys.exit()", ("run", "t.py"), "t.py: importing it ends the program (None)"),
         ("x = 1", ("run", "t.py"), "it needs a line such as: app = App()"),
         ("app = 3", ("run", "t.py"), "'app' in t.py is int, not an App"),
         ("from exproto_app import App\napp = App()", ("run", "t.py"), "has no handlers; register one"),
@@ -249,9 +249,9 @@ def test_an_exception_in_the_users_file_is_shown_as_its_own(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((FLEET,), "several protocols (tracker, meter); name the one that is meant: --listen NAME=tcp://"),
+        ((FLEET,), "several protocols (tracker, meter); name the one you mean: --listen NAME=tcp://"),
         ((ECHO, "--listen", "nope=tcp://:0"), "serves no protocol 'nope'; it serves default"),
-        ((FLEET, "--listen", "tracker,tracker=tcp://:0"), "'tracker,tracker' has a protocol twice"),
+        ((FLEET, "--listen", "tracker,tracker=tcp://:0"), "'tracker,tracker' names a protocol twice"),
         ((FLEET, "--listen", "meter,nope=tcp://:0"), "serves no protocol 'nope'; it serves tracker, meter"),
         ((TWO, "--listen", "a,b=tcp://:0"), "nothing tells 'a' and 'b' apart; give one a sniff="),
         ((FLEET, "--sniff-bytes", "0"), "limit sniff_bytes is 0"),

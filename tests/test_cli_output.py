@@ -50,7 +50,7 @@ def test_no_socket_takes_the_place_of_a_closed_standard_output() -> None:
     process = subprocess.Popen(["/bin/sh", "-c", f"exec {command}"], stderr=subprocess.PIPE, text=True)
     with process:
         assert process.stderr is not None
-        assert "any password is taken" in process.stderr.readline()
+        assert "any password is accepted" in process.stderr.readline()
         where = Path(f"/proc/{process.pid}/fd/1").readlink()
         process.send_signal(signal.SIGTERM)
         assert "Traceback" not in process.stderr.read()
@@ -67,7 +67,7 @@ def test_no_standard_input_is_an_empty_one(arguments: tuple[object, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(("decode", ECHO), "is no hex"), (("hash-password", "42"), "is no UTF-8 text")]
+    ("arguments", "words"), [(("decode", ECHO), "is not hex"), (("hash-password", "42"), "is not UTF-8 text")]
 )
 def test_bytes_that_are_no_text_are_told(arguments: tuple[object, ...], words: str) -> None:
     done = subprocess.run(

@@ -94,16 +94,16 @@ def test_replay_notes_what_was_cut_off(session: tuple[Path, str], tmp_path: Path
     cut.write_text(path.read_text()[:-9])
     code, out, err = run("replay", cut, FLEET)
     assert "no difference" in out
-    assert (code, "was cut off, and is left out" in err) == (0, True)
+    assert (code, "was cut off and is skipped" in err) == (0, True)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hello\n", "is no recording; make one with run --record FILE"),
+        ("hello\n", "is not a recording; make one with run --record FILE"),
         ('{"recording":2}\n', "is a recording of version 2, this exproto-app reads version 1"),
-        ('{"recording":1}\n{"at":1}\n', "line 2 is no event of a recording (it has no 'conn')"),
-        ("", "is no recording"),
+        ('{"recording":1}\n{"at":1}\n', "line 2 is not a recorded event (it has no 'conn')"),
+        ("", "is not a recording"),
     ],
 )
 def test_replay_of_what_is_no_recording_exits_with_2(tmp_path: Path, text: str, words: str) -> None:
@@ -208,7 +208,7 @@ def test_decode_masks_the_password_and_waits_for_async_handlers() -> None:
 
 def test_decode_of_what_is_no_frame_exits_with_1(tmp_path: Path) -> None:
     code, out, _ = run("decode", FLEET, *TRACKER, "6869")
-    assert (code, out.splitlines()[-1]) == (1, "! 2 bytes left that are no whole frame")
+    assert (code, out.splitlines()[-1]) == (1, "! 2 bytes left, not a whole frame")
     code, out, err = run("decode", FLEET, *TRACKER, stdin="41" * 100_000)
     assert (code, "! framing failed: FramingError: frame has" in out, "Traceback" in err) == (1, True, False)
 
@@ -232,7 +232,7 @@ def test_decode_of_what_is_no_protocol(tmp_path: Path) -> None:
     code, out, _ = run("decode", app, "--protocol", "a,b", "ffff")
     assert (code, "! sniff failed: FramingError: no protocol takes 2 bytes: ffff" in out) == (1, True), out
     code, out, _ = run("decode", app, "--protocol", "a,b", "6162")
-    assert (code, out.splitlines()[-1]) == (1, "! 2 bytes left that are no whole frame")
+    assert (code, out.splitlines()[-1]) == (1, "! 2 bytes left, not a whole frame")
     code, _, err = run("decode", app, "--protocol", "a,c", "6162")
     assert (code, "the app serves no protocol 'c'; it serves a, b" in err) == (2, True)
 
@@ -292,11 +292,11 @@ def test_decode_of_a_capture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((ECHO, "hello"), "'hello' is no hex; write it like 78780d01"),
+        ((ECHO, "hello"), "'hello' is not hex; write it like 78780d01"),
         ((ECHO, "field.hex"), "there is no file 'field.hex' either"),
-        ((ECHO, "zz" * 300), "is no hex"),
+        ((ECHO, "zz" * 300), "is not hex"),
         ((ECHO, ""), "there are no bytes"),
-        ((FLEET, "01"), "name the one that is meant: --protocol NAME"),
+        ((FLEET, "01"), "name the one you mean: --protocol NAME"),
         ((FLEET, "--protocol", "gt06", "01"), "the app serves no protocol 'gt06'"),
     ],
 )

@@ -131,7 +131,7 @@ def test_what_is_no_codec_is_refused(codec: Any) -> None:
     with pytest.raises(SetupError) as info:
         Router("x", codec=codec)
     assert str(info.value).startswith(
-        f"Router('x'): codec={codec!r} is none; give an object with parse and build"
+        f"Router('x'): codec={codec!r} is not a codec; give an object with parse and build"
     )
 
 
@@ -249,7 +249,7 @@ def test_watchers_see_frames_and_what_was_dropped() -> None:
     assert [frame for frame, _ in frames] == [b"a", b"b", b"\xff"]
     assert [handler for _, handler in frames][1:] == ["request", None]
     failed = [(event.where, event.text) for event in seen if isinstance(event, tap.Failed)]
-    assert failed[0] == ("framing", "FramingError: checksum is '00', it has to be '63': 633030")
+    assert failed[0] == ("framing", "FramingError: checksum is '00'; it must be '63': 633030")
     assert failed[1][0] == "framing"
     assert failed[1][1].startswith("FramingError: the codec can't parse it: UnicodeDecodeError(")
     assert app.stats["frames_bad"] == 2

@@ -141,7 +141,7 @@ def test_all_is_well() -> None:
         ("app = 3\n", "import", "is int, not an App", ""),
         ("1 / 0\n", "import", "can't be imported: ZeroDivisionError", "see line 1 of"),
         ("import nothing_here\n", "import", "No module named 'nothing_here'", "install nothing_here for"),
-        ("raise SystemExit(4)\n", "import", "its import ends the program (4)", "__main__"),
+        ("raise SystemExit(4)\n", "import", "importing it ends the program (4)", "__main__"),
         ("from exproto_app import App\napp = App()\n", "handlers", "without any handler", "@app.on_received"),
     ],
 )
@@ -328,11 +328,11 @@ def test_tls_where_there_is_none(mosquitto: Broker) -> None:
     [
         (
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
-            "is no MQTT broker, it said b'HTTP/1.1 400",
+            "that port doesn't speak MQTT: it answered b'HTTP/1.1 400",
             "correct the port",
         ),
-        (b"\x15\x03\x01\x00\x02\x02\x46", "what is there speaks TLS", "write mqtts://"),
-        (b"\x20\x02\x00\x01", "it answers by MQTT 3", "doesn't speak MQTT 5"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "that port speaks TLS", "write mqtts://"),
+        (b"\x20\x02\x00\x01", "it answers with MQTT 3", "doesn't speak MQTT 5"),
         (b"\x20\x03\x00\x87\x00", "not authorized (0x87)", "mqtt://USER:PASSWORD@HOST"),
         (b"\x20\x03\x00\x86\x00", "bad user name or password", "correct the user and the password"),
         (b"\x20\xff\xff\xff\x7f", "it breaks the protocol", "perhaps"),
@@ -502,8 +502,8 @@ def other_grpc() -> Iterator[int]:
         (other_grpc, "is another gRPC program"),
         (lambda: saying(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "it said b'HTTP/1.1 400 Bad Request"),
         (lambda: saying(b"hello, device\r\n, what do you want from me?\r\n"), "it said b'hello, device"),
-        (lambda: saying(b""), "it says nothing within 0.5 s"),
-        (lambda: saying(None), "is no adapter"),
+        (lambda: saying(b""), "it doesn't answer within 0.5 s"),
+        (lambda: saying(None), "is not an ExProto adapter"),
     ],
 )
 def test_what_is_no_adapter(program: Callable[[], Any], words: str) -> None:

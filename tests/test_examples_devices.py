@@ -276,7 +276,10 @@ def test_gt06_a_command_without_an_answer_is_told() -> None:
         assert said(client) == [
             (
                 f"{topic}/answer",
-                {"command": "x" * 300, "error": "frame has 310 bytes, that is no length of 1 bytes: 310"},
+                {
+                    "command": "x" * 300,
+                    "error": "frame has 310 bytes; its length, 310, doesn't fit into 1 bytes",
+                },
             ),
             (f"{topic}/answer", {"command": "STATUS#", "error": "no answer within 10 s"}),
         ]

@@ -364,16 +364,16 @@ def test_a_length_prefix_as_on_the_wire() -> None:
 @pytest.mark.parametrize(
     ("framing", "frame", "why"),
     [
-        (LengthPrefix(1), bytes(256), "frame has 256 bytes, that is no length of 1 bytes: 256"),
-        (LengthPrefix(1, adjustment=2), b"a", "frame has 1 bytes, that is no length of 1 bytes: -1"),
+        (LengthPrefix(1), bytes(256), "frame has 256 bytes; its length, 256, doesn't fit into 1 bytes"),
+        (LengthPrefix(1, adjustment=2), b"a", "frame has 1 bytes; its length, -1, doesn't fit into 1 bytes"),
         (LengthPrefix(1, offset=2), b"ab", "frame has 2 bytes, its header alone has 3"),
-        (LengthPrefix(1, offset=2), b"ab\x02c", "frame has 4 bytes, its length field makes it 5"),
+        (LengthPrefix(1, offset=2), b"ab\x02c", "frame has 4 bytes, its length field says 5"),
         (LengthPrefix(1, offset=2, strip=2), b"\x01c", "give the router a reply_framing="),
         (LengthPrefix(2, strip=1), b"\x01c", "give the router a reply_framing="),
         (
             LengthPrefix(1, start=b"x", end=b"|", strip=0),
             b"x\x01a-",
-            "frame doesn't stand between 78 and 7c: 7801612d",
+            "frame isn't between 78 and 7c: 7801612d",
         ),
         (OctetCounting(), b"", "an empty frame has no length"),
         (FixedSize(3), b"ab", "frame has 2 bytes, each has 3"),
@@ -458,7 +458,7 @@ def test_the_options_are_netty_s(framing: LengthPrefix, stream: str, frame: str)
             b"x\x00\x02",
             "frame has 2 bytes by its length field, its header 3",
         ),
-        (Varint(), b"\xff\xff\xff\xff\xff\x01", "length is no varint of 5 bytes at most: ffffffffff"),
+        (Varint(), b"\xff\xff\xff\xff\xff\x01", "length is not a varint of at most 5 bytes: ffffffffff"),
         (Varint(limit=9), b"\x0a", "frame has 10 bytes, limit is 9"),
         (OctetCounting(), b"<34>x", "frame begins with 3c, not with its length and a space"),
         (OctetCounting(), b"012 x", "frame begins with 30, not with its length and a space"),
@@ -569,9 +569,9 @@ def test_an_unknown_escape_spoils_its_frame_alone() -> None:
     stream = b"\x7ea\x7e\x7eb\x7d\x05\x7e\x7ec\x7d\x01\x7e\x7e\x7d\x7e"
     assert told(JT808, [stream]) == [
         b"a",
-        "frame has an escape that stands for nothing: 627d05",
+        "frame has an unknown escape: 627d05",
         b"c\x7d",
-        "frame has an escape that stands for nothing: 7d",
+        "frame has an unknown escape: 7d",
     ]
 
 
@@ -922,22 +922,22 @@ def test_a_users_finish_may_fail() -> None:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: Line(limit=0), "Line: limit is 0, it has to be a whole number above 0"),
-        (lambda: Line(limit=cast("int", 1.5)), "Line: limit is 1.5, it has to be a whole number above 0"),
-        (lambda: Line(ending=b"\r"), r"Line: ending is b'\r', it has to be b'\n' or b'\r\n'"),
-        (lambda: Delimiter(b""), "Delimiter: delimiter is b'', it has to be bytes, at least one"),
+        (lambda: Line(limit=0), "Line: limit is 0; it must be a whole number above 0"),
+        (lambda: Line(limit=cast("int", 1.5)), "Line: limit is 1.5; it must be a whole number above 0"),
+        (lambda: Line(ending=b"\r"), r"Line: ending is b'\r'; it must be b'\n' or b'\r\n'"),
+        (lambda: Delimiter(b""), "Delimiter: delimiter is b''; it must be bytes, at least one"),
         (
             lambda: Delimiter(cast("bytes", "|")),
-            "Delimiter: delimiter is '|', it has to be bytes, at least one",
+            "Delimiter: delimiter is '|'; it must be bytes, at least one",
         ),
         (lambda: LengthPrefix(5), "LengthPrefix: size is 5, a length field has 1, 2, 3, 4 or 8 bytes"),
         (
             lambda: LengthPrefix(2, byteorder=cast("Any", "network")),
-            "LengthPrefix: byteorder is 'network', it has to be 'big' or 'little'",
+            "LengthPrefix: byteorder is 'network'; it must be 'big' or 'little'",
         ),
         (
             lambda: LengthPrefix(2, offset=-1),
-            "LengthPrefix: offset is -1, it has to be a whole number, 0 or more",
+            "LengthPrefix: offset is -1; it must be a whole number, 0 or more",
         ),
         (lambda: LengthPrefix(2, strip=3), "LengthPrefix: strip is 3, above the header's 2 bytes"),
         (
@@ -946,7 +946,7 @@ def test_a_users_finish_may_fail() -> None:
         ),
         (
             lambda: LengthPrefix(2, start=cast("bytes", "ab")),
-            "LengthPrefix: start is 'ab', it has to be bytes",
+            "LengthPrefix: start is 'ab'; it must be bytes",
         ),
         (
             lambda: StartEnd(b"<", b">", shared=True),
@@ -954,26 +954,26 @@ def test_a_users_finish_may_fail() -> None:
         ),
         (
             lambda: LengthPrefix(2, adjustment=cast("int", "2")),
-            "LengthPrefix: adjustment is '2', it has to be a whole number",
+            "LengthPrefix: adjustment is '2'; it must be a whole number",
         ),
-        (lambda: FixedSize(0), "FixedSize: size is 0, it has to be a whole number above 0"),
+        (lambda: FixedSize(0), "FixedSize: size is 0; it must be a whole number above 0"),
         (lambda: FixedSize(100_000), "FixedSize: size is 100000 bytes, limit is 65536"),
         (
             lambda: StartEnd(b"~", cast("bytes", "~"), {b"~": b"}a", b"}": b"}b"}),
-            "StartEnd: end is '~', it has to be bytes, at least one",
+            "StartEnd: end is '~'; it must be bytes, at least one",
         ),
-        (lambda: StartEnd(b"", b">"), "StartEnd: start is b'', it has to be bytes, at least one"),
+        (lambda: StartEnd(b"", b">"), "StartEnd: start is b''; it must be bytes, at least one"),
         (
             lambda: StartEnd(b"~", b"~", {b"}\x02": b"~"}),
             r"StartEnd: escapes has b'}\x02': b'~', it maps one byte to the two that are sent for it",
         ),
         (
             lambda: StartEnd(b"~", b"~", cast("Any", 3)),
-            "StartEnd: escapes is 3, it has to be a mapping of bytes to bytes",
+            "StartEnd: escapes is 3; it must be a mapping of bytes to bytes",
         ),
         (
             lambda: StartEnd(b"~", b"~", {b"~": b"}a", b"}": b"{b"}),
-            "StartEnd: escapes start with different bytes, they have to start with the same one",
+            "StartEnd: escapes start with different bytes, they must start with the same one",
         ),
         (
             lambda: StartEnd(b"~", b"~", {b"~": b"}a"}),
@@ -987,7 +987,7 @@ def test_a_users_finish_may_fail() -> None:
             lambda: StartEnd(b"~", b"~", {b"!": b"}a", b"}": b"}b"}),
             "StartEnd: escapes don't keep the end marker b'~' out of frames",
         ),
-        (lambda: Decoder(Words(0)), "Words(limit=0): limit is 0, it has to be a whole number above 0"),
+        (lambda: Decoder(Words(0)), "Words(limit=0): limit is 0; it must be a whole number above 0"),
         (lambda: Decoder(cast("Framing", 3)), "3 is not a framing: it has neither split nor decode"),
     ],
 )

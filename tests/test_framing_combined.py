@@ -148,7 +148,7 @@ def test_what_is_sent_goes_to_the_first_framing_that_can_carry_it() -> None:
     assert framing.encode(b"<34>") == b"<34>\n"
     assert framing.encode(b"a") == b"\x02\x01a"
     assert EITHER.encode(b"x" * 256) == b"x" * 256 + b"\n"
-    with pytest.raises(FramingError, match="frame has 256 bytes, that is no length"):
+    with pytest.raises(FramingError, match="frame has 256 bytes; its length, 256, doesn't fit"):
         EITHER.encode(b"\x02" + b"x" * 255)
     with pytest.raises(FramingError, match="frame would be taken for one of another framing: 61"):
         FirstOf((b"<", Line())).encode(b"a")
@@ -180,7 +180,7 @@ def test_one_bad_frame_stops_nothing(framing: Framing) -> None:
     """It is dropped, with what is wrong, and the frames behind it come, however the stream is cut."""
     stream = LOGIN + BAD + LONG + BAD + BAD + LOGIN
     good = [LOGIN[3:-4], LONG[4:-4], LOGIN[3:-4]]
-    reason = "checksum is 8081, it has to be 7377"
+    reason = "checksum is 8081; it must be 7377"
     for chunks in ([stream], bytewise(stream)):
         events = all_of(framing, chunks)
         assert [event for event in events if isinstance(event, bytes)] == good
@@ -193,7 +193,7 @@ def test_a_bad_frame_may_be_an_error(inner: Framing) -> None:
     framing = Checked(inner, XOR, bad="error")
     bad = inner.encode(b"b\x00")
     stream = framing.encode(b"a") + bad + framing.encode(b"c") + bad + bad + framing.encode(b"d")
-    why = "checksum is 00, it has to be 62"
+    why = "checksum is 00; it must be 62"
     for chunks in ([stream], bytewise(stream)):
         assert all_of(framing, chunks) == [b"a", why, b"c", why, why, b"d"]
 
@@ -210,7 +210,7 @@ def test_bytes_are_kept_while_a_bad_frame_is_an_error(inner: Framing) -> None:
     assert decoder.buffered >= 2 + 2
     assert decoder.recover() == 2
     assert decoder.feed(frame) == [b"a", b"a"]
-    assert str(decoder.error) == "checksum is 00, it has to be 62"
+    assert str(decoder.error) == "checksum is 00; it must be 62"
     assert decoder.recover() == 2
     assert (decoder.feed(b""), decoder.error, decoder.buffered) == ([b"a"], None, 0)
 
@@ -219,7 +219,7 @@ def test_an_error_behind_a_bad_frame_that_is_one() -> None:
     """Both are told, one after the other."""
     framing = Checked(StartEnd(b"<", b">"), XOR, bad="error")
     assert all_of(framing, [b"<ab>xx<aa>"]) == [
-        "checksum is 62, it has to be 61",
+        "checksum is 62; it must be 61",
         "2 bytes before the start marker 3c: 7878",
         b"a",
     ]
@@ -231,8 +231,8 @@ def test_a_checksum_in_hex_may_come_in_small_letters() -> None:
     assert sent == b"$J*4A\r\n"
     assert decoded(NMEA, [sent, sent.lower().replace(b"j", b"J")]) == [b"J", b"J"]
     assert all_of(NMEA, [b"$J*4B\r\n$J4A\r\n$\r\n"]) == [
-        Bad(b"J*4B", "checksum is '*4B', it has to be '*4A'"),
-        Bad(b"J4A", "checksum is 'J4A', it has to be '*00'"),
+        Bad(b"J*4B", "checksum is '*4B'; it must be '*4A'"),
+        Bad(b"J4A", "checksum is 'J4A'; it must be '*00'"),
         Bad(b"", "frame has 0 bytes, its checksum alone 3"),
     ]
 
@@ -262,7 +262,7 @@ def test_checked_lines_in_datagrams() -> None:
     decoder = Decoder(Checked(Line(), XOR, text=True))
     assert decoder.feed(b"a61\nb62") + decoder.finish() == [b"a", b"b"]
     assert decoder.feed(b"c00") + decoder.finish() == []
-    assert (decoder.error, decoder.take_bad()) == (None, [Bad(b"c00", "checksum is '00', it has to be '63'")])
+    assert (decoder.error, decoder.take_bad()) == (None, [Bad(b"c00", "checksum is '00'; it must be '63'")])
 
 
 @pytest.mark.parametrize("framing", [Checked(FixedSize(2), XOR), Checked(CountedSplit(), XOR)])
@@ -324,7 +324,7 @@ def test_starts_may_be_given(framing: Framing) -> None:
 
 def test_what_ends_is_skipped_to_its_end() -> None:
     """Where the framing knows the end of what is wrong, the next frame is looked for there."""
-    wrong = Bad(b"\x7ea\x7d", "frame has an escape that stands for nothing: 617d", frame=False)
+    wrong = Bad(b"\x7ea\x7d", "frame has an unknown escape: 617d", frame=False)
     assert all_of(Resync(JT808), [b"\x7ea\x7d\x7e\x7eb\x7e"]) == [b"b", wrong]
 
 
@@ -486,34 +486,34 @@ class Nothing:
         ),
         (
             lambda: FirstOf((b"x", Nothing())),
-            "FirstOf: Nothing() has split alone, it needs decode to be one of several framings",
+            "FirstOf: Nothing() has only split; to be one of several framings it needs decode",
         ),
         (lambda: FirstOf(cast("Framing", 3)), "3 is not a framing: it has neither split nor decode"),
         (
             lambda: FirstOf(Resync(BINARY)),
-            "FirstOf: Resync goes around it, Resync(FirstOf(…)), not into it",
+            "FirstOf: put Resync around it, as in Resync(FirstOf(…))",
         ),
         (
             lambda: Checked(Resync(BINARY), XOR),
-            "Checked: Resync goes around it, Resync(Checked(…)), not into it",
+            "Checked: put Resync around it, as in Resync(Checked(…))",
         ),
         (lambda: Checked(cast("Framing", 3), XOR), "3 is not a framing: it has neither split nor decode"),
         (
             lambda: Checked(Line(), cast("Any", "crc")),
-            "Checked: checksum is 'crc', it has to be a function of bytes",
+            "Checked: checksum is 'crc'; it must be a function of bytes",
         ),
         (
             lambda: Checked(Line(), len),
-            "Checked: size is None, tell how many bytes <built-in function len> makes",
+            "Checked: size is None, say how many bytes <built-in function len> returns",
         ),
         (
             lambda: Checked(Line(), CRC32, size=2),
             "Checked: size is 2, Checksum(name='CRC-32', size=4) makes 4 bytes",
         ),
-        (lambda: Checked(Line(), XOR, mark=cast("bytes", "*")), "Checked: mark is '*', it has to be bytes"),
+        (lambda: Checked(Line(), XOR, mark=cast("bytes", "*")), "Checked: mark is '*'; it must be bytes"),
         (
             lambda: Checked(Line(), XOR, bad=cast("Any", "ignore")),
-            "Checked: bad is 'ignore', it has to be 'drop' or 'error'",
+            "Checked: bad is 'ignore'; it must be 'drop' or 'error'",
         ),
         (
             lambda: Checked(Line(), XOR, start=-1),
@@ -522,20 +522,20 @@ class Nothing:
         (lambda: Checked(LengthPrefix(2), XOR, start=-3), "Checked: start is -3, the header has 2 bytes"),
         (
             lambda: Checked(Line(), XOR, byteorder=cast("Any", "middle")),
-            "Checked: byteorder is 'middle', it has to be 'big' or 'little'",
+            "Checked: byteorder is 'middle'; it must be 'big' or 'little'",
         ),
         (
             lambda: Resync(Line()),
-            "Resync: Line(ending=b'\\n', limit=65536) may start with any bytes; tell with which, by start=",
+            "Resync: Line(ending=b'\\n', limit=65536) may start with any bytes; say which, with start=",
         ),
         (
             lambda: Resync(SLIP, b"\xc0"),
             "Resync: a frame may begin anywhere in StartEnd(…, shared=True), also in garbage",
         ),
-        (lambda: Resync(Line(), b""), "Resync: start is b'', it has to be bytes, or several of them"),
+        (lambda: Resync(Line(), b""), "Resync: start is b''; it must be bytes, or several of them"),
         (
             lambda: Resync(Nothing(), b"x"),
-            "Resync: Nothing() has split alone, it needs decode to be one of several framings",
+            "Resync: Nothing() has only split; to be one of several framings it needs decode",
         ),
     ],
 )

@@ -119,7 +119,7 @@ def test_stock_refuses_what_the_brokers_loop_cant_do(tmp_path: Path, app: str, w
     ("arguments", "words"),
     [
         (("--protocol", "nope"), "serves no protocol 'nope'; it serves default"),
-        (("--protocol", "default,default"), "'default,default' has a protocol twice"),
+        (("--protocol", "default,default"), "'default,default' names a protocol twice"),
         (("--module", "With-Dash"), "can't be an Erlang atom and a Python module"),
         (("--module", "os"), "'os' is a Python module already; choose another name"),
         (("--python", "no-such-python"), "no-such-python can't be started as a Python"),

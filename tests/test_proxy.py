@@ -130,15 +130,15 @@ def test_an_ipv4_address_inside_an_ipv6_one_is_told_as_the_device_has_it() -> No
         (b"GET / HTTP/1.1\r\n\r\n", "didn't begin with a PROXY header"),
         (b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n" + bytes(100), "line end in the middle|has more than 107 bytes"),
         (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n", "isn't TCP4, TCP6 or UNKNOWN"),
-        (b"PROXY TCP4 1.2.3.4  1.2.3.4 1\r\n", "an address that is none"),
+        (b"PROXY TCP4 1.2.3.4  1.2.3.4 1\r\n", "an invalid address"),
         (b"PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n", "isn't TCP4, TCP6 or UNKNOWN"),
-        (b"PROXY TCP4 ::1 ::1 1 2\r\n", "an address that is none"),
-        (b"PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n", "an address that is none"),
-        (b"PROXY TCP4 01.2.3.4 1.2.3.4 1 2\r\n", "an address that is none"),
-        (b"PROXY TCP4 \xff.2.3.4 1.2.3.4 1 2\r\n", "an address that is none"),
-        (b"PROXY TCP4 1.2.3.4 1.2.3.4 65536 2\r\n", "a port that is none"),
-        (b"PROXY TCP4 1.2.3.4 1.2.3.4 +1 2\r\n", "a port that is none"),
-        (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 x\r\n", "a port that is none"),
+        (b"PROXY TCP4 ::1 ::1 1 2\r\n", "an invalid address"),
+        (b"PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n", "an invalid address"),
+        (b"PROXY TCP4 01.2.3.4 1.2.3.4 1 2\r\n", "an invalid address"),
+        (b"PROXY TCP4 \xff.2.3.4 1.2.3.4 1 2\r\n", "an invalid address"),
+        (b"PROXY TCP4 1.2.3.4 1.2.3.4 65536 2\r\n", "an invalid port"),
+        (b"PROXY TCP4 1.2.3.4 1.2.3.4 +1 2\r\n", "an invalid port"),
+        (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 x\r\n", "an invalid port"),
         (b"PROXY UNKNOWN\n" + bytes(100), "has more than 107 bytes"),
         (b"PROXY UNKNOWN " + b"x" * 200, "has more than 107 bytes"),
         (v2(DEVICE, command=0x31), "version and command 0x31"),
@@ -386,7 +386,7 @@ def test_a_failed_handshake_behind_a_header_costs_nobody_else_anything(
     ("data", "words"),
     [
         (b"hello, it's me, your device\n", "didn't begin with a PROXY header; 12 bytes came: 68 65 6c 6c 6f"),
-        (b"PROXY TCP4 x y 1 2\r\nhi\n", "address that is none"),
+        (b"PROXY TCP4 x y 1 2\r\nhi\n", "invalid address"),
         (b"PROXY UNKNOWN " + b"x" * 200, "more than 107 bytes"),
         (v2(DEVICE, tlvs=bytes(LIMIT)), "4124 bytes, limit is 4096"),
     ],
@@ -486,7 +486,7 @@ def test_which_listeners_demand_it() -> None:
     assert not demands("tcp://:1")
     assert not demands("tcp://:1?proxy-protocol=0", everywhere=True)
     assert not demands("udp://:1", everywhere=True)
-    with pytest.raises(SetupError, match="proxy-protocol is 'yes', it has to be 0 or 1"):
+    with pytest.raises(SetupError, match="proxy-protocol is 'yes'; it must be 0 or 1"):
         demands("tcp://:1?proxy-protocol=yes")
     with pytest.raises(SetupError, match="unknown option 'proxy-protocol'"):
         demands("udp://:1?proxy-protocol=1")

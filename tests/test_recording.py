@@ -112,7 +112,7 @@ def test_a_foreign_line_is_told_in_one_sentence(text: str, facts: dict[str, Any]
     for foreign in (text.replace("\n", ""), json.dumps(facts), json.dumps({"event": "in", **facts})):
         if not foreign.strip():
             continue
-        with pytest.raises(SetupError, match="line 2 is no event of a recording"):
+        with pytest.raises(SetupError, match="line 2 is not a recorded event"):
             parse([HEAD + "\n", foreign + "\n"], "it")
 
 
@@ -120,15 +120,15 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_noted() -> None:
     whole = line(Entry(1.0, "1", "gt06", Received(b"\x78\x78")))
     recording = parse([HEAD + "\n", whole + "\n", whole[:-7]], "it")
     assert [entry.event for entry in recording.entries] == [Received(b"\x78\x78")]
-    assert recording.notes == ["it, line 3 was cut off, and is left out"]
+    assert recording.notes == ["it, line 3 was cut off and is skipped"]
 
 
 @pytest.mark.parametrize(
     ("first", "words"),
     [
-        ("", "it is no recording; make one with run --record FILE"),
-        ("hello", "it is no recording"),
-        ("[1]", "it is no recording"),
+        ("", "it is not a recording; make one with run --record FILE"),
+        ("hello", "it is not a recording"),
+        ("[1]", "it is not a recording"),
         ('{"recording":2}', "it is a recording of version 2, this exproto-app reads version 1"),
     ],
 )
@@ -410,11 +410,11 @@ def test_any_text_is_hex_or_refused(text: str) -> None:
     try:
         assert isinstance(undump(text), bytes)
     except SetupError as error:
-        assert re.search("is no hex|has an odd number", str(error))  # noqa: PT017 - it may pass too
+        assert re.search("is not hex|has an odd number", str(error))  # noqa: PT017 - it may pass too
 
 
 def test_a_dump_that_claims_to_be_huge_is_none() -> None:
-    with pytest.raises(SetupError, match="is no hex"):
+    with pytest.raises(SetupError, match="is not hex"):
         undump("00000000  00 00  |..|\n*\nffffffffffff0\n")
 
 
@@ -426,7 +426,7 @@ def test_a_dump_with_repeated_lines() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hello", "'hello' is no hex"),
+        ("hello", "'hello' is not hex"),
         ("787", "'787' has an odd number of hex digits"),
         ("78 7g", "'7g' is no"),
     ],

@@ -120,7 +120,7 @@ def running(folder: Path, command: list[str], ready: str) -> Iterator[Gateway]:
 
 
 def reloading(
-    folder: Path, *arguments: str, ready: str = "Ctrl-C ends it"
+    folder: Path, *arguments: str, ready: str = "Ctrl-C stops it"
 ) -> contextlib.AbstractContextManager[Gateway]:
     listen = ("--reload", "--listen", "tcp://127.0.0.1:0")
     return running(folder, [*RUN, str(folder / "devices.py"), *listen, *arguments], ready)
@@ -175,7 +175,7 @@ def test_a_file_that_is_missing_from_the_start_may_be_added_in_a_folder(folder: 
         assert "No module named 'inner'" in gateway.text
         (folder / "inner").mkdir()
         (folder / "inner" / "more.py").write_text("")
-        gateway.until("Ctrl-C ends it")
+        gateway.until("Ctrl-C stops it")
         assert gateway.ask() == b"one x\n"
 
 
@@ -223,7 +223,7 @@ def test_a_gateway_that_dies_waits_for_a_change_or_a_signal(folder: Path) -> Non
 def test_serve_reloads_too(folder: Path) -> None:
     pytest.importorskip("google.protobuf")
     command = [sys.executable, "-m", "exproto_app", "serve", str(folder / "devices.py"), "--reload"]
-    with running(folder, [*command, "--bind", "127.0.0.1:0"], "Ctrl-C ends it") as gateway:
+    with running(folder, [*command, "--bind", "127.0.0.1:0"], "Ctrl-C stops it") as gateway:
         match = re.search(r"gateway on 127\.0\.0\.1:(\d+)", gateway.text)
         assert match
         gateway.edit("words.py", "WORD = b'two'\n")

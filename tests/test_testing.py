@@ -103,7 +103,7 @@ def test_an_app_is_attached_to_one_host_at_a_time_and_detached_on_exit() -> None
 
 def test_no_handler_is_added_while_the_app_runs() -> None:
     app = broken()
-    with TestClient(app), pytest.raises(SetupError, match="runs already"):
+    with TestClient(app), pytest.raises(SetupError, match="is already running"):
         app.on_connect(lambda conn: None)
 
 
@@ -269,7 +269,7 @@ def test_startup_shutdown_and_what_runs_outside_of_handlers() -> None:
     def connect(conn: Connection) -> None:
         log.append("connect")
 
-    with pytest.raises(SetupError, match="doesn't run"):
+    with pytest.raises(SetupError, match="isn't running"):
         app.publish("status", b"off")
     with TestClient(app) as device:
         assert device.app_published == [Message("status", b"on", retain=True)]

@@ -59,7 +59,7 @@ def test_a_changed_file_counts_at_once_a_wrong_one_is_told(
         ("anna", "line 1 has no ':'"),
         ("\nanna:plain", "line 2 has no password hash; make the line with exproto-app hash-password"),
         ("anna:$scrypt$ln=99,r=8,p=1$AAAA$AAAA", "line 1 has no password hash"),
-        ("\udcff", "is no UTF-8 text"),
+        ("\udcff", "is not UTF-8 text"),
     ],
 )
 def test_a_wrong_file_is_refused_at_start(tmp_path: Path, text: str, words: str) -> None:

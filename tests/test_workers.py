@@ -133,7 +133,7 @@ def gang(app: Path, *arguments: str, workers: int = 2) -> Iterator[Gang]:
     )
     found = Gang(process, [])
     try:
-        found.until("Ctrl-C ends them")
+        found.until("Ctrl-C stops them")
         yield found
     finally:
         process.kill()  # its workers notice

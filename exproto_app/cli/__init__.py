@@ -19,12 +19,12 @@ __all__ = ["main"]
 COMMANDS: Final = {
     "run": "Serve an app on listeners of its own.",
     "serve": "Serve an app to the ExProto gateway of EMQX 4.3 to 6.2.",
-    "routes": "Show which handler of an app takes what.",
-    "decode": "Show what an app makes of bytes in hex.",
-    "replay": "Feed a recording to an app, and show what differs.",
+    "routes": "Show an app's protocols, framings and handlers.",
+    "decode": "Show what an app does with bytes given in hex.",
+    "replay": "Feed a recording to an app and show what differs.",
     "gen-driver": "Write the callback modules for EMQX 4.2.",
-    "doctor": "Check a set-up: what is wrong, and what to do.",
-    "hash-password": "Make a line for the file of run --users.",
+    "doctor": "Check a set-up: what is wrong and how to fix it.",
+    "hash-password": "Make a line for the --users file.",
     "guide": "Read the guide, offline.",
 }
 
@@ -34,10 +34,10 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Commands(click.Group):
-    """Imports a command when it is called, and tells the user's mistakes in a sentence."""
+    """Imports a command when it is called, and reports the user's mistakes in a sentence."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; an output that takes nothing more is told in a sentence too."""
+        """Run a command; an output that accepts nothing more is reported in a sentence too."""
         _open_standard_files()
         try:
             return super().main(*args, **kwargs)

@@ -17,39 +17,39 @@ OPTIONS: Final = (
         "allow",
         multiple=True,
         metavar="NETWORK",
-        help="Take devices from there only, such as 192.0.2.0/24 or 2001:db8::/32; may be repeated.",
+        help="Accept devices only from there, such as 192.0.2.0/24 or 2001:db8::/32; may be repeated.",
     ),
     click.option(
         "--deny",
         "deny",
         multiple=True,
         metavar="NETWORK",
-        help="Take none from there, even if allowed; may be repeated.",
+        help="Accept none from there, even if allowed; may be repeated.",
     ),
     click.option(
         "--address-connections",
         type=click.IntRange(1),
         metavar="N",
-        help="Connections of one address at once. Behind a NAT many devices have one address; so this, and "
-        "the next four, are off unless given.",
+        help="Open connections per address. Behind a NAT many devices share an address, so this and "
+        "the next four are off unless given.",
     ),
     click.option(
         "--address-rate",
         type=click.FloatRange(0, min_open=True),
         metavar="N",
-        help="New connections of one address a second.",
+        help="New connections per address and second.",
     ),
     click.option(
         "--address-bad-frames",
         type=click.IntRange(0),
         metavar="N",
-        help="Bad frames of one address a minute; beyond them it is banned.",
+        help="Bad frames per address and minute; beyond that it is banned.",
     ),
     click.option(
         "--address-failed-logins",
         type=click.IntRange(0),
         metavar="N",
-        help="Refused logins of one address a minute; beyond them it is banned.",
+        help="Refused logins per address and minute; beyond that it is banned.",
     ),
     click.option(
         "--ban",
@@ -74,7 +74,7 @@ def take_address_limits(given: dict[str, Any]) -> AddressLimits:
     ban = given.pop("ban")
     if ban is not None:
         if limits["bad_frames"] is None and limits["failed_logins"] is None:
-            words = "--ban needs --address-bad-frames or --address-failed-logins, what it is about."
+            words = "--ban needs --address-bad-frames or --address-failed-logins."
             raise click.UsageError(words)
         limits["ban"] = ban
     allow, deny = (networks(given.pop(name), f"--{name}") for name in ("allow", "deny"))

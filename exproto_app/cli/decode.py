@@ -43,10 +43,10 @@ SETTLE = 1.5
 @click.option(
     "--protocol",
     metavar="NAME[,NAME…]",
-    help="The protocol, where the app has several; or those that the first bytes tell apart.",
+    help="The protocol, if the app has several; or several, told apart by their first bytes.",
 )
 @click.option("--udp", is_flag=True, help="Each HEX is a datagram.")
-@click.option("--chunk", type=click.IntRange(1), metavar="N", help="Have N bytes come at a time.")
+@click.option("--chunk", type=click.IntRange(1), metavar="N", help="Feed N bytes at a time.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="The server's port, in a capture of packets.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines, as in a recording, with the frames.")
 def command(
@@ -59,11 +59,11 @@ def command(
     port: int | None,
     as_json: bool,
 ) -> None:
-    """Show what TARGET makes of bytes: the frames, their handlers, what these send and publish, errors.
+    """Show what TARGET does with bytes: frames, handlers, what these send and publish, and errors.
 
     HEX is written as you have it: 7878 0d01, 78:78, 0x78, a C array, the output of xxd or hexdump. Without
     any it is read from the standard input. FILE is a text of hex, or a capture of packets (pcap, pcapng).
-    Anybody may register. Exit code 1: bytes were no frame, or a handler failed.
+    Every registration succeeds. Exit code 1: bytes weren't a frame, or a handler failed.
     """
     logging.basicConfig(level=logging.CRITICAL)  # it is shown among the other lines
     app = load(target)
@@ -98,7 +98,7 @@ def _input(hexes: tuple[str, ...], *, port: int | None, udp: bool) -> Recording:
             raise
         raise SetupError(f"{error}; there is no file {path!r} either") from None
     if not any(data):
-        raise SetupError("there are no bytes; give them in hex, such as 78780d01")
+        raise SetupError("no bytes given; write them in hex, such as 78780d01")
     info = ConnectionInfo("udp" if udp else "tcp", Address("127.0.0.1", 50_001), Address("127.0.0.1", 7_993))
     events: list[Event] = [Opened(info), *map(Received, data)]
     return Recording([Entry(0.0, "1", "", event) for event in events])
@@ -152,8 +152,7 @@ class _Shows:
             self._print(json.dumps(facts, separators=(",", ":")))
         else:
             head = f"{conn} " if self._several else ""
-            words = "1 byte left that is" if size == 1 else f"{size} bytes left that are"
-            self._print(f"{head}! {words} no whole frame")
+            self._print(f"{head}! {size} byte{'' if size == 1 else 's'} left, not a whole frame")
 
     def _print(self, text: str) -> None:
         try:

@@ -47,7 +47,9 @@ __all__ = ["command"]
 @click.option("--mqtt-cert", metavar="FILE", help="As for run.")
 @click.option("--mqtt-key", metavar="FILE", help="As for run.")
 @click.option(
-    "--mqtt-topic", metavar="TOPIC", help="Of the round trip. Default: exproto-app/doctor/ and a random name."
+    "--mqtt-topic",
+    metavar="TOPIC",
+    help="Topic of the round trip. Default: exproto-app/doctor/ and a random name.",
 )
 @click.option("--serve", is_flag=True, help="Check EMQX 4.3 to 6.2: its adapter, and whether it calls.")
 @click.option("--bind", metavar="HOST:PORT", help="As for serve. Default: 127.0.0.1:9001.")
@@ -80,11 +82,11 @@ __all__ = ["command"]
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long each answer may take, and EMQX's call.",
+    help="Seconds to wait for each answer, and for EMQX's call.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of lines.")
 def command(target: str, *, wait: float, as_json: bool, **given: Any) -> None:
-    """Check the set-up that TARGET is to run in, and say what to do about what is wrong.
+    """Check the set-up that TARGET will run in, and say how to fix what is wrong.
 
     Give it what you would give to run, serve or gen-driver. It imports TARGET but runs none of its handlers;
     what it publishes goes to a topic of its own. Exit code 1: something is wrong, 2: wrong usage.
@@ -130,9 +132,7 @@ def _uplink(given: dict[str, Any]) -> Uplink | None:
     if given["mqtt"] is None:
         for name in ("password_file", "ca", "cert", "key", "topic"):
             if given[f"mqtt_{name}"]:
-                raise click.UsageError(
-                    f"--mqtt-{name.replace('_', '-')} needs --mqtt URL, the broker that it is about."
-                )
+                raise click.UsageError(f"--mqtt-{name.replace('_', '-')} needs --mqtt URL.")
         return None
     topic = given["mqtt_topic"] or f"exproto-app/doctor/{secrets.token_hex(6)}"
     url = with_password(given["mqtt"], given["mqtt_password_file"])
@@ -144,7 +144,7 @@ def _gateway(given: dict[str, Any]) -> Gateway | None:
         for name in ("bind", "adapters", "protocols", "device"):
             if given[name]:
                 option = name.removesuffix("s")
-                raise click.UsageError(f"--{option} needs --serve, the check of EMQX that it is about.")
+                raise click.UsageError(f"--{option} needs --serve.")
         return None
     device = parse_address(given["device"], "--device", "127.0.0.1:7993") if given["device"] else None
     bind = parse_address(given["bind"] or "127.0.0.1:9001", "--bind", "127.0.0.1:9001")

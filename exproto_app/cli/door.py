@@ -68,7 +68,9 @@ async def opened(choice: DoorChoice | None, gateway: Gateway) -> AsyncIterator[l
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         why = "another program has the port" if taken else (error.strerror or str(error)).lower()
-        words = "gateway = no door for MQTT clients: %s can't be opened, %s; choose with --mqtt-listen"
+        words = (
+            "gateway = MQTT clients can't connect: %s can't be opened, %s; choose another with --mqtt-listen"
+        )
         log.log(level, words, choice.address, why)
         yield []
         return

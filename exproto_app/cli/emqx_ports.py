@@ -55,12 +55,12 @@ class Listener:
 
 def _read_version(_context: object, _parameter: object, text: str) -> Version:
     if not re.fullmatch(r"[456](\.\d{1,2}){0,2}", text):
-        raise click.BadParameter(f"{text!r} is no version of EMQX; write 5 or 5.5.1")
+        raise click.BadParameter(f"{text!r} is not an EMQX version; write 5 or 5.5.1")
     version = tuple(int(part) for part in text.split("."))
     if version >= (6, 3):
-        raise click.BadParameter("EMQX 6.3 has no ExProto any more: exproto-app run takes its place")
+        raise click.BadParameter("EMQX 6.3 no longer has ExProto; use exproto-app run instead")
     if version[0] == 4 and len(version) > 1 and version < (4, 3):
-        raise click.BadParameter("EMQX before 4.3 calls no gRPC service: exproto-app gen-driver is for it")
+        raise click.BadParameter("EMQX before 4.3 can't call a gRPC service; use exproto-app gen-driver")
     return version
 
 
@@ -70,8 +70,8 @@ protocol_option: Callable[[Any], Any] = click.option(
     multiple=True,
     metavar="NAME[,NAME…]=[udp://]:PORT",
     help="Which protocol the devices of EMQX's listener on PORT speak, for several protocols; or which "
-    "protocols, told apart by their first bytes. udp://, tls:// and dtls:// tell the listener's kind, "
-    "for --print-config and because EMQX doesn't tell DTLS from TLS.",
+    "protocols, told apart by their first bytes. udp://, tls:// and dtls:// give the listener's kind, "
+    "for --print-config and because EMQX reports DTLS as TLS.",
 )
 
 emqx_option: Callable[[Any], Any] = click.option(
@@ -80,7 +80,7 @@ emqx_option: Callable[[Any], Any] = click.option(
     default="5",
     show_default=True,
     callback=_read_version,
-    help="EMQX's version, 4.3 to 6.2, such as 5.5.1: for --print-config, and for what it can take.",
+    help="EMQX's version, 4.3 to 6.2, such as 5.5.1: for --print-config, and for what it supports.",
 )
 
 

@@ -41,13 +41,13 @@ TAKEN: Final = {*sys.stdlib_module_names, "attrs", "erlport", "exproto_app"}
 @record_options
 @mask_option
 @click.option("--force", is_flag=True, help="Overwrite files that something else wrote.")
-@click.option("--check", is_flag=True, help="Write nothing; tell whether DIR still fits.")
+@click.option("--check", is_flag=True, help="Write nothing; check whether DIR is up to date.")
 @click.option(
     "--conf",
     "conf_file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="With --check: EMQX's emqx_exproto.conf. Default: where its packages have it.",
+    help="With --check: EMQX's emqx_exproto.conf. Default: where EMQX's packages put it.",
 )
 def command(
     target: str,
@@ -129,7 +129,9 @@ def _modules(app: App[Any], protocols: tuple[str, ...], module: str | None) -> l
 def _fits_stock(app: App[Any], *, acl: bool) -> None:
     """Refuse what the broker's own loop, which has neither tasks nor timers, can't do."""
     if acl:
-        raise SetupError("--stock can't ask the broker's ACL, its loop can't wait; leave one of them out")
+        raise SetupError(
+            "--stock can't ask the broker's ACL, because its loop can't wait; leave out --stock or --acl"
+        )
     handlers = [handler for router in app.protocols.values() for handler in router.routes]
     for handler in (*handlers, *app.startup, *app.shutdown):
         if inspect.iscoroutinefunction(handler.function):

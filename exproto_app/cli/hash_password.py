@@ -15,9 +15,11 @@ __all__ = ["command"]
 @click.command()
 @click.argument("name")
 def command(name: str) -> None:
-    """Print a line with NAME and the hash of a password, which is asked for or read from standard input."""
+    """Print a line with NAME and the hash of a password, prompted for or read from standard input."""
     if ":" in name or name != name.strip() or not name or name.startswith("#"):
-        raise SetupError(f"{name!r} can't name a user: it must not hold ':', start with '#' or be padded")
+        raise SetupError(
+            f"{name!r} isn't a valid name: it must not contain ':', start with '#' or have spaces around it"
+        )
     if sys.stdin is None:
         password = ""
     elif sys.stdin.isatty():
@@ -29,4 +31,4 @@ def command(name: str) -> None:
     try:
         click.echo(f"{name}:{hash_password(password)}")
     except UnicodeEncodeError:
-        raise SetupError("the password is no UTF-8 text") from None
+        raise SetupError("the password is not UTF-8 text") from None

@@ -17,7 +17,7 @@ __all__ = ["limit", "limit_option", "sniff_options"]
 def limit_option(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
     """Declare the option for one of the app's `Limits`; without it the app decides."""
     default = getattr(Limits(), name)
-    text = f"{meaning} (default: the app's own, else {default:.12g})."
+    text = f"{meaning} (default: the app's, else {default:.12g})."
     flag = f"--{name.replace('_', '-')}"
     return click.option(flag, name, type=kind, help=text)
 
@@ -25,9 +25,9 @@ def limit_option(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
 def sniff_options(command: Any) -> Any:
     """Add those for protocols that share a listener."""
     of_bytes = limit_option(
-        "sniff_bytes", int, "Bytes that may tell which of several protocols a device speaks"
+        "sniff_bytes", int, "Bytes in which to recognize which of several protocols a device speaks"
     )
-    of_time = limit_option("sniff_time", float, "Seconds in which they have to come")
+    of_time = limit_option("sniff_time", float, "Seconds in which to recognize it")
     return of_bytes(of_time(command))
 
 

@@ -43,7 +43,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default="text",
         show_default=True,
         envvar="EXPROTO_LOG_FORMAT",
-        help="json writes an object a line.",
+        help="json writes one object per line.",
     )
     level = click.option(
         "--log-level",
@@ -69,15 +69,15 @@ def inspect_options(command: Callable[..., Any]) -> Callable[..., Any]:
     where = click.option(
         "--inspect",
         metavar="HOST:PORT",
-        help="Serve a page there that shows connections and their traffic, such as 127.0.0.1:8080; needs "
+        help="Serve a page that shows connections and their traffic there, such as 127.0.0.1:8080; needs "
         "exproto-app[web]. With --workers each has its own port: PORT, PORT+1…",
     )
     token = click.option(
         "--inspect-token",
         metavar="TOKEN",
         envvar=TOKEN,
-        help=f"What the page asks for, better given as {TOKEN}. Made up and printed if the page can be "
-        "reached from elsewhere.",
+        help=f"What the page asks for; better set {TOKEN}. Generated and printed if the page can be "
+        "reached from other machines.",
     )
     file = click.option(
         "--inspect-token-file",
@@ -85,7 +85,7 @@ def inspect_options(command: Callable[..., Any]) -> Callable[..., Any]:
         is_eager=True,  # the option before looks for it in the environment
         expose_value=False,
         callback=take_into(TOKEN),
-        help="What the page asks for, in the first line of FILE: a command line is seen by others.",
+        help="The same, in the first line of FILE; other users can read a command line.",
     )
     decorated: Callable[..., Any] = where(token(file(command)))
     return decorated
@@ -96,7 +96,7 @@ def parse_address(text: str, option: str, example: str) -> Address:
     host, colon, port = text.removeprefix("http://").rpartition(":")
     inner = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdecimal() or int(port) > 65_535 or host not in (inner, f"[{inner}]"):
-        raise SetupError(f"{option} {text} is no address; write HOST:PORT, such as {example}")
+        raise SetupError(f"{option} {text} is not an address; write HOST:PORT, such as {example}")
     return Address(inner, int(port))
 
 

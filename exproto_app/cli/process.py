@@ -36,7 +36,7 @@ loop_option: Callable[[Any], Any] = click.option(
     type=click.Choice(["auto", "asyncio", "uvloop"]),
     default="auto",
     show_default=True,
-    help="The event loop; auto takes uvloop where it is installed.",
+    help="The event loop; auto uses uvloop if it is installed.",
 )
 
 

@@ -59,7 +59,7 @@ def reload(
     watchfiles isn't installed.
     """
     if sys.platform == "win32":
-        raise SetupError("--reload needs a system whose processes inherit sockets, which Windows' don't")
+        raise SetupError("--reload doesn't work on Windows, whose processes don't inherit sockets")
     if importlib.util.find_spec("watchfiles") is None:
         raise ExprotoError("--reload needs: pip install 'exproto-app[reload]'")
     given = [Path(file) for file in files if file]
@@ -70,7 +70,7 @@ def reload(
     try:
         return asyncio.run(Reloader(AGAIN, sockets, watched).run())
     except OSError as error:  # the kernel watches only so many files
-        words = f"--reload can't watch the files: {error}; with WATCHFILES_FORCE_POLLING=1 it looks by itself"
+        words = f"--reload can't watch the files: {error}; set WATCHFILES_FORCE_POLLING=1 to poll instead"
         raise ExprotoError(words) from None
 
 
@@ -195,7 +195,7 @@ class Reloader:
                 log.info("reload = serves again after %.1f s", time.monotonic() - began)
             else:
                 self._served = True
-                click.echo("\n".join(news["serves"]) + "; begins anew when a file changes; Ctrl-C ends it")
+                click.echo("\n".join(news["serves"]) + "; begins anew when a file changes; Ctrl-C stops it")
         ended = how(await child.process.wait())
         self._watched.imported = None
         self._news.set()

@@ -24,21 +24,21 @@ __all__ = ["command"]
 @click.option(
     "--protocol",
     metavar="NAME[,NAME…]",
-    help="The protocol, or those that the first bytes tell apart, where the recording's name isn't the one.",
+    help="The protocol, or several told apart by their first bytes, if the recording's is not the right one.",
 )
 @click.option("--port", type=click.IntRange(1, 65_535), help="The server's port, in a capture of packets.")
 @click.option(
     "--speed",
     type=click.FloatRange(0, min_open=True),
     metavar="X",
-    help="X times as fast as it was recorded; default: as fast as can be, in virtual time.",
+    help="X times as fast as recorded; default: as fast as possible, in virtual time.",
 )
 @click.option("--chunk", type=click.IntRange(1), metavar="N", help="Cut what was received every N bytes.")
 @click.option(
     "--ignore",
     multiple=True,
     metavar="REGEX",
-    help="What matches (its groups, if it has any) in bytes sent and payloads may differ; may be repeated.",
+    help="What matches (or its groups, if any) may differ in bytes sent and payloads; may be repeated.",
 )
 def command(
     files: tuple[Path, ...],
@@ -53,7 +53,7 @@ def command(
     """Feed the recording in FILE to TARGET in memory; show each difference in what it sends and publishes.
 
     FILE was made by run, serve or gen-driver with --record, or is a capture of packets (pcap, pcapng), of
-    which only the bytes sent are compared. Files of one recording that rotated are given together. Exit code
+    which only the bytes sent are compared. Give all files of a recording that rotated. Exit code
     1: something differs.
     """
     logging.basicConfig(level=logging.CRITICAL)  # what fails is shown with what differs

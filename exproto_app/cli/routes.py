@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.command()
 @click.argument("target")
 def command(target: str) -> None:
-    """Show the protocols of TARGET, their framings, and which handler takes what."""
+    """Show the protocols of TARGET, their framings and handlers."""
     app = load(target)
     app.find_protocol(next(iter(app.protocols), None))
     for name, router in app.protocols.items():

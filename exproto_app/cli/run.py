@@ -68,12 +68,14 @@ LONGEST = 72
 @click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @key_password_option
-@click.option("--client-ca", metavar="FILE", help="Demand certificates of devices, signed by this CA.")
+@click.option(
+    "--client-ca", metavar="FILE", help="Require devices to present a certificate signed by this CA."
+)
 @click.option(
     "--proxy-protocol",
     is_flag=True,
-    help="Demand a PROXY header, v1 or v2, on tcp and tls listeners: they are behind a load balancer, and "
-    "nobody else reaches them. For one listener: ?proxy-protocol=1 behind its URL.",
+    help="Require a PROXY header, v1 or v2, on tcp and tls listeners, which only a load balancer may be "
+    "able to reach. For one listener: ?proxy-protocol=1 at the end of its URL.",
 )
 @click.option("--users", metavar="FILE", help="Who may register; see hash-password.")
 @click.option(
@@ -88,14 +90,14 @@ LONGEST = 72
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
-    help="At most; of each worker.",
+    help="Open connections at most, per worker.",
 )
 @click.option(
     "--handshake-timeout",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Seconds of a TLS handshake, and of a PROXY header.",
+    help="Seconds that a TLS handshake, and a PROXY header, may take.",
 )
 @click.option(
     "--stop-timeout",
@@ -105,12 +107,12 @@ LONGEST = 72
     help="Seconds that connections, and the broker, may take to end; what hasn't ended is cut, and logged.",
 )
 @address_options
-@limit_option("inbox", int, "Bytes of a device that may wait to be handled; then reading pauses")
-@limit_option("outbox", int, "Bytes that may wait for a device; then its frames wait")
-@limit_option("outbox_max", int, "Bytes that may wait for a device; then it is closed")
-@limit_option("deliveries", int, "Messages that may wait for a device; then the newest are dropped")
-@limit_option("first_frame", float, "Seconds until a device has to have said something")
-@limit_option("stall", float, "Seconds that a device may leave unread what it is sent")
+@limit_option("inbox", int, "Bytes of a device waiting to be handled; beyond that reading pauses")
+@limit_option("outbox", int, "Bytes waiting for a device; beyond that its frames wait")
+@limit_option("outbox_max", int, "Bytes waiting for a device; beyond that it is closed")
+@limit_option("deliveries", int, "Messages waiting for a device; beyond that the newest are dropped")
+@limit_option("first_frame", float, "Seconds in which a device has to send something")
+@limit_option("stall", float, "Seconds for which a device may not read what it is sent")
 @limit_option("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @limit_option("handler_timeout", float, "Seconds that an async handler may take")
 @sniff_options
@@ -217,9 +219,9 @@ async def _serve(
             *listeners, how = _announcement(gateway, with_uvloop=with_uvloop)
             lines = [*listeners, *at_door, *page, how]
             if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
-                log.warning("gateway ! no --users FILE: any password is taken")
+                log.warning("gateway ! no --users FILE: any password is accepted")
             if worker is None:
-                click.echo("\n".join(lines) + "; Ctrl-C ends it")
+                click.echo("\n".join(lines) + "; Ctrl-C stops it")
             else:
                 worker.ready(lines)
             reporter = asyncio.ensure_future(report(gateway.app.stats, stats)) if stats else None
@@ -234,7 +236,7 @@ def _announcement(gateway: Gateway, *, with_uvloop: bool) -> list[str]:
     lines = []
     for listen, routers, address in gateway.addresses:
         names = ",".join(router.name for router in routers)
-        framing = _short(routers[0].framing) if len(routers) == 1 else "whichever sniff= tells"
+        framing = _short(routers[0].framing) if len(routers) == 1 else "whichever sniff= finds"
         lines.append(f"{names} on {listen.scheme}://{address}  {framing}  try: {_try(listen, address)}")
     return [*lines, f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through {gateway.hub}"]
 

@@ -60,7 +60,9 @@ def with_password(url: str | None, file: str | None) -> str | None:
     user, at, host = rest.rpartition("@")
     if ":" in user:
         if file:
-            raise SetupError("the broker's URL has a password already; leave it out, or --mqtt-password-file")
+            raise SetupError(
+                "the broker's URL already has a password; leave out that or --mqtt-password-file"
+            )
         return url
     if not at or not separator:
         raise SetupError(f"{option} needs a user; write the broker's URL like mqtt://USER@HOST")
@@ -72,5 +74,5 @@ key_password_option: Callable[[Any], Any] = click.option(
     metavar="FILE",
     callback=take_into(KEY_PASSWORD),
     expose_value=False,
-    help=f"The password of encrypted keys, in its first line; or give {KEY_PASSWORD}.",
+    help=f"The password of encrypted keys, in the file's first line; or set {KEY_PASSWORD}.",
 )

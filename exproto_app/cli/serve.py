@@ -64,7 +64,7 @@ log = logging.getLogger("exproto_app")
     metavar="WHERE",
     help="Where EMQX is called: http://HOST:PORT; or auto:PORT, at the address that called; or "
     "ADDRESS=http://HOST:PORT for the one that calls from ADDRESS, repeatable. "
-    "Default: http://127.0.0.1:9100. It has no TLS, so keep it on a private net.",
+    "Default: http://127.0.0.1:9100. It has no TLS, so keep it on a private network.",
 )
 @click.option(
     "--adapter-calls",
@@ -72,14 +72,14 @@ log = logging.getLogger("exproto_app")
     default=100,
     show_default=True,
     metavar="N",
-    help="Calls of one adapter at a time; EMQX answers the slower, the more are open.",
+    help="Open calls per adapter; the more are open, the slower EMQX answers.",
 )
 @protocol_option
 @click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @key_password_option
-@click.option("--client-ca", metavar="FILE", help="Demand a certificate of EMQX, signed by this CA.")
-@click.option("--print-config", is_flag=True, help="Print what belongs into EMQX's configuration, and end.")
+@click.option("--client-ca", metavar="FILE", help="Require EMQX to present a certificate signed by this CA.")
+@click.option("--print-config", is_flag=True, help="Print what belongs in EMQX's configuration, and exit.")
 @emqx_option
 @reload_option
 @sniff_options
@@ -172,7 +172,7 @@ async def _serve(
         async with service, inspected(inspector, service) as page:
             lines = [*page, f"serving EMQX's ExProto gateway on {service.address}"]
             if worker is None:
-                click.echo("\n".join(lines) + "; Ctrl-C ends it")
+                click.echo("\n".join(lines) + "; Ctrl-C stops it")
             else:
                 worker.ready(lines)
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None

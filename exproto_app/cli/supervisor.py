@@ -94,7 +94,7 @@ class Supervisor:
         for line in first.lines:
             click.echo(line)
         click.echo(
-            f"{self.serving} of {len(self._slots)} workers serve; Ctrl-C ends them, SIGHUP reloads them"
+            f"{self.serving} of {len(self._slots)} workers serve; Ctrl-C stops them, SIGHUP reloads them"
         )
         tasks = [asyncio.ensure_future(slot.keep()) for slot in self._slots]
         tasks.append(asyncio.ensure_future(self._reload_when_asked()))

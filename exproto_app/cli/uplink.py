@@ -23,13 +23,13 @@ OPTIONS: Final = (
         metavar="URL",
         envvar="EXPROTO_MQTT",
         show_envvar=True,
-        help="Take an MQTT 5 broker as the hub: mqtt://USER:PASSWORD@HOST:1883 or mqtts://…; the user is the "
+        help="Use an MQTT 5 broker as the hub: mqtt://USER:PASSWORD@HOST:1883 or mqtts://…; the user is the "
         "gateway's own.",
     ),
     click.option(
         "--mqtt-password-file",
         metavar="FILE",
-        help=f"The password of the URL's user, in its first line; or give {MQTT_PASSWORD}.",
+        help=f"The password of the URL's user, in the file's first line; or set {MQTT_PASSWORD}.",
     ),
     click.option(
         "--mqtt-mode",
@@ -37,10 +37,11 @@ OPTIONS: Final = (
         help="device: each registered device is a client of the broker in its own right, as whom the broker "
         "authenticates and authorises it (default). shared: all use the gateway's own client; the broker "
         "sees no devices, one slow device holds up the messages of all, and a message counts as delivered "
-        "before its handler has run. --users FILE says who may register; without it any password is taken.",
+        "before its handler has run. --users FILE says who may register; without it any password "
+        "is accepted.",
     ),
     click.option(
-        "--mqtt-client-id", metavar="ID", help="Clientid of the gateway's own client; else by chance."
+        "--mqtt-client-id", metavar="ID", help="Clientid of the gateway's own client; random by default."
     ),
     click.option("--mqtt-required", is_flag=True, help="Exit at the start if the broker can't be used."),
     click.option(
@@ -59,14 +60,16 @@ OPTIONS: Final = (
         "--mqtt-queue-bytes",
         type=click.IntRange(1),
         metavar="BYTES",
-        help="Likewise, their bytes (default: 65536).",
+        help="Bytes of such messages (default: 65536).",
     ),
     click.option(
         "--mqtt-when-full",
         type=click.Choice(["wait", "drop-oldest", "disconnect"]),
         help="Then: stop reading from the device (default), drop its oldest message, or disconnect it.",
     ),
-    click.option("--mqtt-ca", metavar="FILE", help="The CA of an mqtts broker, PEM; else the system's."),
+    click.option(
+        "--mqtt-ca", metavar="FILE", help="The CA of an mqtts broker, PEM; the system's by default."
+    ),
     click.option("--mqtt-cert", metavar="FILE", help="Certificate (chain) for the broker, PEM."),
     click.option("--mqtt-key", metavar="FILE", help="Its key, PEM; may be in the same file."),
 )
@@ -89,17 +92,17 @@ def make_hub(url: str | None, login: Login | None, options: dict[str, Any]) -> H
     if url is None:
         if given:
             option = next(iter(given)).replace("_", "-")
-            raise click.UsageError(f"--mqtt-{option} needs --mqtt URL, the broker that it is about.")
+            raise click.UsageError(f"--mqtt-{option} needs --mqtt URL.")
         return MemoryHub(login)
     url = with_password(url, given.pop("password_file", None)) or url
     mode = given.pop("mode", "device")
     if login is not None and mode == "device":
         raise click.UsageError(
-            "--users and --mqtt: the broker itself decides who may register; leave --users out, or take "
+            "--users and --mqtt: the broker itself decides who may register; leave --users out, or use "
             "--mqtt-mode shared."
         )
     if login is None and mode == "shared":
-        log.warning("gateway ! --mqtt-mode shared without --users FILE: any password is taken")
+        log.warning("gateway ! --mqtt-mode shared without --users FILE: any password is accepted")
     from ..hosts.mqtt import MqttHub, Options, Url  # noqa: PLC0415 - an extra, imported where it is used
 
     try:

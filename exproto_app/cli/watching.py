@@ -38,8 +38,8 @@ mask_option: Callable[[Any], Any] = _option(
     "masks",
     multiple=True,
     metavar="REGEX",
-    help="Show bytes that match as asterisks, or its groups if it has any; may be repeated. "
-    "Passwords given to register never show.",
+    help="Show matching bytes, or the groups' if it has any, as asterisks; may be repeated. "
+    "Passwords given to register are never shown.",
 )
 hex_option: Callable[[Any], Any] = _option(
     "--hex", "hexdump", is_flag=True, help="Print the traffic: bytes, frames, handlers, messages, errors."
@@ -53,7 +53,7 @@ def record_options(command: Any) -> Any:
             "--record",
             metavar="FILE",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="Record the traffic as JSON lines, for replay; what is there becomes FILE.1.",
+            help="Record the traffic as JSON lines, for replay; an existing file becomes FILE.1.",
         ),
         _option(
             "--record-size",
@@ -61,7 +61,7 @@ def record_options(command: Any) -> Any:
             default=SIZE / MEGABYTE,
             show_default=True,
             metavar="MB",
-            help="Megabytes at which the next file is begun.",
+            help="Megabytes after which a new file is started.",
         ),
         _option(
             "--record-keep",
@@ -69,7 +69,7 @@ def record_options(command: Any) -> Any:
             default=KEEP,
             show_default=True,
             metavar="N",
-            help="Files before it that are kept.",
+            help="Older files to keep.",
         ),
     )
     for option in reversed(options):

@@ -203,7 +203,7 @@ def check_count(instance: object, attribute: attrs.Attribute[int], value: int) -
     """Refuse anything but a whole number above 0."""
     if not is_count(value):
         raise SetupError(
-            f"{type(instance).__name__}: {attribute.name} is {value!r}, it has to be a whole number above 0"
+            f"{type(instance).__name__}: {attribute.name} is {value!r}; it must be a whole number above 0"
         )
 
 
@@ -211,21 +211,21 @@ def check_not_negative(instance: object, attribute: attrs.Attribute[int], value:
     """Refuse anything but a whole number, 0 or more."""
     if isinstance(value, bool) or (value != 0 and not is_count(value)):
         name = type(instance).__name__
-        raise SetupError(f"{name}: {attribute.name} is {value!r}, it has to be a whole number, 0 or more")
+        raise SetupError(f"{name}: {attribute.name} is {value!r}; it must be a whole number, 0 or more")
 
 
 def check_some_bytes(instance: object, attribute: attrs.Attribute[bytes], value: bytes) -> None:
     """Refuse anything but bytes, at least one."""
     if not isinstance(value, bytes) or not value:
         raise SetupError(
-            f"{type(instance).__name__}: {attribute.name} is {value!r}, it has to be bytes, at least one"
+            f"{type(instance).__name__}: {attribute.name} is {value!r}; it must be bytes, at least one"
         )
 
 
 def check_order(instance: object, _: object, order: str) -> None:
     """Refuse anything but the two byte orders."""
     if order not in ("big", "little"):
-        raise SetupError(f"{type(instance).__name__}: byteorder is {order!r}, it has to be 'big' or 'little'")
+        raise SetupError(f"{type(instance).__name__}: byteorder is {order!r}; it must be 'big' or 'little'")
 
 
 def limit_option() -> int:

@@ -181,7 +181,7 @@ class Checked(Stock):
         if len(found) < self._tail:
             return self._refused(item, f"frame has {len(item)} bytes, its checksum alone {self._tail}")
         shows = [repr(text)[1:] if self.text else text.hex() for text in (found, expected)]
-        return self._refused(item, f"checksum is {shows[0]}, it has to be {shows[1]}")
+        return self._refused(item, f"checksum is {shows[0]}; it must be {shows[1]}")
 
     def _refused(self, frame: bytes, reason: str) -> Bad:
         return Bad(frame, reason) if self.bad == "drop" else Fatal(frame, reason)
@@ -213,19 +213,19 @@ def _checked_size(framing: Checked) -> int:
     size: object = framing.size
     natural = getattr(framing.checksum, "size", None)
     if not callable(framing.checksum):
-        raise SetupError(f"Checked: checksum is {framing.checksum!r}, it has to be a function of bytes")
+        raise SetupError(f"Checked: checksum is {framing.checksum!r}; it must be a function of bytes")
     if size is None:
         size = natural
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SetupError(f"Checked: size is {size!r}, tell how many bytes {framing.checksum!r} makes")
+        raise SetupError(f"Checked: size is {size!r}, say how many bytes {framing.checksum!r} returns")
     if natural is not None and size < natural:
         raise SetupError(f"Checked: size is {size}, {framing.checksum!r} makes {natural} bytes")
     if not isinstance(framing.mark, bytes):
-        raise SetupError(f"Checked: mark is {framing.mark!r}, it has to be bytes")
+        raise SetupError(f"Checked: mark is {framing.mark!r}; it must be bytes")
     if framing.bad not in ("drop", "error"):
-        raise SetupError(f"Checked: bad is {framing.bad!r}, it has to be 'drop' or 'error'")
+        raise SetupError(f"Checked: bad is {framing.bad!r}; it must be 'drop' or 'error'")
     if isinstance(framing.framing, Resync):
-        raise SetupError("Checked: Resync goes around it, Resync(Checked(…)), not into it")
+        raise SetupError("Checked: put Resync around it, as in Resync(Checked(…))")
     return size
 
 

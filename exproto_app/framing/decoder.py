@@ -90,7 +90,7 @@ class Decoder:
             framing = framing.framing
         limit = getattr(framing, "limit", FRAME_LIMIT)
         if not is_count(limit):
-            raise SetupError(f"{framing!r}: limit is {limit!r}, it has to be a whole number above 0")
+            raise SetupError(f"{framing!r}: limit is {limit!r}; it must be a whole number above 0")
         if mode == "split":
             self._other = Splitter(cast("SplitFraming", framing), limit)
         else:

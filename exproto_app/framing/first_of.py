@@ -56,7 +56,7 @@ def _branch(choice: object, *, last: bool) -> _Branch:
     start, framing = pair
     refuse_unreadable("FirstOf", cast("Framing", framing))
     if isinstance(framing, Resync):
-        raise SetupError("FirstOf: Resync goes around it, Resync(FirstOf(…)), not into it")
+        raise SetupError("FirstOf: put Resync around it, as in Resync(FirstOf(…))")
     first = None
     if mode_of(cast("Framing", framing)) == "cut":
         framing = cast("Stock", framing).closed()

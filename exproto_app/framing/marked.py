@@ -56,7 +56,7 @@ class Line(Stock):
 
     def __attrs_post_init__(self) -> None:
         if self.ending not in (b"\n", b"\r\n"):
-            raise SetupError(f"Line: ending is {self.ending!r}, it has to be b'\\n' or b'\\r\\n'")
+            raise SetupError(f"Line: ending is {self.ending!r}; it must be b'\\n' or b'\\r\\n'")
 
     def encode(self, frame: bytes) -> bytes:
         """Return *frame* and the ending; raises `FramingError` if it wouldn't be read as one line."""
@@ -131,7 +131,7 @@ def _table(escapes: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
         return dict(escapes or {})
     except (TypeError, ValueError):
         raise SetupError(
-            f"StartEnd: escapes is {escapes!r}, it has to be a mapping of bytes to bytes"
+            f"StartEnd: escapes is {escapes!r}; it must be a mapping of bytes to bytes"
         ) from None
 
 
@@ -148,7 +148,7 @@ def _escapes(framing: StartEnd) -> tuple[tuple[bytes, bytes], ...]:
     leads = {escape[:1] for escape in table.values()}
     seconds = {escape[1:] for escape in table.values()}
     if len(leads) > 1:
-        raise SetupError("StartEnd: escapes start with different bytes, they have to start with the same one")
+        raise SetupError("StartEnd: escapes start with different bytes, they must start with the same one")
     if not leads < table.keys():
         raise SetupError(f"StartEnd: escapes lack {min(leads)!r}, with which they start, or any other byte")
     if len(seconds) < len(table) or seconds & table.keys():
@@ -253,7 +253,7 @@ class StartEnd(Stock):
         if size > self.limit:
             return Wrong(over(size, self.limit), behind - start, size - self.limit)
         if frame is None:
-            reason = f"frame has an escape that stands for nothing: {shown(data[begin:end])}"
+            reason = f"frame has an unknown escape: {shown(data[begin:end])}"
             return Wrong(reason, behind - start)
         return frame, behind
 

@@ -68,7 +68,7 @@ def refuse_unreadable(where: str, framing: Framing) -> None:
     """Refuse a framing that can't be read frame by frame."""
     if mode_of(framing) == "split" and not callable(getattr(framing, "decode", None)):
         raise SetupError(
-            f"{where}: {framing!r} has split alone, it needs decode to be one of several framings"
+            f"{where}: {framing!r} has only split; to be one of several framings it needs decode"
         )
 
 

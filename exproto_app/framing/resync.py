@@ -20,13 +20,13 @@ __all__ = ["Resync"]
 def _start_tuple(start: bytes | Sequence[bytes] | None) -> tuple[bytes, ...]:
     starts = () if start is None else (start,) if isinstance(start, bytes) else tuple(start)
     if not all(isinstance(one, bytes) and one for one in starts):
-        raise SetupError(f"Resync: start is {start!r}, it has to be bytes, or several of them")
+        raise SetupError(f"Resync: start is {start!r}; it must be bytes, or several of them")
     return starts
 
 
 @attrs.frozen
 class Resync(Stock):
-    """Frames of *framing*, found again behind garbage: what is no frame is skipped up to the next *start*.
+    """Frames of *framing*, found again after garbage: what isn't a frame is skipped up to the next *start*.
 
     *start* is how a frame begins, bytes or several of them; without it *framing* has to know
     (`LengthPrefix(…, start=…)`, `StartEnd`, or `FirstOf` and `Checked` with such ones). What is skipped is
@@ -50,7 +50,7 @@ class Resync(Stock):
                 "Resync: a frame may begin anywhere in StartEnd(…, shared=True), also in garbage"
             )
         if not starts:
-            raise SetupError(f"Resync: {self.framing!r} may start with any bytes; tell with which, by start=")
+            raise SetupError(f"Resync: {self.framing!r} may start with any bytes; say which, with start=")
         fields = {
             "mode": "cut" if mode_of(self.framing) == "cut" else "decode",
             "limit": limit_of(self.framing),

@@ -115,7 +115,7 @@ def _size_known(_: object, __: object, size: int) -> None:
 
 def _marker(_: object, attribute: attrs.Attribute[bytes], marker: bytes) -> None:
     if not isinstance(marker, bytes):
-        raise SetupError(f"LengthPrefix: {attribute.name} is {marker!r}, it has to be bytes")
+        raise SetupError(f"LengthPrefix: {attribute.name} is {marker!r}; it must be bytes")
 
 
 def _default_strip(framing: LengthPrefix) -> int:
@@ -170,7 +170,7 @@ class LengthPrefix(Stock):
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.adjustment, int):
-            raise SetupError(f"LengthPrefix: adjustment is {self.adjustment!r}, it has to be a whole number")
+            raise SetupError(f"LengthPrefix: adjustment is {self.adjustment!r}; it must be a whole number")
         if self.offset < len(self.start):
             raise SetupError(
                 f"LengthPrefix: offset is {self.offset}, start alone has {len(self.start)} bytes"
@@ -220,7 +220,7 @@ class LengthPrefix(Stock):
         value = len(frame) - self.adjustment
         if not 0 <= value < 1 << 8 * self.size:
             raise FramingError(
-                f"frame has {len(frame)} bytes, that is no length of {self.size} bytes: {value}"
+                f"frame has {len(frame)} bytes; its length, {value}, doesn't fit into {self.size} bytes"
             )
         return self.start + value.to_bytes(self.size, self.byteorder) + frame + self.end
 
@@ -229,10 +229,10 @@ class LengthPrefix(Stock):
             raise FramingError(f"frame has {len(frame)} bytes, its header alone has {self.header}")
         told = self.header + self.adjustment + int(self._unpack(frame, self.offset)[0]) + len(self.end)
         if told != len(frame):
-            raise FramingError(f"frame has {len(frame)} bytes, its length field makes it {told}")
+            raise FramingError(f"frame has {len(frame)} bytes, its length field says {told}")
         if not (frame.startswith(self.start) and frame.endswith(self.end)):
             raise FramingError(
-                f"frame doesn't stand between {shown(self.start)} and {shown(self.end)}: {shown(frame)}"
+                f"frame isn't between {shown(self.start)} and {shown(self.end)}: {shown(frame)}"
             )
 
     def first(self, data: bytes, start: int) -> Found:
@@ -344,7 +344,7 @@ class Varint(Stock):
             if len(data) - start < _VARINT:
                 return Wait(len(data) - start + 1)
             return Wrong(
-                f"length is no varint of {_VARINT} bytes at most: {shown(data[start : start + 5])}", 0
+                f"length is not a varint of at most {_VARINT} bytes: {shown(data[start : start + 5])}", 0
             )
         if length > self.limit:
             return Wrong(over(length, self.limit), 0)

@@ -139,8 +139,8 @@ def _check_ports(flows: list[_Flow], name: str, port: int | None) -> None:
         return
     if ports:
         listed = ", ".join(map(str, sorted(ports)))
-        raise SetupError(f"{name} has traffic to several ports ({listed}); say which is the server's: --port")
-    raise SetupError(f"{name} doesn't tell which side is the server; say its port: --port")
+        raise SetupError(f"{name} has traffic to several ports ({listed}); give the server's with --port")
+    raise SetupError(f"{name} doesn't show which side is the server; give its port with --port")
 
 
 # --- packets
@@ -153,7 +153,7 @@ def _packets(dpkt: Any, file: BinaryIO, name: str, notes: list[str]) -> Iterator
         reader = importlib.import_module("dpkt.pcap").UniversalReader(file)
         parse_frame = _link(reader.datalink())
     except wrong as error:
-        raise SetupError(f"{name} is no capture that can be read: {error}") from None
+        raise SetupError(f"{name} is not a readable capture: {error}") from None
     frames = iter(reader)
     while True:
         try:
@@ -161,7 +161,7 @@ def _packets(dpkt: Any, file: BinaryIO, name: str, notes: list[str]) -> Iterator
         except StopIteration:
             return
         except wrong:
-            notes.append(f"{name} was cut off; what stands before is taken")
+            notes.append(f"{name} was cut off; what comes before that is used")
             return
         try:
             packet = _transport(float(at), parse_frame(frame))

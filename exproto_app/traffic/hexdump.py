@@ -160,7 +160,7 @@ def undump(text: str) -> bytes:
         if piece[:2] in ("0x", "0X") and len(digits) == 1:
             digits = "0" + digits
         if not digits:
-            raise SetupError(f"{piece!r} is no hex; write it like 78780d01 or 78 78 0d 01")
+            raise SetupError(f"{piece!r} is not hex; write it like 78780d01 or 78 78 0d 01")
         if len(digits) % 2:
             raise SetupError(f"{piece!r} has an odd number of hex digits; a byte needs two")
         data += bytes.fromhex(digits)

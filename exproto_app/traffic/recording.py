@@ -247,10 +247,10 @@ def parse(lines: Iterable[str], name: str) -> Recording:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError) and not text.endswith("\n"):
-                recording.notes.append(f"{name}, line {number} was cut off, and is left out")
+                recording.notes.append(f"{name}, line {number} was cut off and is skipped")
                 break
             raise SetupError(
-                f"{name}, line {number} is no event of a recording ({_why(error)}): {_short(text)}"
+                f"{name}, line {number} is not a recorded event ({_why(error)}): {_short(text)}"
             ) from None
         recording.entries.append(entry)
         if isinstance(entry.event, Gap):
@@ -265,7 +265,7 @@ def _start(text: str, name: str) -> tuple[float, int]:
         facts = json.loads(text)
         version = facts["recording"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise SetupError(f"{name} is no recording; make one with run --record FILE") from None
+        raise SetupError(f"{name} is not a recording; make one with run --record FILE") from None
     if version != VERSION:
         raise SetupError(
             f"{name} is a recording of version {version!r}, this exproto-app reads version {VERSION}; "
@@ -293,14 +293,14 @@ def event_of(facts: dict[str, Any]) -> Event | Gap:
     kind = facts["event"]
     make = _MAKERS.get(kind) if isinstance(kind, str) else None
     if make is None:
-        raise ValueError(f"there is no event {kind!r}")
+        raise ValueError(f"unknown event {kind!r}")
     return make(facts)
 
 
 def _opened(facts: dict[str, Any]) -> Opened:
     socktype = facts["socktype"]
     if socktype not in ("tcp", "ssl", "udp", "dtls"):
-        raise ValueError(f"there is no socktype {socktype!r}")
+        raise ValueError(f"unknown socktype {socktype!r}")
     cert = Certificate(**facts["cert"]) if "cert" in facts else None
     info = ConnectionInfo(socktype, _address(facts["peer"]), _address(facts["local"]), cert)
     client = ClientInfo(**facts["client"]) if "client" in facts else None
@@ -332,7 +332,7 @@ def _failed(facts: dict[str, Any]) -> Failed:
 
 def _str(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 
@@ -344,7 +344,7 @@ def _seconds(value: object) -> float:
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r} is no count")
+        raise TypeError(f"{value!r} is not a count")
     return value
 
 

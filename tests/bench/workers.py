@@ -79,7 +79,7 @@ class Workers:
         lines: list[str] = []
         for line in self.process.stdout or ():
             lines.append(line)
-            if "Ctrl-C ends them" in line:
+            if "Ctrl-C stops them" in line:
                 break
         text = "".join(lines)
         port = re.search(r"tcp://127\.0\.0\.1:(\d+)", text)

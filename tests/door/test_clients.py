@@ -360,7 +360,7 @@ def test_a_port_that_is_taken_closes_the_door_but_not_the_gateway() -> None:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         listen = ("--listen", "tcp://127.0.0.1:0", "--mqtt-listen", where)
         with gateway(ECHO, *listen) as (_, lines):
-            assert "another program has the port; choose with --mqtt-listen" in "".join(lines)
+            assert "another program has the port; choose another with --mqtt-listen" in "".join(lines)
             with socket.create_connection(("127.0.0.1", port_of(lines)), timeout=PATIENCE) as device:
                 assert device.recv(6) == b"hello\n"
 

@@ -130,7 +130,7 @@ def test_serve_prints_the_files_of_tls() -> None:
         ((FLEET, "--protocol", "boat=:8001"), "serves no protocol 'boat'"),
         ((FLEET, "--protocol", "tracker=:1", "--protocol", "meter=:1"), "the same port"),
         ((FLEET, "--protocol", "meter,boat=:1"), "serves no protocol 'boat'"),
-        ((FLEET, "--protocol", "meter,meter=:1"), "'meter,meter' has a protocol twice"),
+        ((FLEET, "--protocol", "meter,meter=:1"), "'meter,meter' names a protocol twice"),
         ((FLEET, "--protocol", "tracker=udp://:1", "--protocol", "meter=:1"), "the same port"),
         ((FLEET, "--protocol", "tracker=ftp://:1"), "ftp:// should be tcp://"),
         ((FLEET, "--protocol", "meter=:1", "--sniff-time", "0"), "limit sniff_time is 0"),

@@ -100,8 +100,8 @@ def target(setup: Setup, limit: float = IMPORT) -> Iterator[Finding]:
         with _bounded(limit), contextlib.redirect_stdout(sys.stderr):
             setup.app = load(setup.target)
     except _TooLong:
-        words = f"{setup.target}: its import takes longer than {limit:g} s"
-        yield failed("import", words, "leave what takes long, or waits, to on_startup")
+        words = f"importing {setup.target} takes longer than {limit:g} s"
+        yield failed("import", words, "move slow or blocking work to on_startup")
         return
     except SetupError as error:
         words, _, remedy = str(error).partition("; ")

@@ -214,12 +214,12 @@ def _no_broker(data: bytes) -> Finding | None:
     from ...hosts.mqtt.reasons import NO_MQTT5  # noqa: PLC0415 - an extra
 
     if data[:2] == TLS_ALERT:
-        return failed("broker.login", "what is there speaks TLS", "write mqtts://")
+        return failed("broker.login", "that port speaks TLS", "write mqtts://")
     if data[:2] == MQTT3_ANSWER:
-        return failed("broker.login", "it answers by MQTT 3", NO_MQTT5)
+        return failed("broker.login", "it answers with MQTT 3", NO_MQTT5)
     if data[:1] not in (b"\x20", b"\xe0"):
         remedy = "correct the port in --mqtt; 1883 is usual, 8883 with mqtts://"
-        return failed("broker.login", f"what is there is no MQTT broker, it said {data[:40]!r}", remedy)
+        return failed("broker.login", f"that port doesn't speak MQTT: it answered {data[:40]!r}", remedy)
     return None
 
 
@@ -243,7 +243,7 @@ async def _round_trip(talk: Talk, topic: str) -> Finding:
     """Publish to ourselves."""
     began = talk.loop.time()
     payload = secrets.token_bytes(8)
-    remedy = f"have it allow this user {topic}, or name a topic that is allowed: --mqtt-topic"
+    remedy = f"allow this user to use {topic}, or name an allowed topic with --mqtt-topic"
     session = talk.session
     try:
         for name, outcome in (

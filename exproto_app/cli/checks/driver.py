@@ -67,7 +67,7 @@ def fits(
             yield ok("driver.files", str(path))
     broker_python = python or shutil.which("python3")
     if broker_python is None:
-        yield failed("driver.python", "python3: there is none on the PATH; the broker needs one")
+        yield failed("driver.python", "python3 is not on the PATH; the broker needs it")
         return
     try:
         major, minor = check_python(broker_python)
@@ -137,9 +137,7 @@ def check_python(python: str) -> tuple[int, int]:
         done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603 - the user names it
         major, minor, _ = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
-        raise SetupError(
-            f"{python} can't be started as a Python; give the path of the broker's python3"
-        ) from None
+        raise SetupError(f"{python} can't be run as Python; give the path of the broker's python3") from None
     here = sys.version_info[:2]
     if (major, minor) != here:
         text = f"{python} is Python {major}.{minor}, but exproto-app is installed for {here[0]}.{here[1]}"

@@ -51,7 +51,7 @@ def emqx(setup: Setup) -> Iterator[Finding]:
     try:
         from ...hosts.grpc import AdapterMap  # noqa: PLC0415 - an extra
     except ImportError as error:
-        words = f"EMQX wasn't looked at: it needs: pip install 'exproto-app[grpc]' ({error})"
+        words = f"EMQX wasn't checked, which needs: pip install 'exproto-app[grpc]' ({error})"
         yield skipped("emqx", words)
         return
     try:
@@ -71,8 +71,8 @@ def emqx(setup: Setup) -> Iterator[Finding]:
         yield skipped("emqx.adapter", "the adapter's address is known when EMQX calls (auto)")
     problem = is_free(gateway.bind)
     if problem:
-        words = f"whether EMQX calls can't be seen: {problem}"
-        yield skipped("emqx.callback", words, "while serve runs, its own log tells who calls")
+        words = f"can't check whether EMQX calls: {problem}"
+        yield skipped("emqx.callback", words, "while serve runs, its own log says who calls")
     else:
         yield from asyncio.run(_callback(setup, gateway, adapters))
 
@@ -108,15 +108,15 @@ async def _speaks(host: str, port: int, wait: float) -> Finding:
         while not answer.done() and loop.time() < began + wait and not broker.client.trouble:
             await asyncio.wait((answer,), timeout=0.05)
         if not answer.done():
-            words = broker.client.trouble or f"it says nothing within {wait:g} s"
-            return failed("emqx.adapter", f"{where} is no adapter: {words}", ADAPTER_REMEDY)
+            words = broker.client.trouble or f"it doesn't answer within {wait:g} s"
+            return failed("emqx.adapter", f"{where} is not an ExProto adapter: {words}", ADAPTER_REMEDY)
     finally:
         await broker.close()
     status, message = answer.result()
     error = judge("Unsubscribe", status, message)
     took = loop.time() - began
     if isinstance(error, UnsupportedError):
-        words = f"{where} is another gRPC program, it knows no ConnectionAdapter"
+        words = f"{where} is another gRPC program: it has no ConnectionAdapter"
         return failed("emqx.adapter", words, ADAPTER_REMEDY)
     if status != 0 or error is None:
         words = str(error or "it has a connection that can't be")
@@ -273,7 +273,7 @@ def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
         advice = "it calls when a device comes: have one connect, or give --device HOST:PORT"
         return ok("emqx.callback", f"EMQX at {host} is connected, but hasn't called", advice)
     if ear.said:
-        words = f"nobody calls as EMQX does, but {ear.said[-1]}"
+        words = f"EMQX doesn't call, but {ear.said[-1]}"
         return failed("emqx.callback", words, _address(setup, gateway))
     words = f"nobody called {gateway.bind} within {setup.wait:g} s"
     return failed("emqx.callback", words, _address(setup, gateway))

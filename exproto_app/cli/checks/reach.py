@@ -24,10 +24,10 @@ async def reach(
     try:
         addresses = await asyncio.wait_for(_look_up(host, port), setup.wait)
     except OSError:
-        return [failed(f"{check}.dns", f"there is no host {host!r}", f"correct its name in {option}")], None
+        return [failed(f"{check}.dns", f"unknown host {host!r}", f"correct its name in {option}")], None
     except asyncio.TimeoutError:
-        words = f"nobody tells the address of {host!r} within {setup.wait:g} s"
-        remedy = f"see to this machine's DNS, or give {option} an address"
+        words = f"looking up {host!r} gives no answer within {setup.wait:g} s"
+        remedy = f"check this machine's DNS, or give {option} an IP address"
         return [failed(f"{check}.dns", words, remedy)], None
     found = ", ".join(dict.fromkeys(str(address[0]) for _, address in addresses))
     findings = [ok(f"{check}.dns", f"{host} is {'an address' if found == host else found}")]

@@ -131,11 +131,11 @@ def _count(text: str, value: str | None) -> int | None:
     if value is None:
         return None
     if not value.isdecimal() or int(value) < 1:
-        raise SetupError(f"listener {text!r}: max-connections is {value!r}, it has to be a number above 0")
+        raise SetupError(f"listener {text!r}: max-connections is {value!r}; it must be a number above 0")
     return int(value)
 
 
 def _flag(text: str, name: str, value: str | None, *, default: bool) -> bool:
     if value not in (None, "0", "1"):
-        raise SetupError(f"listener {text!r}: {name} is {value!r}, it has to be 0 or 1")
+        raise SetupError(f"listener {text!r}: {name} is {value!r}; it must be 0 or 1")
     return default if value is None else value == "1"

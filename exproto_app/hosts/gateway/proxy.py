@@ -73,7 +73,7 @@ def _version_1(line: bytes) -> Generator[int, bytes, Proxied | None]:
     try:
         source, destination = (kind(word.decode("ascii")) for word in words[2:4])
     except ValueError:
-        raise FramingError("the PROXY line has an address that is none") from None
+        raise FramingError("the PROXY line has an invalid address") from None
     return Proxied(_address(source, _port(words[4])), _address(destination, _port(words[5])))
 
 
@@ -89,7 +89,7 @@ def _missing(line: bytes) -> int:
 
 def _port(word: bytes) -> int:
     if not word.isdigit() or len(word) > 5 or int(word) > 65_535:
-        raise FramingError("the PROXY line has a port that is none")
+        raise FramingError("the PROXY line has an invalid port")
     return int(word)
 
 

@@ -30,7 +30,7 @@ def share(listen: Listen, count: int) -> list[list[socket.socket]]:
 
     A port 0 is chosen once. Raises `SetupError`, for a port that somebody else shares too.
     """
-    # Sockets that share don't see others that do so, of a gateway that runs already for example.
+    # Sockets that share don't see others that do so, of a gateway that is already running for example.
     probes = bind(listen)
     addresses: list[Bound] = [(probe.family, probe.getsockname()) for probe in probes]
     for probe in probes:

@@ -229,7 +229,7 @@ class Users:
                 f"{self._path} can't be read: {(error.strerror or str(error)).lower()}"
             ) from None
         except UnicodeDecodeError:
-            raise SetupError(f"{self._path} is no UTF-8 text") from None
+            raise SetupError(f"{self._path} is not UTF-8 text") from None
         hashes = {}
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):
