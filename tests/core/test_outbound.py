@@ -23,8 +23,9 @@ class FencedLink(FakeLink):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[Outcome[None]] = []
+        self.fence = self._ask
 
-    def fence(self) -> Outcome[None]:
+    def _ask(self) -> Outcome[None]:
         self.asked.append(Outcome(FakeWaiter))
         return self.asked[-1]
 

@@ -169,7 +169,7 @@ def test_a_handler_that_is_dropped_forgets_its_request() -> None:
     asking.feed(b"ask\n")
     task = task_of(asking)
     with pytest.raises(GeneratorExit):
-        task._steps.throw(GeneratorExit)  # noqa: SLF001 - as a loop that is closed
+        task._steps.throw(GeneratorExit)
     assert asking.seen == [GeneratorExit]
     assert asking.channel.requests is not None
     assert asking.channel.requests.waiting == []

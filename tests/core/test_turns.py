@@ -1,4 +1,4 @@
-"""What has turns of its own: messages of the broker, silence, regular calls, and handlers that take longer."""
+"""What has turns of its own: messages, silence, regular calls, and handlers that take longer."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def test_bytes_of_the_device_start_its_timer_afresh() -> None:
     world.runtime.advance(6)
     channel.received(b"x\n")
     world.runtime.advance(6)
-    assert not channel.closing
+    assert not channel.held
     world.runtime.advance(6)
-    assert (channel.closing, channel.detail) == ("timeout", "silent for 10 s")
+    assert (channel.reason, channel.detail) == ("timeout", "silent for 10 s")
 
 
 def test_a_device_that_is_not_read_is_not_silent() -> None:

@@ -165,7 +165,12 @@ def test_verbs_of_a_thread_are_carried_out_in_the_loop_in_their_order() -> None:
     channel.received(b"hello\n")
     conn = channel.conn
     world.runtime.other_thread = True
-    outcomes = [conn.send(b"1"), conn.publish("a", b""), conn.subscribe("b", 1), conn.request(b"2")]
+    outcomes: list[Outcome[Any]] = [
+        conn.send(b"1"),
+        conn.publish("a", b""),
+        conn.subscribe("b", 1),
+        conn.request(b"2"),
+    ]
     conn.start_timer(5)
     conn.spawn(idle())
     assert (link.sent, world.hub.asked) == (b"", [])
@@ -195,7 +200,7 @@ def test_what_the_connections_end_overtakes_fails_in_the_thread_too() -> None:
     channel, _ = world.connect()
     conn = channel.conn
     world.runtime.other_thread = True
-    outcomes = [conn.send(b"1"), conn.subscribe("b"), conn.request(b"2")]
+    outcomes: list[Outcome[Any]] = [conn.send(b"1"), conn.subscribe("b"), conn.request(b"2")]
     conn.spawn(idle())
     conn.start_timer(5)
     conn.terminate()
@@ -254,7 +259,7 @@ def test_what_a_task_raises_is_a_handlers_error_unless_the_connection_has_gone(*
     if gone:
         channel.terminated()
     else:
-        next(iter(channel.tasks._running)).cancel()  # type: ignore[union-attr] # noqa: SLF001 - as a loop that ends
+        next(iter(channel.tasks._running)).cancel()  # type: ignore[union-attr]
     world.settle()
     assert world.app.stats["handler_errors"] == (not gone)
     assert channel.reason == ("device closed" if gone else "error")
@@ -355,5 +360,3 @@ def test_the_app_publishes_from_a_thread_and_a_refusal_is_logged(caplog: pytest.
     assert isinstance(outcome.error, CommandError)
     assert "app ! publish to 'a' failed: away" in caplog.text
     assert world.app.stats["commands_failed"] == 1
-
-

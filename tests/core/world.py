@@ -205,7 +205,7 @@ class FakeLink:
     """The device's side, which remembers what it was told."""
 
     answers = False
-    fence = None
+    fence: Callable[[], Outcome[None]] | None = None
     write: Callable[[bytes], object] | None = None
 
     def __init__(self) -> None:
