@@ -10,7 +10,7 @@ from exproto_app import App, Connection, Message
 from exproto_app.core import State
 from exproto_app.framing import Line
 from exproto_app.models import Limits
-from exproto_app.tap import Dropped, Event
+from exproto_app.tap import Dropped, Event, Failed
 
 from .world import FakeWaiter, World
 
@@ -299,3 +299,97 @@ def test_a_task_that_is_dropped_behind_the_end_is_logged(caplog: pytest.LogCaptu
     world.runtime.threads[0].run()
     channel.failed("late", None, ValueError("late"))
     assert "late failed after the end" in caplog.text
+
+
+def test_handlers_in_threads_have_turns_like_others() -> None:
+    app, seen = app_of(), list[str]()
+
+    @app.on_deliver(blocking=True)
+    def deliver(conn: Connection[Any, Any], message: Message) -> None:
+        seen.append(message.topic)
+
+    @app.on_timeout(blocking=True)
+    def timeout(conn: Connection[Any, Any]) -> None:
+        seen.append("timeout")
+
+    world = World(app)
+    channel, _ = world.connect()
+    channel.delivered([Message("a", b"")], lambda: seen.append("acknowledged"))
+    channel.advance()
+    world.runtime.threads.pop().run()
+    channel.conn.start_timer(5)
+    world.runtime.advance(6)
+    world.runtime.threads.pop().run()
+    assert seen == ["a", "acknowledged", "timeout"]
+    assert channel.reason == "timeout"
+
+
+def test_a_handler_that_the_end_interrupts_has_not_failed() -> None:
+    app, waiter = app_of(), FakeWaiter()
+
+    @app.on_received(b"slow")
+    async def slow(conn: Connection[Any, Any], frame: bytes) -> None:
+        await waiter
+        await conn.subscribe("a")
+
+    world = World(app)
+    channel, _ = world.connect()
+    channel.received(b"slow\n")
+    channel.terminated()
+    waiter.set_result(None)
+    world.settle()
+    assert (channel.state, app.stats["handler_errors"]) == (State.ENDED, 0)
+
+
+def test_an_on_error_that_fails_is_logged_and_shown(caplog: pytest.LogCaptureFixture) -> None:
+    app, events = app_of(), list[Event]()
+
+    @app.on_received(b"bad")
+    def bad(conn: Connection[Any, Any], frame: bytes) -> None:
+        raise ValueError(frame)
+
+    @app.on_error
+    def wrong(conn: Connection[Any, Any], error: BaseException) -> None:
+        raise KeyError("wrong")
+
+    world = World(app)
+    channel, _ = world.connect()
+    channel.watch(lambda tap, now, event: events.append(event))
+    channel.received(b"bad\n")
+    world.settle()
+    assert channel.reason == "error"
+    assert "wrong failed: KeyError('wrong')" in caplog.text
+    assert len([event for event in events if isinstance(event, Failed)]) == 2
+
+
+def test_a_limit_of_the_end_that_fires_late_does_nothing() -> None:
+    app = app_of()
+    world = World(app)
+    world.hub.at_once = False
+    channel, link = world.connect()
+    channel.conn.publish("a", b"")
+    channel.end("kicked")
+    world.settle()
+    limit = world.runtime.timers[-1]
+    channel.terminated()
+    assert channel.state is State.ENDED
+    limit.call()
+    assert link.told == []
+
+
+def test_a_last_message_is_waited_for_once() -> None:
+    app = app_of()
+
+    @app.on_terminated
+    def gone(conn: Connection[Any, Any], reason: str) -> None:
+        conn.publish("last", b"")
+
+    world = World(app)
+    world.hub.at_once = False
+    channel, _ = world.connect()
+    channel.terminated()
+    limit = world.runtime.timers[-1]
+    world.hub.unanswered[0].settle(None)
+    assert channel.state is State.ENDED
+    limit.call()
+    assert world.hub.forgotten == [channel]
