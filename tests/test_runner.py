@@ -192,5 +192,5 @@ def test_an_exit_in_on_shutdown_ends_the_program_behind_the_others(error: BaseEx
 
     for _ in range(2):
         with pytest.raises(type(error)), TestClient(app) as device:
-            device.connect()
+            assert not device.connection.closed
     assert seen == ["gone: device closed", "second"] * 2
