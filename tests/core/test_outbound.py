@@ -78,7 +78,6 @@ def test_an_awaited_send_asks_the_fence_behind_what_was_sent() -> None:
     assert seen == [None]
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="the broker queue forgets it while it fails it")
 def test_a_fence_fails_at_the_end_at_the_latest() -> None:
     world, link = world_of(), FencedLink()
     channel, _ = world.connect(link)
