@@ -145,3 +145,52 @@ def test_an_exit_in_a_handler_ends_the_gateway_with_all_farewells(kind: str, loo
     with pytest.raises(SystemExit, match="3"):
         run_loop(main(), find_uvloop(loop))
     assert seen == ["gone", "down"]
+
+
+EXITS = [SystemExit(3), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", EXITS, ids=repr)
+def test_an_exit_in_on_startup_ends_the_program_with_the_app_detached(error: BaseException) -> None:
+    app, seen = App(), list[str]()
+
+    @app.on_connect
+    def connect(conn: Connection) -> None:
+        seen.append("never")
+
+    @app.on_startup
+    def first() -> None:
+        seen.append("first")
+        raise error
+
+    @app.on_startup
+    def second() -> None:
+        seen.append("second")
+
+    for _ in range(2):
+        with pytest.raises(type(error)), TestClient(app):
+            seen.append("never")
+    assert seen == ["first", "first"]
+
+
+@pytest.mark.parametrize("error", EXITS, ids=repr)
+def test_an_exit_in_on_shutdown_ends_the_program_behind_the_others(error: BaseException) -> None:
+    app, seen = App(framing=Line()), list[str]()
+
+    @app.on_terminated
+    def gone(conn: Connection, reason: str) -> None:
+        seen.append(f"gone: {reason}")
+
+    @app.on_shutdown
+    async def first() -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    @app.on_shutdown
+    def second() -> None:
+        seen.append("second")
+
+    for _ in range(2):
+        with pytest.raises(type(error)), TestClient(app) as device:
+            assert not device.connection.closed
+    assert seen == ["gone: device closed", "second"] * 2

@@ -108,7 +108,7 @@ class BrokerQueue:
         """Let nobody wait any more: the device has gone. What was to be published still goes."""
         self._closed = True
         pending, self._pending = self._pending, set()
-        for outcome in pending:
+        for outcome in tuple(pending):  # `track` takes each out as it fails
             outcome.fail(error)
 
     def _run(self, command: Command, target: Outcome[Any] | None) -> Outcome[Any]:

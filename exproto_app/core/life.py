@@ -299,8 +299,9 @@ class Life:
         self._make_failures().handler(where, after, error, said)
 
     def command_failed(self, command: object, outcome: Outcome[Any]) -> None:
-        """Have the failure of *command* logged and judged."""
-        if self.state is ENDED:
+        """Have the failure of *command* logged and judged, unless the connection's end is the reason."""
+        # Which threads and destructors find out where they are: it must not touch the loop.
+        if self.state is ENDED or isinstance(outcome.error, ClosedError):
             log.debug("%s ! %s after the end", self, described(command))
             return
         self._make_failures().command(command, outcome)

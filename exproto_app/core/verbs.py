@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..commands import Command, Outcome, Publish, Register, refused
-from ..errors import UnsupportedError
+from ..errors import UnavailableError, UnsupportedError
 from .broker_queue import BrokerQueue
 from .life import Life
 from .naming import described
@@ -97,11 +97,18 @@ class Verbs(Life):
             coroutine.close()
             self.refuse("spawn", self.closed_error())
         elif self.engine.runtime.in_other_thread():
-            self.engine.runtime.call_from_thread(self.spawn, coroutine)
+            self.engine.runtime.call_from_thread(self._spawn_for_thread, coroutine)
         else:
             if self.tasks is None:
                 self.tasks = Tasks(self._whole)
             self.tasks.spawn(coroutine)
+
+    def _spawn_for_thread(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run *coroutine* for a thread, which has gone on: a refusal is a command's that nobody awaits."""
+        try:
+            self.spawn(coroutine)
+        except UnavailableError as error:
+            self.refuse("spawn", error)
 
     def start_timer(self, seconds: float) -> None:
         """Limit the device's silence to *seconds* from now on."""

@@ -126,9 +126,11 @@ class FakeRuntime:
         return self.now
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        assert not self.other_thread, "a loop is told so by its own thread only"
         self.soon.append(partial(callback, *args))
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> FakeTimer:
+        assert not self.other_thread, "a loop is told so by its own thread only"
         timer = FakeTimer(self.now + delay, partial(callback, *args))
         self.timers.append(timer)
         return timer
@@ -203,7 +205,7 @@ class FakeLink:
     """The device's side, which remembers what it was told."""
 
     answers = False
-    fence = None
+    fence: Callable[[], Outcome[None]] | None = None
     write: Callable[[bytes], object] | None = None
 
     def __init__(self) -> None:
