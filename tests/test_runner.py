@@ -27,7 +27,7 @@ class Told(logging.Handler):
         self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text += record.getMessage()
+        self.text += record.getMessage() + (record.stack_info or "")
         self.event.set()
 
 

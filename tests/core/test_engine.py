@@ -165,6 +165,7 @@ def test_one_chunk_is_written_past_the_queue_where_nothing_more_is_to_be_known()
     link.write = written.append
     channel, _ = world.connect(link)
     channel.received(b"a\n")
+    world.runtime.advance(0)  # the first read of a device is followed by a look at the clock
     channel.received(b"b\n")
     channel.received(b"c\nd\n")
     assert (written, link.sent) == ([b"a\n", b"b\n"], b"c\nd\n")
