@@ -121,7 +121,7 @@ def gateway(broker: Broker, metrics: int) -> Iterator[Gateway]:
     options = ["--mqtt", broker.url, "--workers", "2", "--listen", "tcp://127.0.0.1:0"]
     process = Process([*command, *options, "--metrics", f"127.0.0.1:{metrics}"])
     try:
-        process.wait_for("Ctrl-C ends them")
+        process.wait_for("Ctrl-C stops them")
         yield Gateway(process)
     finally:
         if process.runs:
