@@ -295,7 +295,7 @@ def test_decode_of_a_capture(tmp_path: Path) -> None:
         ((ECHO, "hello"), "'hello' is not hex; write it like 78780d01"),
         ((ECHO, "field.hex"), "there is no file 'field.hex' either"),
         ((ECHO, "zz" * 300), "is not hex"),
-        ((ECHO, ""), "there are no bytes"),
+        ((ECHO, ""), "no bytes given"),
         ((FLEET, "01"), "name the one you mean: --protocol NAME"),
         ((FLEET, "--protocol", "gt06", "01"), "the app serves no protocol 'gt06'"),
     ],

@@ -17,7 +17,11 @@ from exproto_app.hosts.gateway import Gateway
 from exproto_app.inspector import Inspector
 from exproto_app.models import Address
 
+MARKUP = "<img_src=x_onerror=\"document.title='pwned'\">"
+"""A name that a page might run."""
+
 HOSTILE = "<img src=x onerror=\"document.title='pwned'\">\x1b[31m\u202e"
+"""Text that would run in a page and act on a terminal; no name or topic may hold all of it."""
 
 
 def fleet() -> App:

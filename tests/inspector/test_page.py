@@ -16,7 +16,7 @@ from exproto_app.testing import replay
 from exproto_app.traffic.recording import parse
 
 from .chromium import PROGRAM, Tab, chromium, running
-from .site import HOSTILE, Site, fleet, site
+from .site import HOSTILE, MARKUP, Site, fleet, site
 
 pytestmark = [
     pytest.mark.system,
@@ -156,15 +156,14 @@ def test_the_next_device_is_seen_from_its_first_byte(in_chromium: InChromium) ->
 
 def test_what_devices_say_is_shown_and_never_run(in_chromium: InChromium) -> None:
     async def test(site: Site, tab: Tab) -> None:
-        name = HOSTILE.replace(" ", "_")
-        device = await site.device(login=name)
+        device = await site.device(login=MARKUP)
         await tab.until("document.querySelectorAll('#rows tr').length === 1")
         await tab.click("#rows tr")
         await tab.until(f"{EVENTS}.includes('opened')")
         await device.ask("<script>document.title='pwned'</script>")
-        await site.post("/api/publish", {"topic": f"down/{HOSTILE}", "text": HOSTILE})
+        await site.post("/api/publish", {"topic": f"down/{MARKUP}", "text": HOSTILE})
         await tab.until(f"{EVENTS}.includes('delivered')")
-        device.writer.write(b"break <b onclick=alert(1)>\n")
+        device.writer.write("break <b onclick=alert(1)>\x1b[31m\u202e\n".encode())
         await tab.until(f"{EVENTS}.includes('failed')")
         await device.close()
         await tab.until(f"{EVENTS}.includes('closed')")

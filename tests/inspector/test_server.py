@@ -28,7 +28,7 @@ from exproto_app.testing import replay
 from exproto_app.traffic.recording import parse
 
 from ..test_cli import COMMAND, ECHO, gateway, run
-from .site import HOSTILE, Site, fleet, on_site
+from .site import MARKUP, Site, fleet, on_site
 
 pytestmark = pytest.mark.live
 
@@ -441,9 +441,9 @@ def test_where_others_can_reach_it_a_token_is_made_up() -> None:
 
 def test_hostile_names_are_data() -> None:
     async def test(site: Site) -> None:
-        await site.device(login=HOSTILE.replace(" ", "_"))
+        await site.device(login=MARKUP)
         (row,) = await site.rows()
-        assert row["clientid"] == HOSTILE.replace(" ", "_")
+        assert row["clientid"] == MARKUP
         async with site.http.get("/api/connections") as response:
             assert response.content_type == "application/json"
 
