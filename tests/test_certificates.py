@@ -120,7 +120,7 @@ def test_the_brokers_password_from_a_file_or_the_environment(
     monkeypatch.delenv(MQTT_PASSWORD, raising=False)
     assert with_password("mqtt://me@host:1", str(path)) == "mqtt://me:a%2Fb%40c%3Ad@host:1"
     assert with_password("mqtt://me@host:1", None) == "mqtt://me@host:1"
-    with pytest.raises(SetupError, match="has a password already"):
+    with pytest.raises(SetupError, match="already has a password"):
         with_password("mqtt://me:pw@host", str(path))
     with pytest.raises(SetupError, match=r"--mqtt-password-file needs a user; write .* mqtt://USER@HOST"):
         with_password("mqtt://host", str(path))

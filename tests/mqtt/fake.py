@@ -64,6 +64,8 @@ class FakeBroker:
         """Go, and leave everybody without a word."""
         assert self._server is not None
         self._server.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # connections that were just accepted begin, so that they can be ended
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -96,10 +98,10 @@ class FakeBroker:
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            self._tasks.discard(task)
             writer.close()
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 await writer.wait_closed()
+            self._tasks.discard(task)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         buffer, clientid = b"", ""
