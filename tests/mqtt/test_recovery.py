@@ -94,7 +94,7 @@ def test_a_broker_that_is_away_is_asked_by_one_connection_at_a_time(kind: str) -
                 await asyncio.sleep(60)
                 broker.connects = 0
                 await asyncio.sleep(60)
-                assert broker.connects <= 120
+                assert broker.connects <= 130  # one each half a second, and a few at the edges
 
     hasty(test)
 
