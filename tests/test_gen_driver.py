@@ -122,8 +122,8 @@ def test_stock_refuses_what_the_brokers_loop_cant_do(tmp_path: Path, app: str, w
         (("--protocol", "default,default"), "'default,default' names a protocol twice"),
         (("--module", "With-Dash"), "can't be an Erlang atom and a Python module"),
         (("--module", "os"), "'os' is a Python module already; choose another name"),
-        (("--python", "no-such-python"), "no-such-python can't be started as a Python"),
-        (("--stock", "--acl"), "leave one of them out"),
+        (("--python", "no-such-python"), "no-such-python can't be run as Python"),
+        (("--stock", "--acl"), "leave out --stock or --acl"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
