@@ -21,7 +21,7 @@ check: lint types test
 CORE_BAR ?= 95
 coverage: .venv/dev
 	rm -f .venv/coverage .venv/coverage.*
-	$(BIN)/python -m coverage run -m pytest -q -m 'not live and not system'
+	$(BIN)/python -m coverage run -m pytest -q -m 'not live and not system' --hypothesis-profile=unit
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m tests.covered --fail-under $(CORE_BAR)

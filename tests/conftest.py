@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -14,6 +15,10 @@ from .erlang.broker import Vm, running
 from .mqtt.broker import MISSING as NO_MOSQUITTO
 from .mqtt.broker import Broker, free_port
 from .published import TABLE, lines
+
+# Under nohup SIGHUP is ignored, and so it would be by the programs that tests start.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is no failure; `pytest --hypothesis-profile long` is for a night of it.
 settings.register_profile("usual", deadline=None)
