@@ -160,12 +160,9 @@ class Failures:
     def command(self, command: object, outcome: Outcome[Any]) -> None:
         """Log what failed, and have it judged once its issuer has had the chance to await it."""
         owner, error = self._owner, outcome.error
-        if isinstance(error, ClosedError):
-            log.debug("%s ! %s after the end", owner, described(command))
-        else:
-            log.warning("%s ! %s failed: %s", owner, described(command), owner.hide(str(error)))
-            if owner.tracer is not None:
-                owner.tracer.refused(command, error)
+        log.warning("%s ! %s failed: %s", owner, described(command), owner.hide(str(error)))
+        if owner.tracer is not None:
+            owner.tracer.refused(command, error)
         if owner.waits & (RUNNING | HANDLER):
             self._unjudged.append((command, outcome))
             owner.waits |= FAILURES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import Any, Final
 
 from ...commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
@@ -136,7 +135,7 @@ class AdapterHub:
                 outcome.settle(None)
             elif isinstance(error, ClosedError) and link.proven:
                 # The device hung up, but what it had said before still counts.
-                self._raw(link.broker, command, link).when_done(partial(_pass_on, outcome))
+                outcome.follow(self._raw(link.broker, command, link))
             else:
                 outcome.fail(error)
 
@@ -218,10 +217,3 @@ def _counts(link: GrpcLink, command: Register, request: bytes, error: CommandErr
     # has none to show, there is nothing to judge, unless this broker is known to refuse such logins.
     hung_up = isinstance(error, ClosedError) and not isinstance(error, Crashed)
     return hung_up and command.password is None and not link.broker.refuses_anonymous
-
-
-def _pass_on(outcome: Outcome[Any], result: Outcome[None]) -> None:
-    if result.error is None:
-        outcome.settle(None)
-    else:
-        outcome.fail(result.error)
