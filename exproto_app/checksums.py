@@ -17,6 +17,8 @@ from typing import Final
 
 import attrs
 
+from .errors import SetupError
+
 __all__ = [
     "CRC16_ARC",
     "CRC16_CCITT_FALSE",
@@ -27,16 +29,21 @@ __all__ = [
     "SUM8",
     "XOR",
     "Checksum",
+    "crc",
 ]
 
 
 @attrs.frozen
 class Checksum:
-    """A checksum: call it with bytes. *function* is what it calls, for those who are in a hurry."""
+    """A checksum: call it with bytes. *function* is what it calls, for those who are in a hurry.
+
+    *parameters* are those of a CRC, as `crc` takes them: width, poly, init, reflected, xorout.
+    """
 
     name: str
     size: int
     function: Callable[[bytes], int] = attrs.field(repr=False, eq=False)
+    parameters: tuple[int, int, int, bool, int] | None = attrs.field(default=None, repr=False, eq=False)
 
     def __call__(self, data: bytes, /) -> int:
         """Return the checksum of *data*."""
@@ -139,20 +146,72 @@ XOR: Final = Checksum("XOR", 1, _xor)
 SUM8: Final = Checksum("SUM8", 1, _sum8)
 """The sum of all bytes, modulo 256."""
 
-CRC16_X25: Final = Checksum("CRC-16/X-25", 2, _fast("ibm_sdlc", _x25))
+CRC16_X25: Final = Checksum("CRC-16/X-25", 2, _fast("ibm_sdlc", _x25), (16, 0x1021, 0xFFFF, True, 0xFFFF))
 """CRC-16/IBM-SDLC, alias X-25, ISO-HDLC, CRC-B: GT06."""
 
-CRC16_ARC: Final = Checksum("CRC-16/ARC", 2, _fast("arc", _arc))
+CRC16_ARC: Final = Checksum("CRC-16/ARC", 2, _fast("arc", _arc), (16, 0x8005, 0, True, 0))
 """CRC-16/ARC, alias IBM, LHA: Teltonika."""
 
-CRC16_MODBUS: Final = Checksum("CRC-16/MODBUS", 2, _fast("modbus", _modbus))
+CRC16_MODBUS: Final = Checksum("CRC-16/MODBUS", 2, _fast("modbus", _modbus), (16, 0x8005, 0xFFFF, True, 0))
 """CRC-16/MODBUS, which stands lowest byte first in a Modbus RTU frame."""
 
-CRC16_CCITT_FALSE: Final = Checksum("CRC-16/CCITT-FALSE", 2, _fast("ibm_3740", _ccitt_false))
+CRC16_CCITT_FALSE: Final = Checksum(
+    "CRC-16/CCITT-FALSE", 2, _fast("ibm_3740", _ccitt_false), (16, 0x1021, 0xFFFF, False, 0)
+)
 """CRC-16/IBM-3740, alias CCITT-FALSE, AUTOSAR."""
 
-CRC16_XMODEM: Final = Checksum("CRC-16/XMODEM", 2, _fast("xmodem", _xmodem))
+CRC16_XMODEM: Final = Checksum("CRC-16/XMODEM", 2, _fast("xmodem", _xmodem), (16, 0x1021, 0, False, 0))
 """CRC-16/XMODEM, alias ACORN, V-41-MSB."""
 
-CRC32: Final = Checksum("CRC-32", 4, zlib.crc32)
+CRC32: Final = Checksum("CRC-32", 4, zlib.crc32, (32, 0x04C11DB7, 0xFFFFFFFF, True, 0xFFFFFFFF))
 """CRC-32/ISO-HDLC, alias PKZIP, the one of Ethernet and zip."""
+
+
+def crc(width: int, poly: int, *, init: int = 0, reflected: bool = False, xorout: int = 0) -> Checksum:
+    """Return the CRC of these parameters, named as in the catalogue: `crc(16, 0x1021, reflected=True)`.
+
+    *width* is in bits, 8 to 64 and whole bytes; *poly*, *init* and *xorout* are written highest bit first;
+    *reflected* stands for refin and refout. It is slower than the ready-made ones.
+    """
+    if width % 8 or not 8 <= width <= 64:
+        raise SetupError(
+            f"crc: width is {width} bits; it must be 8, 16, 24, 32 or another whole number of bytes"
+        )
+    for name, value in (("poly", poly), ("init", init), ("xorout", xorout)):
+        if not 0 <= value < 1 << width:
+            raise SetupError(f"crc: {name} is {value:#x}; it has to fit into {width} bits")
+    mask = (1 << width) - 1
+    if reflected:
+        low, start = _reversed(poly, width), _reversed(init, width)
+        table = [_shifted_down(byte, low) for byte in range(256)]
+
+        def function(data: bytes) -> int:
+            register = start
+            for byte in data:
+                register = register >> 8 ^ table[(register ^ byte) & 0xFF]
+            return register ^ xorout
+    else:
+        top = width - 8
+        table = [_shifted_up(byte << top, poly, width) for byte in range(256)]
+
+        def function(data: bytes) -> int:
+            register = init
+            for byte in data:
+                register = (register << 8 & mask) ^ table[register >> top ^ byte]
+            return register ^ xorout
+
+    return Checksum(f"CRC-{width}/{poly:#x}", width // 8, function, (width, poly, init, reflected, xorout))
+
+
+def _shifted_down(register: int, poly: int) -> int:
+    for _ in range(8):
+        register = register >> 1 ^ (poly if register & 1 else 0)
+    return register
+
+
+def _shifted_up(register: int, poly: int, width: int) -> int:
+    for _ in range(8):
+        register <<= 1
+        if register >> width:
+            register ^= 1 << width | poly
+    return register

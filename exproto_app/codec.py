@@ -39,7 +39,7 @@ class Functions:
 
 
 def functions_of(codec: object, where: str) -> Functions:
-    """Return what *codec* consists of; raises `SetupError` if it is none."""
+    """Return what *codec* consists of; raises `SetupError` if it isn't a codec."""
     if isinstance(codec, tuple) and len(codec) == 2:
         parse, build = codec
     else:

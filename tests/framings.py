@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, cast
@@ -21,19 +22,25 @@ from exproto_app.framing import (
     FirstOf,
     FixedSize,
     Framing,
+    JsonObjects,
     LengthPrefix,
     Line,
     OctetCounting,
     Reader,
     Resync,
+    Skip,
     StartEnd,
     Varint,
 )
 
 __all__ = [
+    "BCC",
     "CASES",
+    "DLT645",
     "GT06",
+    "MBUS",
     "NMEA",
+    "WIALON",
     "Case",
     "Counted",
     "CountedSplit",
@@ -45,6 +52,7 @@ __all__ = [
     "cut",
     "decoded",
     "dense",
+    "meter",
     "places",
     "sendable",
     "splitting",
@@ -207,6 +215,11 @@ def whole(frame: bytes) -> bytes:
     return b"\x78\x78" + bytes([len(frame)]) + frame + b"\x0d\x0a"
 
 
+def meter(data: bytes) -> bytes:
+    """Return what stands before the checksum of a DL/T 645 frame with *data*."""
+    return b"\x68\xaa\xaa\xaa\xaa\xaa\xaa\x68\x11" + bytes([len(data)]) + data
+
+
 @attrs.frozen
 class Case:
     """A framing, and frames for it; *loses*: behind garbage it drops all that has come."""
@@ -227,6 +240,27 @@ GT06 = FirstOf(
 )
 NMEA = Checked(StartEnd(b"$", b"\r\n"), XOR, mark=b"*", text=True)
 MIXED = FirstOf((b"\x7e", JT808), (b"<", StartEnd(b"<", b">")), Line())
+
+
+DLT645 = Checked(LengthPrefix(1, start=b"\x68", offset=9, adjustment=1, end=b"\x16"), SUM8)
+MBUS = FirstOf(
+    Checked(LengthPrefix(1, start=b"\x68", adjustment=3, strip=0, end=b"\x16"), SUM8, start=4),
+    (b"\x10", Checked(FixedSize(5), SUM8, start=1, end=b"\x16")),
+    (b"\xe5", FixedSize(1)),
+)
+BCC = Checked(StartEnd(b"\x02", b"\x03"), XOR, at="behind")
+WIALON = Checked(Line(ending=b"\r\n"), CRC16_ARC, start=3, text="short", mark=b";", covers_mark=True)
+
+leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8))
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,  # more are drawn for long, and nest no deeper
+)
+objects = st.one_of(st.lists(values, max_size=4), st.dictionaries(st.text(max_size=4), values, max_size=4))
+texts = st.builds(json.dumps, objects, ensure_ascii=st.booleans(), indent=st.sampled_from([None, 1])).map(
+    str.encode
+)
 
 
 def is_text(data: bytes) -> bool | None:
@@ -301,6 +335,33 @@ CASES = [
     lossy("resync several", Resync(FirstOf(LengthPrefix(1, start=b"#"), JT808))),
     lossy("resync user's", Resync(Starting())),
     lossy("resync user's among others", Resync(FirstOf(Starting(), JT808))),
+    Case("lines with any ending", Line(universal=True)),
+    Case("lines with a lone carriage return", Line(ending=b"\r")),
+    Case("several delimiters", Delimiter(b"|", b"\n")),
+    Case("delimiters in each other", Delimiter(b"\r\n", b"\n", b"\r")),
+    Case("delimiters of two", Delimiter(b"||", b"ab")),
+    lossy("json objects", JsonObjects(), texts),
+    Case("resync json objects", Resync(JsonObjects()), texts),
+    lossy("first of json and lines", FirstOf(JsonObjects(), Line()), st.one_of(texts, anything)),
+    lossy("json beside a user's", FirstOf(JsonObjects(), Counted()), texts),
+    Case("wake-up bytes", Skip(StartEnd(b"<", b">"), b"\xfe")),
+    Case("wake-up bytes are sent", Skip(Line(), b"\xfe", b"ab", send=2)),
+    lossy("wake-up bytes before a length", Skip(Checked(LengthPrefix(1, start=b"x"), XOR), b"\xfe", b"\r\n")),
+    Case("resync behind wake-up bytes", Resync(Skip(StartEnd(b"<", b">"), b"|"))),
+    lossy("wake-up bytes before a user's", Skip(Starting(), b"|", b"ab")),
+    lossy("checked in front of an end that stays", DLT645, anything.map(meter)),
+    lossy("checked in three ways", MBUS, anything.map(lambda f: b"h" + bytes([len(f)]) * 2 + b"h" + f)),
+    Case("checked behind an end", BCC),
+    Case("checked behind an end, escaped", Checked(JT808, CRC16_X25, at="behind", start=-1)),
+    lossy("checked behind a length's end", Checked(LengthPrefix(1, end=b"|"), XOR, at="behind", start=-1)),
+    lossy("checked behind a delimiter", Checked(Delimiter(b"||"), XOR, at="behind", stop=-2)),
+    lossy("checked in front", Checked(LengthPrefix(1, start=b"<"), CRC16_X25, at=0, start=-1)),
+    Case("checked within", Checked(StartEnd(b"<", b">"), SUM8, at=1), st.binary(min_size=1, max_size=40)),
+    Case("checked in part", Checked(Line(), XOR, stop=4, end=b"ab")),
+    Case("checked text of few digits", WIALON),
+    Case(
+        "checked decimal", Checked(StartEnd(b"<", b">"), SUM8, start=-1, text="decimal", mark=b"|", stop=-1)
+    ),
     lossy("user's generator", Counted()),
     lossy("user's generator with a start", Starting()),
     lossy("user's split", CountedSplit()),

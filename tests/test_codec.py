@@ -230,7 +230,7 @@ def test_wrong_retries_are_refused(retries: Any) -> None:
 
     with TestClient(app, raise_errors=False) as device:
         device.send(b"ask\n")
-        assert device.close_detail == f"retries is {retries!r}, it has to be a whole number, 0 or more"
+        assert device.close_detail == f"retries is {retries!r}; it must be a whole number, 0 or more"
 
 
 def test_watchers_see_frames_and_what_was_dropped() -> None:

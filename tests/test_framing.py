@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ from exproto_app.framing import (
     Delimiter,
     FixedSize,
     Framing,
+    Gap,
+    JsonObjects,
     LengthPrefix,
     Line,
     OctetCounting,
@@ -43,6 +46,7 @@ from .framings import (
     cut,
     decoded,
     dense,
+    meter,
     places,
     sendable,
     splitting,
@@ -84,12 +88,22 @@ def test_random_cuts_change_nothing(case: Case, data: st.DataObject) -> None:
     assert decoded(case.framing, bytewise(stream)) == frames
 
 
+def as_json(raw: bytes) -> bytes:
+    return json.dumps({"a": [raw.decode("latin-1")], '"{\\': "]"}).encode()
+
+
 def forms(case: Case, raw: bytes) -> list[bytes]:
     """Return *raw* as a frame that the framing takes, if it takes any."""
     shapes: dict[str, Callable[[bytes], bytes]] = {
         "header stays": whole,
         "plain length stays": lambda frame: bytes([len(frame)]) + frame,
         "resync lines": lambda frame: b"$" + frame,
+        "json objects": as_json,
+        "resync json objects": as_json,
+        "first of json and lines": as_json,
+        "json beside a user's": as_json,
+        "checked in front of an end that stays": meter,
+        "checked in three ways": lambda frame: b"h" + bytes([len(frame)]) * 2 + b"h" + frame,
     }
     frame = shapes.get(case.name, bytes)(raw)
     try:
@@ -144,6 +158,8 @@ def test_an_idle_decoder_holds_nothing(case: Case) -> None:
 LARGE = [
     Line(limit=1 << 20),
     Delimiter(b"\r\n", limit=1 << 20),
+    Delimiter(b";", b"\r\n", limit=1 << 20),
+    Line(universal=True, limit=1 << 20),
     LengthPrefix(4, limit=1 << 20),
     FixedSize(1 << 18, limit=1 << 20),
     StartEnd(b"<<", b">>", limit=1 << 20),
@@ -213,6 +229,9 @@ def test_a_generator_is_woken_when_its_bytes_are_there(
     [
         (Line(limit=20), b"x" * 20 + b"\r\n", b"x" * 21 + b"\n", 21),
         (Delimiter(b"||", limit=20), b"x" * 20 + b"||", b"x" * 21 + b"||", 21),
+        (Delimiter(b"||", b";", limit=20), b"x" * 20 + b";", b"x" * 21 + b"||", 21),
+        (Line(ending=b"\r", limit=20), b"x" * 20 + b"\r", b"x" * 21 + b"\n", 21),
+        (JsonObjects(limit=20), b"[" + b"1" * 18 + b"]", b"[" + b"1" * 19 + b"]", 21),
         (LengthPrefix(2, limit=20), b"\x00\x14" + b"x" * 20, b"\x00\x15" + b"x" * 21, 21),
         (LengthPrefix(1, offset=1, limit=20), b"!\x12" + b"x" * 18, b"!\x13" + b"x" * 19, 21),
         (StartEnd(b"<", b">>", limit=20), b"<" + b"x" * 20 + b">>", b"<" + b"x" * 21 + b">>", 21),
@@ -246,6 +265,9 @@ def test_the_limit_is_the_largest_frame(
     [
         Line(limit=50),
         Delimiter(b"##", limit=50),
+        Delimiter(b"##", b"\n", limit=50),
+        Line(universal=True, limit=50),
+        Gap(0.1, limit=50),
         StartEnd(b"x", b"##", limit=50),
         attrs.evolve(SLIP, limit=50),
         Words(limit=50),
@@ -376,7 +398,7 @@ def test_a_length_prefix_as_on_the_wire() -> None:
             "frame isn't between 78 and 7c: 7801612d",
         ),
         (OctetCounting(), b"", "an empty frame has no length"),
-        (FixedSize(3), b"ab", "frame has 2 bytes, each has 3"),
+        (FixedSize(3), b"ab", "frame has 2 bytes, FixedSize(3) needs 3"),
         (StartEnd(b"<", b">"), b"a>b", "frame would be cut by its end marker 3e: 613e62"),
         (StartEnd(b"<", b">>"), b"a>", "frame would be cut by its end marker 3e3e: 613e"),
         (JT808, b"", "an empty frame between markers 7e is fill"),
@@ -680,7 +702,7 @@ def reads_nothing_for_ever(reader: Reader) -> Decoding:
         (no_yield_from, "User(): decode yielded generator, not bytes; is `yield from` missing?"),
         (raises, "User(): decode failed: KeyError('x')"),
         (returns, "User(): decode returned, with 2 bytes to come"),
-        (negative, "frame has -1 bytes by its own account"),
+        (negative, "frame says that it has -1 bytes"),
         (no_delimiter, "User(): decode failed: ValueError("),
         (looks_for_ever, "decode looked 10000 times without reading a byte"),
         (reads_nothing_for_ever, "decode looked 10000 times without reading a byte"),
@@ -924,7 +946,26 @@ def test_a_users_finish_may_fail() -> None:
     [
         (lambda: Line(limit=0), "Line: limit is 0; it must be a whole number above 0"),
         (lambda: Line(limit=cast("int", 1.5)), "Line: limit is 1.5; it must be a whole number above 0"),
-        (lambda: Line(ending=b"\r"), r"Line: ending is b'\r'; it must be b'\n' or b'\r\n'"),
+        (lambda: Line(ending=b"\t"), r"Line: ending is b'\t'; it must be b'\n', b'\r\n' or b'\r'"),
+        (
+            lambda: Line(ending=b"\r", universal=False),
+            r"Line: ending is b'\r', which ends a line only with universal=True",
+        ),
+        (lambda: Delimiter(b";", b""), "Delimiter: b'' is not a delimiter; give bytes, at least one"),
+        (
+            lambda: Delimiter(b"\r\n", b"\r"),
+            r"Delimiter: b'\r\n' never matches, because b'\r' in it ends a frame first",
+        ),
+        (
+            lambda: Delimiter(b"b", b"abc"),
+            "Delimiter: b'abc' never matches, because b'b' in it ends a frame first",
+        ),
+        (lambda: Delimiter(b"|", b"|"), "Delimiter: [b'|', b'|'] has a duplicate"),
+        (lambda: JsonObjects(depth=0), "JsonObjects: depth is 0; it must be a whole number above 0"),
+        (
+            lambda: Gap(0),
+            "Gap: seconds is 0; it must be a number above 0 and at most 3600, as in Gap(0.02)",
+        ),
         (lambda: Delimiter(b""), "Delimiter: delimiter is b''; it must be bytes, at least one"),
         (
             lambda: Delimiter(cast("bytes", "|")),
@@ -950,7 +991,7 @@ def test_a_users_finish_may_fail() -> None:
         ),
         (
             lambda: StartEnd(b"<", b">", shared=True),
-            "StartEnd: markers that are shared have to be the same, not b'<', b'>'",
+            "StartEnd: shared markers must be equal, not b'<', b'>'",
         ),
         (
             lambda: LengthPrefix(2, adjustment=cast("int", "2")),
@@ -981,7 +1022,7 @@ def test_a_users_finish_may_fail() -> None:
         ),
         (
             lambda: StartEnd(b"~", b"~", {b"~": b"}a", b"}": b"}a"}),
-            "StartEnd: the second bytes of escapes have to differ, and not be escaped themselves",
+            "StartEnd: the second bytes of escapes must differ, and must not be escaped themselves",
         ),
         (
             lambda: StartEnd(b"~", b"~", {b"!": b"}a", b"}": b"}b"}),

@@ -150,7 +150,7 @@ def test_what_is_sent_goes_to_the_first_framing_that_can_carry_it() -> None:
     assert EITHER.encode(b"x" * 256) == b"x" * 256 + b"\n"
     with pytest.raises(FramingError, match="frame has 256 bytes; its length, 256, doesn't fit"):
         EITHER.encode(b"\x02" + b"x" * 255)
-    with pytest.raises(FramingError, match="frame would be taken for one of another framing: 61"):
+    with pytest.raises(FramingError, match="frame would be read as one of another framing: 61"):
         FirstOf((b"<", Line())).encode(b"a")
 
 

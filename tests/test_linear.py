@@ -22,11 +22,14 @@ from exproto_app.framing import (
     JT808,
     Checked,
     Decoder,
+    Delimiter,
     FirstOf,
     Framing,
+    JsonObjects,
     LengthPrefix,
     Line,
     Resync,
+    Skip,
     StartEnd,
 )
 from exproto_app.framing.reader import Searched
@@ -87,7 +90,36 @@ NESTED = [
     Line(limit=2),
     Resync(LengthPrefix(2, start=b"x", end=b"a", limit=64)),
     Resync(Checked(LengthPrefix(1, start=b"x"), checksums.XOR, bad="error")),
+    Delimiter(b"a", b"\n", limit=64),
+    Resync(Delimiter(b"\x02", b"\xff", limit=64), b"x"),
+    Resync(Line(universal=True, limit=64), (b"x", b"<")),
+    Skip(StartEnd(b"x", b"a", limit=64), b"<", b">]"),
+    Resync(Skip(StartEnd(b"x", b"a", limit=64), b"<")),
+    Resync(Checked(StartEnd(b"x", b"a", limit=64), checksums.XOR, at="behind")),
+    Skip(Counted(), b"x", b"a<"),
 ]
+
+
+JSON = [
+    JsonObjects(),
+    JsonObjects(depth=3, limit=40),
+    Resync(JsonObjects()),
+    FirstOf(JsonObjects(), Counted()),
+]
+
+
+@few
+@given(data=st.data(), chunk=st.sampled_from([1, 50, 10**6]))
+@pytest.mark.parametrize("framing", JSON, ids=repr)
+def test_so_do_json_objects(framing: Framing, data: st.DataObject, chunk: int) -> None:
+    """Of brackets, quotes and backslashes in any order, most of which nothing closes."""
+    before = bytes(data.draw(st.lists(st.sampled_from(b'{["a'), max_size=6)))
+    unit = bytes(data.draw(st.lists(st.sampled_from(b'{}[]"\\ a'), min_size=1, max_size=6)))
+
+    def cost(size: int) -> int:
+        return steps(lambda: all_errors_kept(framing, before + (unit * size)[:size], chunk))
+
+    assert in_proportion(cost)
 
 
 @few

@@ -20,15 +20,16 @@ them. It returns the good frames that stand before anything wrong, and raises `F
 first thing in the buffer is wrong: it is called again while it finds something. Had it removed the wrong
 bytes before it raised, decoding can go on behind them. A framing with both ways is used by `split`.
 
-What is wrong and can be dropped without harm to the frames behind it is no error: either way may give `Bad`
-in the place of a frame (`yield Bad(frame, "why")`), and `yield from reader.skip(n, "why")` drops bytes that
-are in no frame. Both are logged with the connection's id and counted in `app.stats`, as `frames_bad` and
+What is wrong and can be dropped without harm to the frames behind it isn't an error: either way may give
+`Bad` in the place of a frame (`yield Bad(frame, "why")`), and `yield from reader.skip(n, "why")` drops bytes
+that are in no frame. Both are logged with the connection's id and counted in `app.stats`, as `frames_bad` and
 `bytes_skipped`.
 
-Three things are optional. `limit` is the most bytes that a frame may have, 65,536 where there is none; it is
+Four things are optional. `limit` is the most bytes that a frame may have, 65,536 where there is none; it is
 for what the device sends, not for what is sent to it. `starts`, a tuple of bytes, tells `FirstOf` and
 `Resync` how frames begin. `finish(buffer)` belongs to `split`: it is called at the end of a datagram with
-what `split` left, and returns the frames that end there.
+what `split` left, and returns the frames that end there. `gap`, in seconds, has it called after so much
+silence too.
 
 For every framing here `decode(encode(frame)) == frame`: `encode` refuses a frame for which this can't hold.
 They are stateless, may be shared, and are compared by their options.
@@ -39,10 +40,14 @@ from __future__ import annotations
 from .base import Framing, SplitFraming, StreamFraming
 from .checked import Checked, Checksum
 from .decoder import Decoder
+from .enclosed import JT808, SLIP, StartEnd
+from .filled import Skip
 from .first_of import FirstOf
-from .marked import JT808, SLIP, Delimiter, Line, StartEnd
+from .json_objects import JsonObjects
+from .marked import Delimiter, Line
 from .reader import FRAME_LIMIT, Bad, Decoding, Need, Reader
 from .resync import Resync
+from .silence import Gap
 from .sized import RAW, FixedSize, LengthPrefix, OctetCounting, Raw, Varint
 
 __all__ = [
@@ -59,6 +64,8 @@ __all__ = [
     "FirstOf",
     "FixedSize",
     "Framing",
+    "Gap",
+    "JsonObjects",
     "LengthPrefix",
     "Line",
     "Need",
@@ -66,6 +73,7 @@ __all__ = [
     "Raw",
     "Reader",
     "Resync",
+    "Skip",
     "SplitFraming",
     "StartEnd",
     "StreamFraming",

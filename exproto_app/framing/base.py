@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 import attrs
 
 from ..errors import FramingError, SetupError
-from .reader import FRAME_LIMIT, Bad, Decoding, Reader, Searched
+from .reader import FRAME_LIMIT, Bad, Decoding, Ends, Reader, Searched
 
 __all__ = [
     "MIXED",
+    "SIFTED",
     "Cut",
     "Fatal",
     "Found",
     "Framing",
     "Items",
+    "Reason",
+    "Scan",
     "Searched",
+    "Sifted",
     "SplitFraming",
     "Stock",
     "StreamFraming",
@@ -55,7 +59,23 @@ class StreamFraming(Protocol):
 
 
 Framing: TypeAlias = SplitFraming | StreamFraming
-"""What cuts a device's bytes into frames, and frames what is sent; the module's docstring tells how."""
+"""What cuts a device's bytes into frames, and frames what is sent; the module's docstring explains how."""
+
+
+class Reason(tuple[Any, ...]):
+    """The text of an error, made when somebody reads it: a function and its arguments.
+
+    One who sends garbage sends much of it, and a flood of errors is counted, not told one by one.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        make, *arguments = self
+        return str(make(*arguments))
+
+    def __repr__(self) -> str:
+        return repr(str(self))
 
 
 @attrs.frozen
@@ -65,15 +85,20 @@ class Fatal(Bad):
 
 @attrs.frozen
 class Wait:
-    """No frame is whole yet, and none can be before there are *size* bytes or, if there is such, *ends*."""
+    """No frame is whole yet, and none can be before there are *size* bytes or, if there is such, *ends*.
+
+    *ends* may be several, any of which will do. *whole* is for framings that see the end in no fixed bytes:
+    it is called with all that has come and where the new bytes begin, once for each byte.
+    """
 
     size: int
-    ends: bytes = b""
+    ends: Ends = b""
+    whole: Callable[[bytes | bytearray, int], bool] | None = attrs.field(default=None, eq=False)
 
 
-@attrs.frozen
+@attrs.define
 class Wrong:
-    """What is wrong behind the good frames, and how many bytes to skip to go on; 0 where nobody can tell.
+    """What is wrong behind the good frames, and how many bytes to skip to go on; 0 where that isn't known.
 
     *excess*: the end of a frame is that many bytes too far away, so a frame that begins fewer bytes behind is
     too long as well.
@@ -96,11 +121,26 @@ Items: TypeAlias = list[Any]
 Cut: TypeAlias = tuple[Items, bytes, "Wrong | None"]
 """Frames, the bytes behind them, and what is wrong."""
 
+Scan: TypeAlias = tuple[Items, int, "Wrong | None"]
+"""Frames, where they end, and what is wrong there."""
+
+Sifted: TypeAlias = tuple[Items, int, "FramingError | None", int]
+"""Frames, where they end, the error there, and how many bytes to skip for it; 0 where that isn't known."""
+
+SIFTED: Final = 64
+"""Wrong things that are looked for at once."""
+
 
 class Stock:
-    """What the framings of this package share."""
+    """What the framings of this package share.
+
+    *consumes*: what it searches for the end of a frame it takes too, even if it is wrong, so nothing is
+    searched twice.
+    """
 
     __slots__ = ()
+
+    consumes: ClassVar[bool] = False
 
     @property
     def starts(self) -> tuple[bytes, ...]:
@@ -111,6 +151,20 @@ class Stock:
     def flag(self) -> bytes | None:
         """What stays in the buffer behind a frame that it ends, since it may begin the next one too."""
         return None
+
+    @property
+    def core(self) -> Stock:
+        """What cuts as long as nothing is wrong."""
+        return self
+
+    @property
+    def quick(self) -> Callable[[bytes, int], Found]:
+        """`first`, in fewer steps where that is possible."""
+        return self.first
+
+    def mend(self, cut: Cut) -> Cut:
+        """Return what the framing makes of what its `core` has *cut* up to something wrong."""
+        return cut
 
     def closed(self) -> Stock:
         """Return the framing as it is for streams with frames of others between its own: without a `flag`."""
@@ -151,7 +205,29 @@ class Stock:
         items, end, wrong = self.scan(data, 0)
         return items, data[end:], wrong
 
-    def scan(self, data: bytes, start: int) -> tuple[Items, int, Wrong | None]:
+    def sift(self, data: bytes, start: int) -> list[Sifted]:
+        """Return what `scan` finds from *start* on, then what it finds behind that if it is wrong, and so on.
+
+        These are a few at most, the first one last.
+        """
+        found: list[Sifted] = []
+        size = 1
+        while size and len(found) < SIFTED:
+            last = self.sift_one(data, start)
+            found.append(last)
+            _, start, _, size = last
+            start += size
+        found.reverse()
+        return found
+
+    def sift_one(self, data: bytes, start: int) -> Sifted:
+        """Return what `scan` finds from *start* on."""
+        items, end, wrong = self.scan(data, start)
+        if wrong is None or wrong is MIXED:
+            return items, end, None, 0
+        return items, end, FramingError(wrong.reason), wrong.size
+
+    def scan(self, data: bytes, start: int) -> Scan:
         """Return the frames from *start* on, where they end, and what is wrong there."""
         items: Items = []
         append = items.append
@@ -173,7 +249,7 @@ class Stock:
         return items, start, wrong
 
     def waits(self, data: bytes) -> Wait:
-        """Tell what *data*, which `cut` left, waits for."""
+        """Return what *data*, which `cut` left, waits for."""
         found = self.first(data, 0)
         return found if type(found) is Wait else Wait(len(data) + 1)
 
@@ -183,7 +259,7 @@ class Stock:
 
 
 def partial(data: bytes, start: int, markers: Sequence[bytes]) -> bool:
-    """Tell whether all of *data* from *start* on is the beginning of one of *markers*, and not the whole."""
+    """Return whether all of *data* from *start* on begins one of *markers*, and isn't the whole of it."""
     size = len(data) - start
     return any(size < len(marker) and data.startswith(marker[:size], start) for marker in markers)
 
@@ -195,7 +271,7 @@ def half(data: bytes, markers: Sequence[bytes]) -> int:
 
 
 def is_count(value: object) -> bool:
-    """Tell whether *value* is a whole number above 0."""
+    """Return whether *value* is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -7,7 +7,7 @@ from typing import Final, final
 
 from ..errors import FramingError
 from .base import Fatal, Items, SplitFraming, StreamFraming
-from .reader import HEADER, NEED, Bad, Decoding, Reader, over
+from .reader import HEADER, NEED, Bad, Decoding, Reader, has_come, over
 
 __all__ = ["Splitter", "Stream", "finish_datagram"]
 
@@ -170,9 +170,7 @@ class Stream(Reader):
     def _enough(self, data: bytes | bytearray, searched: int) -> bool:
         if len(data) >= self._wanted:
             return True
-        delimiter = self._delimiter
-        # The delimiter may straddle two reads.
-        return delimiter is not None and data.find(delimiter, max(0, searched - len(delimiter) + 1)) >= 0
+        return self._delimiter is not None and has_come(self._delimiter, data, searched)
 
     def _run(self) -> Items:
         """Return the frames that the generator yields before it waits: the hot path."""

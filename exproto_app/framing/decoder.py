@@ -5,6 +5,7 @@ one of three things, and every byte is looked at a bounded number of times all t
 
 - a long frame whose end hasn't come: bytes are collected, and only the new ones are searched for the end;
 - an error: `recover` moves on from it frame by frame, so what stands behind isn't cut from its start again;
+  what else is wrong there is looked for in one go (`sift`), since one who sends garbage sends much of it;
 - a bad frame that counts as an error (`Fatal`): the frames behind it were cut already and wait in `_Behind`.
 
 A user's own framing (`Splitter`, `Stream`) is given large reads in pieces, since it may copy its buffer.
@@ -22,6 +23,7 @@ from .base import (
     Framing,
     Items,
     Searched,
+    Sifted,
     SplitFraming,
     Stock,
     StreamFraming,
@@ -32,22 +34,32 @@ from .base import (
 from .checked import Checked
 from .custom import Splitter, Stream, finish_datagram
 from .modes import mode_of
-from .reader import FRAME_LIMIT, Bad
-from .sized import RAW
+from .reader import FRAME_LIMIT, Bad, has_come
 
-__all__ = ["Decoder"]
+__all__ = ["BadFrameError", "Decoder"]
 
 _LONG: Final = 4_096  # bytes of an unfinished frame, beyond which it is no longer searched from its start
+NOTHING: Final[list[Sifted]] = []  # shared by all to whom nothing has gone wrong
+_FRAMES: Final = {bytes}  # the types of items where none is bad
 _PIECE: Final = 8_192  # bytes that a user's framing is given at once
+
+
+class BadFrameError(FramingError):
+    """A bad frame in the place of an error: *item*, which is dropped by `Decoder.recover`."""
+
+    def __init__(self, item: Bad) -> None:
+        super().__init__(item.reason)
+        self.item = item
 
 
 @final
 class Decoder:
     """The frames of one connection: what comes is fed, whole frames come out.
 
-    *framing* may be shared. Nothing is raised: `error` tells what is wrong behind the frames that were just
+    *framing* may be shared. Nothing is raised: `error` says what is wrong behind the frames that were just
     returned. While it is set, bytes are kept and no frames come; `recover` goes on. `bad` is what was dropped
-    without an error since the last `take_bad`.
+    without an error since the last `take_bad`. With *stops* a bad frame is an error too, so that it has its
+    place among the others: a `BadFrameError`.
     """
 
     __slots__ = (
@@ -60,14 +72,17 @@ class Decoder:
         "_long",
         "_other",
         "_rest",
+        "_sifted",
+        "_stops",
         "_wait",
         "_wrong",
         "bad",
         "error",
     )
 
-    def __init__(self, framing: Framing) -> None:
+    def __init__(self, framing: Framing, *, stops: bool = False) -> None:
         self._framing = framing
+        self._stops = stops
         self._fast: Stock | None = None  # None unless the next bytes can go straight to cut
         self._other: Splitter | Stream | None = None
         self._rest = b""
@@ -77,12 +92,13 @@ class Decoder:
         self._behind: _Behind | None = None
         self._check: Callable[[Items], tuple[Items, bool]] | None = None
         self._at = 0  # where in _rest to go on behind an error
-        self._wrong = 0  # bytes that are wrong there; 0 where nobody can tell
+        self._wrong = 0  # bytes that are wrong there; 0 where that isn't known
+        self._sifted: list[Sifted] = NOTHING  # what stands there, as far as it is known
         self.bad: list[Bad] | None = None
         self.error: FramingError | None = None
         mode = mode_of(framing)
         if mode == "cut":
-            self._fast = cast("Stock", framing)
+            self._fast = cast("Stock", framing).core
             return
         if type(framing) is Checked:
             # All frames of a read are checked at once, which is faster than one by one.
@@ -121,8 +137,6 @@ class Decoder:
         After `recover`, `feed(b"")` gives the frames that had come behind the error.
         """
         framing = self._fast
-        if framing is RAW and 0 < len(data) <= FRAME_LIMIT:
-            return [data]
         if framing is None:
             return self._feed_slowly(data)
         rest = self._rest
@@ -135,9 +149,12 @@ class Decoder:
     def _sort_out(self, items: Items, wrong: Wrong | None) -> list[bytes]:
         """Return the frames among *items*; see to what is wrong, or too long to be looked at each time."""
         if wrong is not None and wrong is not MIXED:
+            items, self._rest, wrong = cast("Stock", self._framing).mend((items, self._rest, wrong))
+        if wrong is not None and wrong is not MIXED:
             self.error = FramingError(wrong.reason)
             self._wrong = wrong.size
-            self._rest = Searched(self._rest)
+            if not cast("Stock", self._framing).consumes:
+                self._rest = Searched(self._rest)
             self._fast = None
         elif len(self._rest) > _LONG:
             self._wait = cast("Stock", self._framing).waits(self._rest)
@@ -151,12 +168,14 @@ class Decoder:
 
         With *behind*, only of those that it has not given yet.
         """
+        if behind is None and (not items or {*map(type, items)} == _FRAMES):
+            return items
         begin = 0 if behind is None else behind.place + 1
         for place in range(begin, len(items)):
             item = items[place]
-            if type(item) is Fatal:
+            if type(item) is Fatal or (self._stops and type(item) is Bad and item.frame):
                 self._behind = _Behind(items, place, self.error, behind)
-                self.error = FramingError(item.reason)
+                self.error = FramingError(item.reason) if type(item) is Fatal else BadFrameError(item)
                 self._fast = None
                 items = items[begin:place]
                 break
@@ -174,16 +193,21 @@ class Decoder:
         return bad or []
 
     def _feed_slowly(self, data: bytes) -> list[bytes]:
+        if self._sifted and self.error is None and self._behind is None:  # as in a flood of errors
+            return self._go_on(data)
         if self.error is not None:
             self._keep(data)
             return []
         if self._behind is not None:
             return self._feed_behind(self._behind, data)
+        if self._sifted:
+            return self._go_on(data)
         if self._other is not None:
             return self._feed_other(self._other, data)
-        long = self._long
-        if long is None:
-            return self._go_on(data)
+        return self._go_on(data) if self._long is None else self._feed_long(self._long, data)
+
+    def _feed_long(self, long: bytearray, data: bytes) -> list[bytes]:
+        """Collect a long frame."""
         searched = len(long)
         long += data
         if not self._enough(long, searched):
@@ -206,29 +230,34 @@ class Decoder:
         if self._long is not None:
             self._rest = bytes(self._long)
             self._long = self._wait = None
-        self._fast = cast("Stock", self._framing)
+        self._fast = cast("Stock", self._framing).core
 
     def _enough(self, long: bytearray, searched: int) -> bool:
-        """Tell whether the bytes that the framing waits for are there."""
+        """Return whether the bytes that the framing waits for are there."""
         wait = self._wait
         if wait is None or len(long) >= wait.size:
             return True
-        ends = wait.ends
-        # The end may straddle two reads.
-        return bool(ends) and long.find(ends, max(0, searched - len(ends) + 1)) >= 0
+        if wait.whole is not None:
+            return wait.whole(long, searched)
+        return bool(wait.ends) and has_come(wait.ends, long, searched)
 
     def _go_on(self, data: bytes) -> list[bytes]:
-        """Return the frames behind an error, which are cut one by one up to the next."""
-        self._keep(data)
-        items, start, wrong = cast("Stock", self._framing).scan(self._rest, self._at)
-        if wrong is not None and wrong is not MIXED:
-            self.error = FramingError(wrong.reason)
-            self._at, self._wrong = start, wrong.size
+        """Return the frames behind an error, up to the next."""
+        if data:
+            self._keep(data)
+        if not self._sifted:
+            self._sifted = cast("Stock", self._framing).sift(self._rest, self._at)
+        items, start, error, size = self._sifted.pop()
+        if error is not None:
+            self.error = error
+            self._at, self._wrong = start, size
+            if not items or (len(items) == 1 and type(items[0]) is bytes):
+                return items
             return self._frames_of(items)
         self._rest = self._rest[start:]
         self._at = 0
         self._run_fast()
-        frames = items if wrong is None else self._frames_of(items)
+        frames = self._frames_of(items)
         return frames if self.error is not None else frames + self.feed(self._take_later())
 
     def _feed_other(self, other: Splitter | Stream, data: bytes) -> list[bytes]:
@@ -275,6 +304,7 @@ class Decoder:
         if self.error is None and (self._behind is not None or self._later is not None or self._recovered):
             return self.feed(b"") + self.finish()
         self._behind = None
+        self._sifted = NOTHING
         items: Items = []
         if other is not None:
             items = other.finish(len(self._take_later()))

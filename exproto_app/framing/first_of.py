@@ -9,7 +9,7 @@ import attrs
 
 from ..errors import FramingError, SetupError
 from .base import MIXED, Cut, Found, Framing, Items, Stock, Wait, Wrong, partial
-from .modes import Mode, frames_of, limit_of, mode_of, refuse_unreadable, starts_of
+from .modes import Mode, frames_of, limit_of, mode_of, refuse_gap, refuse_unreadable, starts_of
 from .reader import NEED, Decoding, Need, Reader, over, shown
 from .resync import Resync
 
@@ -17,6 +17,9 @@ __all__ = ["FirstOf"]
 
 _SNIFF: Final = 64
 """Bytes that a predicate may look at."""
+
+_RUN: Final = 128
+"""Bytes from which on a run of frames is faster than one by one."""
 
 Predicate: TypeAlias = Callable[[bytes], "bool | None"]
 
@@ -32,7 +35,7 @@ class _Branch:
     run: Callable[[bytes, int], tuple[Items, int, bool]] | None  # where it knows its frames by their start
 
     def takes(self, data: bytes, start: int, *, final: bool) -> bool | None:
-        """Tell whether this framing takes what begins at *start*; None where more bytes have to tell."""
+        """Return whether this framing takes what begins at *start*; None where more bytes have to tell."""
         if self.test is None:
             if data.startswith(self.prefixes, start):
                 return True
@@ -55,12 +58,13 @@ def _branch(choice: object, *, last: bool) -> _Branch:
     pair = choice if isinstance(choice, tuple) and len(choice) == 2 else (None, choice)
     start, framing = pair
     refuse_unreadable("FirstOf", cast("Framing", framing))
+    refuse_gap("FirstOf", cast("Framing", framing))
     if isinstance(framing, Resync):
         raise SetupError("FirstOf: put Resync around it, as in Resync(FirstOf(…))")
     first = None
     if mode_of(cast("Framing", framing)) == "cut":
         framing = cast("Stock", framing).closed()
-        first = framing.first
+        first = framing.quick
     if callable(start):
         return _Branch(cast("Framing", framing), (b"",), cast("Predicate", start), first, None)
     prefixes = starts_of(cast("Framing", framing)) if start is None else (start,)
@@ -182,6 +186,13 @@ class FirstOf(Stock):
         starts = tuple(prefix for branch in self._branches for prefix in branch.prefixes)
         return starts if all(starts) else ()
 
+    def branches(self) -> list[tuple[tuple[bytes, ...] | Predicate, Framing]]:
+        """Return each choice as it is used: how its frames begin, or what tells, and its framing."""
+        return [
+            (branch.prefixes if branch.test is None else branch.test, branch.framing)
+            for branch in self._branches
+        ]
+
     def encode(self, frame: bytes) -> bytes:
         """Return *frame* as the first choice frames it; raises its `FramingError` if none can."""
         wrong: FramingError | None = None
@@ -194,7 +205,7 @@ class FirstOf(Stock):
             chosen = self._chosen(data, 0) if data else branch
             if isinstance(chosen, _Branch) and chosen.framing is branch.framing:
                 return data
-        raise wrong or FramingError(f"frame would be taken for one of another framing: {shown(frame)}")
+        raise wrong or FramingError(f"frame would be read as one of another framing: {shown(frame)}")
 
     def _choose(self, data: bytes, start: int, *, final: bool) -> _Branch | None:
         """Return who takes what begins at *start*, None where more bytes have to tell.
@@ -238,7 +249,7 @@ class FirstOf(Stock):
         start, size = 0, len(data)
         while start < size:
             first, run = sure[data[start]] or choose(data, start)
-            if run is not None and run is before:
+            if run is before and run is not None and size - start > _RUN:
                 more, start, mixed = run(data, start)
                 items += more
                 if mixed:
@@ -277,7 +288,7 @@ class FirstOf(Stock):
         return self.first, None
 
     def waits(self, data: bytes) -> Wait:
-        """Tell what *data*, which `cut` left, waits for."""
+        """Return what *data*, which `cut` left, waits for."""
         branch = self._chosen(data, 0)
         if isinstance(branch, _Branch):
             return cast("Stock", branch.framing).waits(data)

@@ -1,19 +1,32 @@
-"""Framings whose frames end with a mark: lines, delimiters, start and end markers."""
+"""Framings whose frames end with a mark: lines and delimiters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 
 from ..errors import FramingError, SetupError
-from .base import Cut, Found, Stock, Wait, Wrong, check_some_bytes, half, limit_option, partial
-from .reader import over, shown
+from .base import (
+    SIFTED,
+    Cut,
+    Found,
+    Items,
+    Reason,
+    Sifted,
+    Stock,
+    Wait,
+    Wrong,
+    check_some_bytes,
+    limit_option,
+)
+from .reader import FRAME_LIMIT, over, shown
+from .several import NEWLINES, Marks
 
-__all__ = ["JT808", "SLIP", "Delimiter", "Line", "StartEnd"]
+__all__ = ["Delimiter", "Line"]
 
 _CR: Final = 0x0D
+_LF: Final = 0x0A
 
 
 def _first_line(data: bytes, start: int, delimiter: bytes, strip: bytes, limit: int) -> Found:
@@ -31,6 +44,27 @@ def _first_line(data: bytes, start: int, delimiter: bytes, strip: bytes, limit: 
     return Wait(limit + len(strip) + len(delimiter), delimiter)
 
 
+def _sift_lines(framing: Line | Delimiter, data: bytes, start: int, delimiter: bytes) -> list[Sifted]:
+    """Do for lines what `sift` does."""
+    found: list[Sifted] = []
+    items: Items = []
+    find, size, limit = data.find, len(delimiter), framing.limit
+    strip = b"\r" if type(framing) is Line else b""
+    while len(found) < SIFTED and (end := find(delimiter, start)) >= 0:
+        frame = data[start:end].removesuffix(strip)
+        if len(frame) <= limit:
+            items.append(frame)
+        else:
+            found.append((items, start, FramingError(Reason((over, len(frame), limit))), end + size - start))
+            items = []
+        start = end + size
+    if len(found) < SIFTED:  # the last line has no end
+        more, end, error, skip = framing.sift_one(data, start)
+        found.append((items + more, end, error, skip))
+    found.reverse()
+    return found
+
+
 def _last_line(buffer: bytearray, strip: bytes, limit: int) -> list[bytes]:
     """Take what the end of a datagram ends."""
     frame = bytes(buffer).removesuffix(strip)
@@ -44,77 +78,141 @@ def _last_line(buffer: bytearray, strip: bytes, limit: int) -> list[bytes]:
 class Line(Stock):
     r"""Frames end with a line feed, and a carriage return before it is dropped.
 
-    *ending* is what `encode` appends, `b"\n"` or `b"\r\n"`. *limit* is in bytes without the ending. The end
-    of a datagram ends a line too; with *last* so does the end of a connection, whose bytes behind the last
-    line feed are dropped otherwise. A frame to be sent must not hold a line feed, nor end with a carriage
-    return.
+    With *universal* a lone carriage return ends a line too, at once, and empty lines are skipped. *ending* is
+    what `encode` appends, `b"\n"`, `b"\r\n"`, or `b"\r"`, which makes it universal. *limit* is in bytes
+    without the ending. The end of a datagram ends a line too; with *last* so does the end of a connection,
+    whose bytes behind the last ending are dropped otherwise. A frame to be sent must not hold a line feed,
+    nor end with a carriage return; nor, with *universal*, hold one, or be empty.
     """
 
+    consumes: ClassVar[bool] = True
     ending: bytes = attrs.field(default=b"\n", kw_only=True)
     limit: int = limit_option()
     last: bool = attrs.field(default=False, kw_only=True, repr=False)
+    universal: bool = attrs.field(
+        default=attrs.Factory(lambda self: self.ending == b"\r", takes_self=True), kw_only=True
+    )
 
     def __attrs_post_init__(self) -> None:
-        if self.ending not in (b"\n", b"\r\n"):
-            raise SetupError(f"Line: ending is {self.ending!r}; it must be b'\\n' or b'\\r\\n'")
+        if self.ending not in NEWLINES.marks:
+            raise SetupError(f"Line: ending is {self.ending!r}; it must be b'\\n', b'\\r\\n' or b'\\r'")
+        if self.ending == b"\r" and not self.universal:
+            raise SetupError("Line: ending is b'\\r', which ends a line only with universal=True")
+
+    def __repr__(self) -> str:
+        options = [f"ending={self.ending!r}"]
+        if self.universal and self.ending != b"\r":
+            options.append("universal=True")
+        return f"Line({', '.join((*options, f'limit={self.limit}'))})"
 
     def encode(self, frame: bytes) -> bytes:
         """Return *frame* and the ending; raises `FramingError` if it wouldn't be read as one line."""
-        if frame.find(b"\n") >= 0 or frame.endswith(b"\r"):
+        if self.universal:
+            if not NEWLINES.ends(frame, self.ending):
+                raise FramingError(f"a line can't be empty, or hold a line feed or return: {shown(frame)}")
+        elif _LF in frame or (_CR in frame and frame.endswith(b"\r")):
             raise FramingError(f"a line can't hold a line feed or end with a carriage return: {shown(frame)}")
         return frame + self.ending
 
     def first(self, data: bytes, start: int) -> Found:
         """Return the line that begins at *start*."""
+        if self.universal:
+            return NEWLINES.first(data, start, self.limit)
         end = data.find(b"\n", start)
         if 0 <= end <= start + self.limit:
             return data[start:end].removesuffix(b"\r"), end + 1
         return _first_line(data, start, b"\n", b"\r", self.limit)
 
+    def sift(self, data: bytes, start: int) -> list[Sifted]:
+        """Return the lines from *start* on, and what is wrong with others."""
+        return super().sift(data, start) if self.universal else _sift_lines(self, data, start, b"\n")
+
     def cut(self, data: bytes) -> Cut:
         """Return the lines in *data* and what is behind the last one."""
         if _CR not in data:
             frames = data.split(b"\n")
+            if self.universal:
+                frames = [*filter(None, frames[:-1]), frames[-1]]
+        elif self.universal:
+            return NEWLINES.cut(data, self.limit) or self.cut_slowly(data)
         else:
             frames = data.split(b"\r\n")
             if len(frames) <= data.count(b"\n"):  # some lines end without a carriage return
                 frames = data.replace(b"\r\n", b"\n").split(b"\n")
         rest = frames.pop()
-        if len(data) > self.limit and (len(rest) > self.limit or max(map(len, frames)) > self.limit):
+        if len(data) > self.limit and (
+            len(rest) > self.limit or max(map(len, frames), default=0) > self.limit
+        ):
             return self.cut_slowly(data)
         return frames, rest, None
 
     def finish(self, buffer: bytearray) -> list[bytes]:
         """Remove and return the line that the end of a datagram ends."""
-        return _last_line(buffer, b"\r", self.limit)
+        if self.universal and not buffer:
+            return []
+        return _last_line(buffer, b"" if self.universal else b"\r", self.limit)
 
 
-@attrs.frozen
+@attrs.frozen(init=False, repr=False)
 class Delimiter(Stock):
-    """Frames end with *delimiter*, any bytes; `encode` appends it.
+    r"""Frames end with *delimiter*, any bytes; `encode` appends it.
 
-    *limit* is in bytes without the delimiter. The end of a datagram ends a frame too; with *last* so does the
-    end of a connection, whose bytes behind the last delimiter are dropped otherwise. A frame to be sent must
-    not hold the delimiter.
+    With several, as in `Delimiter(b";", b"\n")`, the first of them that comes ends a frame, nothing between
+    two isn't a frame, and `encode` appends the first. *limit* is in bytes without the delimiter. The end of a
+    datagram ends a frame too; with *last* so does the end of a connection, whose bytes behind the last
+    delimiter are dropped otherwise. A frame to be sent must not hold a delimiter, nor be empty if there are
+    several.
     """
 
+    consumes: ClassVar[bool] = True
     delimiter: bytes = attrs.field(validator=check_some_bytes)
+    others: tuple[bytes, ...]
     limit: int = limit_option()
-    last: bool = attrs.field(default=False, kw_only=True, repr=False)
+    last: bool = attrs.field(default=False, kw_only=True)
+    _marks: Marks | None = attrs.field(init=False, eq=False)
+
+    def __init__(
+        self, delimiter: bytes, *others: bytes, limit: int = FRAME_LIMIT, last: bool = False
+    ) -> None:
+        self.__attrs_init__(delimiter, others, limit=limit, last=last)
+        for other in others:
+            if not isinstance(other, bytes) or not other:
+                raise SetupError(f"Delimiter: {other!r} is not a delimiter; give bytes, at least one")
+        marks = Marks((delimiter, *others)) if others else None
+        if marks is not None:
+            marks.check("Delimiter")
+        object.__setattr__(self, "_marks", marks)
+
+    def __repr__(self) -> str:
+        marks = [repr(self.delimiter) if self.others else f"delimiter={self.delimiter!r}"]
+        return f"Delimiter({', '.join((*marks, *map(repr, self.others)))}, limit={self.limit})"
 
     def encode(self, frame: bytes) -> bytes:
         """Return *frame* and the delimiter; raises `FramingError` if the frame would end before that."""
         data = frame + self.delimiter
-        if data.find(self.delimiter) != len(frame):
+        if self._marks is not None:
+            if not self._marks.ends(frame, self.delimiter):
+                raise FramingError(f"frame would be cut by one of its delimiters: {shown(frame)}")
+        elif data.find(self.delimiter) != len(frame):
             raise FramingError(f"frame would be cut by its delimiter {self.delimiter!r}: {shown(frame)}")
         return data
 
     def first(self, data: bytes, start: int) -> Found:
         """Return the frame that begins at *start*."""
+        if self._marks is not None:
+            return self._marks.first(data, start, self.limit)
         return _first_line(data, start, self.delimiter, b"", self.limit)
+
+    def sift(self, data: bytes, start: int) -> list[Sifted]:
+        """Return the frames from *start* on, and what is wrong with others."""
+        if self._marks is not None:
+            return super().sift(data, start)
+        return _sift_lines(self, data, start, self.delimiter)
 
     def cut(self, data: bytes) -> Cut:
         """Return the frames in *data* and what is behind the last delimiter."""
+        if self._marks is not None:
+            return self._marks.cut(data, self.limit) or self.cut_slowly(data)
         frames = data.split(self.delimiter)
         rest = frames.pop()
         if len(data) > self.limit and (len(rest) > self.limit or max(map(len, frames)) > self.limit):
@@ -123,236 +221,6 @@ class Delimiter(Stock):
 
     def finish(self, buffer: bytearray) -> list[bytes]:
         """Remove and return the frame that the end of a datagram ends."""
+        if self._marks is not None and not buffer:
+            return []
         return _last_line(buffer, b"", self.limit)
-
-
-def _table(escapes: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
-    try:
-        return dict(escapes or {})
-    except (TypeError, ValueError):
-        raise SetupError(
-            f"StartEnd: escapes is {escapes!r}; it must be a mapping of bytes to bytes"
-        ) from None
-
-
-def _escapes(framing: StartEnd) -> tuple[tuple[bytes, bytes], ...]:
-    """Return escapes and what they stand for, the escape byte's own last; check that they can be undone."""
-    table = framing.escapes
-    for raw, escape in table.items():
-        if not (isinstance(raw, bytes) and isinstance(escape, bytes) and len(raw) == 1 and len(escape) == 2):
-            raise SetupError(
-                f"StartEnd: escapes has {raw!r}: {escape!r}, it maps one byte to the two that are sent for it"
-            )
-    if not table:
-        return ()
-    leads = {escape[:1] for escape in table.values()}
-    seconds = {escape[1:] for escape in table.values()}
-    if len(leads) > 1:
-        raise SetupError("StartEnd: escapes start with different bytes, they must start with the same one")
-    if not leads < table.keys():
-        raise SetupError(f"StartEnd: escapes lack {min(leads)!r}, with which they start, or any other byte")
-    if len(seconds) < len(table) or seconds & table.keys():
-        raise SetupError(
-            "StartEnd: the second bytes of escapes have to differ, and not be escaped themselves"
-        )
-    if not any(bytes([byte]) in table.keys() - leads for byte in framing.end):
-        raise SetupError(f"StartEnd: escapes don't keep the end marker {framing.end!r} out of frames")
-    return tuple(sorted(((escape, raw) for raw, escape in table.items()), key=lambda pair: pair[1] in leads))
-
-
-def _overlaps(marker: bytes) -> bool:
-    """Tell whether *marker* may begin within itself, as in b"abab"."""
-    return any(marker.endswith(marker[:size]) for size in range(1, len(marker)))
-
-
-@attrs.frozen
-class StartEnd(Stock):
-    r"""Frames stand between a *start* and an *end* marker, which may be the same and are not in the frame.
-
-    *escapes* maps a byte to the two bytes that are sent for it inside a frame; `JT808` and `SLIP` are ready
-    made. Without it a frame to be sent must not hold the end marker. Bytes before a start marker are a
-    `FramingError`, behind which decoding can go on. Where both markers are the same, one may end a frame and
-    begin the next, and markers with nothing between them are fill and are skipped, so an empty frame can't be
-    sent. With *shared*, a frame need not begin with a marker at all, as in SLIP. *limit* is in bytes of a
-    frame as the handler gets it.
-    """
-
-    start: bytes = attrs.field(validator=check_some_bytes)
-    end: bytes = attrs.field(validator=check_some_bytes)
-    escapes: dict[bytes, bytes] = attrs.field(default=None, converter=_table, hash=False)
-    shared: bool = attrs.field(default=False, kw_only=True)
-    limit: int = limit_option()
-    _escapes: tuple[tuple[bytes, bytes], ...] = attrs.field(init=False, repr=False, eq=False)
-    _lead: int = attrs.field(init=False, repr=False, eq=False)
-    _behind: int = attrs.field(init=False, repr=False)  # bytes of the end marker that are read with a frame
-    _overlaps: bool = attrs.field(init=False, repr=False, eq=False)
-
-    def __attrs_post_init__(self) -> None:
-        if self.shared and self.start != self.end:
-            raise SetupError(
-                f"StartEnd: markers that are shared have to be the same, not {self.start!r}, {self.end!r}"
-            )
-        escapes = _escapes(self)
-        object.__setattr__(self, "_escapes", escapes)
-        object.__setattr__(self, "_lead", escapes[0][0][0] if escapes else -1)
-        object.__setattr__(self, "_overlaps", _overlaps(self.end))
-        flags = self.start == self.end and not self.shared
-        object.__setattr__(self, "_behind", 0 if flags else len(self.end))
-
-    @property
-    def flag(self) -> bytes | None:
-        """The marker, where it may end one frame and begin the next."""
-        return None if self._behind else self.start
-
-    def closed(self) -> StartEnd:
-        """Return a framing whose end marker begins no other frame."""
-        if self._behind:
-            return self
-        framing = attrs.evolve(self)
-        object.__setattr__(framing, "_behind", len(self.end))
-        return framing
-
-    @property
-    def starts(self) -> tuple[bytes, ...]:
-        """The start marker, if it is always there."""
-        return () if self.shared else (self.start,)
-
-    def encode(self, frame: bytes) -> bytes:
-        """Return *frame*, escaped, between its markers.
-
-        Raises `FramingError` if the frame would end before its end marker, or be taken for fill.
-        """
-        if not frame and self.start == self.end:
-            raise FramingError(f"an empty frame between markers {shown(self.start)} is fill")
-        content = frame
-        # The escape byte first: the others' escapes hold it.
-        for escape, raw in reversed(self._escapes):
-            content = content.replace(raw, escape)
-        data = content + self.end
-        if data.find(self.end) != len(content):
-            raise FramingError(f"frame would be cut by its end marker {shown(self.end)}: {shown(frame)}")
-        return self.start + data
-
-    def first(self, data: bytes, start: int) -> Found:  # noqa: PLR0911 - what may be there, in its order
-        """Return the frame that begins at *start*."""
-        begin = start
-        if data.startswith(self.start, start):
-            begin += len(self.start)
-            if self.shared:
-                return None, begin
-        elif not self.shared:
-            return self._garbage(data, start)
-        end = data.find(self.end, begin)
-        if end < 0:
-            return self._waiting(len(data) - begin, begin - start)
-        if end == begin and self.start == self.end:
-            return None, end  # the second marker of fill may start a frame
-        behind = end + self._behind
-        frame = self._plain(data[begin:end])
-        size = (end - begin + 1) // 2 if frame is None else len(frame)  # at least, as `_waiting` has it
-        if size > self.limit:
-            return Wrong(over(size, self.limit), behind - start, size - self.limit)
-        if frame is None:
-            reason = f"frame has an unknown escape: {shown(data[begin:end])}"
-            return Wrong(reason, behind - start)
-        return frame, behind
-
-    def cut(self, data: bytes) -> Cut:
-        """Return the frames in *data* and what is behind the last end marker."""
-        if self.shared:
-            *parts, rest = data.split(self.start)
-            clean: tuple[list[bytes], bytes] | None = ([part for part in parts if part], rest)
-        elif self._behind:
-            clean = self._alternating(data) if self.start == self.end else self._enclosed(data)
-        else:
-            clean = self._flagged(data)
-        if clean is None:
-            return self.cut_slowly(data)
-        frames, rest = clean
-        lead = self._lead
-        if lead >= 0 and lead in data:
-            plain = [self._plain(frame) if lead in frame else frame for frame in frames]
-            frames = [frame for frame in plain if frame is not None]
-            if len(frames) < len(plain):
-                return self.cut_slowly(data)
-        if len(data) > self.limit and (
-            len(rest) > self.limit or max(map(len, frames), default=0) > self.limit
-        ):
-            return self.cut_slowly(data)
-        return frames, rest, None
-
-    def _flagged(self, data: bytes) -> tuple[list[bytes], bytes] | None:
-        """Cut at flags, of which each may end a frame and begin the next; None if there is anything wrong."""
-        if not data.startswith(self.start):
-            return None
-        *parts, rest = data.split(self.start)
-        return [part for part in parts if part], self.start + rest
-
-    def _alternating(self, data: bytes) -> tuple[list[bytes], bytes] | None:
-        """Cut at equal markers; None if there is fill, or anything wrong."""
-        parts = data.split(self.start)
-        rest = parts.pop()
-        if len(parts) % 2:
-            rest = self.start + rest
-        elif rest:
-            return None
-        frames = parts[1::2]
-        if any(parts[::2]) or not all(frames):
-            return None
-        return frames, rest
-
-    def _enclosed(self, data: bytes) -> tuple[list[bytes], bytes] | None:
-        """Cut at different markers; None if there is anything wrong."""
-        start, end = self.start, self.end
-        if not data.startswith(start) or self._overlaps:
-            return None
-        frames = data[len(start) :].split(end + start)
-        rest = frames.pop()
-        if rest.endswith(end):
-            frames.append(rest[: -len(end)])
-            rest = b""
-        else:
-            rest = start + rest
-        return (frames, rest) if data.count(end) == len(frames) else None
-
-    def _plain(self, content: bytes) -> bytes | None:
-        """Undo escapes; None if there are others than those in the table."""
-        plain = content
-        for escape, raw in self._escapes:
-            plain = plain.replace(escape, raw)
-        if self._lead >= 0 and len(content) - len(plain) != content.count(self._lead):
-            return None
-        return plain
-
-    def _garbage(self, data: bytes, start: int) -> Wait | Wrong:
-        """Tell what is wrong with data that begins with no start marker; it may be half of one."""
-        if partial(data, start, (self.start,)):
-            return Wait(len(self.start))
-        end = data.find(self.start, start)
-        if end < 0:
-            end = len(data) - half(data, (self.start,))
-        size = end - start
-        reason = f"{size} bytes before the start marker {shown(self.start)}: {shown(data[start:end])}"
-        return Wrong(reason, size)
-
-    def _waiting(self, size: int, before: int) -> Wait | Wrong:
-        """Tell whether *size* bytes without an end marker, behind *before* of a start, are too many."""
-        content = size - len(self.end) + 1
-        least = (content + 1) // 2 if self._escapes else content
-        if least > self.limit:
-            return Wrong(over(least, self.limit), 0, least - self.limit)
-        most = 2 * self.limit if self._escapes else self.limit
-        return Wait(before + most + len(self.end), self.end)
-
-    def finish(self, buffer: bytearray) -> list[bytes]:
-        """Remove fill."""
-        if self.start == self.end == buffer:
-            buffer.clear()
-        return []
-
-
-JT808: Final = StartEnd(b"\x7e", b"\x7e", {b"\x7e": b"\x7d\x02", b"\x7d": b"\x7d\x01"})
-"""The frames of JT/T 808: between 7E, whose escape is 7D; the XOR at their end is `Checked`'s."""
-
-SLIP: Final = StartEnd(b"\xc0", b"\xc0", {b"\xc0": b"\xdb\xdc", b"\xdb": b"\xdb\xdd"}, shared=True)
-"""The frames of SLIP (RFC 1055): they end with C0, may begin with it too, and its escape is DB."""

@@ -9,7 +9,20 @@ import attrs
 
 from ..errors import FramingError
 
-__all__ = ["FRAME_LIMIT", "HEADER", "NEED", "Bad", "Decoding", "Need", "Reader", "Searched", "over", "shown"]
+__all__ = [
+    "FRAME_LIMIT",
+    "HEADER",
+    "NEED",
+    "Bad",
+    "Decoding",
+    "Ends",
+    "Need",
+    "Reader",
+    "Searched",
+    "has_come",
+    "over",
+    "shown",
+]
 
 FRAME_LIMIT: Final = 65_536
 """Bytes of one frame, where a framing says nothing else."""
@@ -45,6 +58,10 @@ class Bad:
 
 Decoding: TypeAlias = Generator["bytes | Bad | Need", None, None]
 """What `decode` returns: a generator that yields frames, and `Bad` for what it drops."""
+
+
+Ends: TypeAlias = bytes | tuple[bytes, ...]
+"""What a reader waits for: some bytes, or the first of several."""
 
 
 class Searched(bytes):
@@ -95,7 +112,7 @@ class Reader:
         self._size = 0
         self._quick = 0  # _size, unless that would let a frame over the limit pass
         self._wanted = 1
-        self._delimiter: bytes | None = None
+        self._delimiter: Ends | None = None
         self._ended = False
         self._seen = -1
         self._looks = 0
@@ -170,9 +187,7 @@ class Reader:
         """The bytes at hand, and where those begin that are to be read."""
         return self._data, self._start
 
-    def wait(
-        self, size: int, ends: bytes | None = None, *, keep: bool = False
-    ) -> Generator[Need, None, bool]:
+    def wait(self, size: int, ends: Ends | None = None, *, keep: bool = False) -> Generator[Need, None, bool]:
         """Wait for *size* bytes or, before that, for *ends*; return whether the end of a datagram came.
 
         That is told only to those who wait for *ends*, which may be empty; with *keep* to the next who waits
@@ -223,7 +238,7 @@ class Reader:
 
     def _check(self, size: int) -> None:
         if size < 0:
-            self.refuse(f"frame has {size} bytes by its own account")
+            self.refuse(f"frame says that it has {size} bytes")
         if size > self._most:
             self.refuse(over(size, self._limit))
         self._look()
@@ -236,6 +251,14 @@ class Reader:
         self._looks += 1
         if self._looks > _STILL:
             self.refuse(f"decode looked {_STILL} times without reading a byte")
+
+
+def has_come(ends: Ends, data: bytes | bytearray, searched: int) -> bool:
+    """Return whether one of *ends* is in *data*, of which *searched* bytes were looked through before."""
+    # An end may straddle two reads.
+    if isinstance(ends, bytes):
+        return data.find(ends, max(0, searched - len(ends) + 1)) >= 0
+    return any(data.find(end, max(0, searched - len(end) + 1)) >= 0 for end in ends)
 
 
 def over(size: int, limit: int) -> str:

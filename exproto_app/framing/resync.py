@@ -10,8 +10,8 @@ import attrs
 
 from ..errors import FramingError, SetupError
 from .base import MIXED, Cut, Found, Framing, Items, Stock, Wait, Wrong, half, partial
-from .marked import StartEnd
-from .modes import Mode, frames_of, limit_of, mode_of, refuse_unreadable, starts_of
+from .enclosed import StartEnd
+from .modes import Mode, frames_of, limit_of, mode_of, refuse_gap, refuse_unreadable, starts_of
 from .reader import NEED, Bad, Decoding, Reader, Searched, shown
 
 __all__ = ["Resync"]
@@ -41,9 +41,11 @@ class Resync(Stock):
     limit: int = attrs.field(init=False, repr=False, eq=False)
     _starts: tuple[bytes, ...] = attrs.field(init=False, repr=False, eq=False)
     _pattern: re.Pattern[bytes] = attrs.field(init=False, repr=False, eq=False)
+    _filled: bool = attrs.field(init=False, repr=False, eq=False)  # fill may stand within what is skipped
 
     def __attrs_post_init__(self) -> None:
         refuse_unreadable("Resync", self.framing)
+        refuse_gap("Resync", self.framing)
         starts = self.start or starts_of(self.framing)
         if isinstance(self.framing, StartEnd) and self.framing.shared:
             raise SetupError(
@@ -51,11 +53,14 @@ class Resync(Stock):
             )
         if not starts:
             raise SetupError(f"Resync: {self.framing!r} may start with any bytes; say which, with start=")
+        # Where fill begins garbage ends, as it does where a frame begins.
+        fills: tuple[bytes, ...] = () if self.start else getattr(self.framing, "fills", ())
         fields = {
             "mode": "cut" if mode_of(self.framing) == "cut" else "decode",
             "limit": limit_of(self.framing),
             "_starts": starts,
-            "_pattern": re.compile(b"|".join(map(re.escape, starts))),
+            "_filled": bool(getattr(self.framing, "fill", ())),
+            "_pattern": re.compile(b"|".join(map(re.escape, (*starts, *fills)))),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -77,13 +82,22 @@ class Resync(Stock):
             raise FramingError(f"frame would be skipped, it doesn't begin with its start: {shown(data)}")
         return data
 
+    @property
+    def core(self) -> Stock:
+        """The framing, where it knows by itself how its frames begin."""
+        return self if self.start else cast("Stock", self.framing)
+
     def cut(self, data: bytes) -> Cut:
         """Return the frames in *data*, `Bad` for what is skipped, and what is left behind."""
         if self.start:
             return self._hunt(data)
-        items, rest, wrong = cast("Stock", self.framing).cut(data)
-        if wrong is None or wrong is MIXED:
-            return items, rest, wrong
+        return self.mend(cast("Stock", self.framing).cut(data))
+
+    def mend(self, cut: Cut) -> Cut:
+        """Look for frames behind what is wrong."""
+        items, rest, wrong = cut
+        if wrong is None or wrong is MIXED or self.start:
+            return cut
         more, rest, _ = self._hunt(rest)
         return items + more, rest, MIXED
 
@@ -131,13 +145,15 @@ class Resync(Stock):
     def _next(self, data: bytes, start: int, wrong: Wrong) -> int:
         """Return where to look for a frame next."""
         if wrong.size and not wrong.excess:
-            return start + wrong.size
+            end = start + wrong.size
+            fill = self._pattern.search(data, start + 1, end) if self._filled else None
+            return fill.start() if fill else end
         begin = start + max(1, wrong.excess)
         found = self._pattern.search(data, begin)
         return found.start() if found else max(begin, len(data) - half(data, self._starts))
 
     def waits(self, data: bytes) -> Wait:
-        """Tell what *data*, which `cut` left, waits for."""
+        """Return what *data*, which `cut` left, waits for."""
         found = self._first(data, 0)
         if type(found) is not Wait:
             return Wait(len(data) + 1)

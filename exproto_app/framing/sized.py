@@ -77,7 +77,7 @@ class FixedSize(Stock):
     def encode(self, frame: bytes) -> bytes:
         """Return *frame*; raises `FramingError` if it has another size."""
         if len(frame) != self.size:
-            raise FramingError(f"frame has {len(frame)} bytes, each has {self.size}")
+            raise FramingError(f"frame has {len(frame)} bytes, FixedSize({self.size}) needs {self.size}")
         return frame
 
     def first(self, data: bytes, start: int) -> Found:
@@ -124,7 +124,7 @@ def _default_strip(framing: LengthPrefix) -> int:
 
 @attrs.frozen
 class LengthPrefix(Stock):
-    r"""A length field tells where the frame ends; `LengthPrefix(2)` is two bytes of length, then the payload.
+    r"""Frames with a length field; `LengthPrefix(2)` is two bytes of length, then the payload.
 
     *size* is that of the length field, 1, 2, 3, 4 or 8 bytes, *byteorder* `big` or `little`; *offset* bytes
     stand before it. What the field counts is told by *adjustment*: a frame, from its first byte on, has
@@ -190,6 +190,16 @@ class LengthPrefix(Stock):
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def pieces(self) -> tuple[Callable[[bytes, int], tuple[Any, ...]], bytes, bytes, int, int]:
+        """What reads the length, start and end marker, where the length is, and bytes dropped at the end."""
+        return self._unpack, self.start, self.end, self.offset, self._back
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """Bytes dropped in front, bytes that aren't counted, and of how many a frame consists with them."""
+        return self._front, self._fixed, self._least, self._most
 
     @property
     def starts(self) -> tuple[bytes, ...]:
@@ -314,7 +324,7 @@ class LengthPrefix(Stock):
 
 @attrs.frozen
 class Varint(Stock):
-    """A varint of protobuf tells how many bytes follow: seven bits a byte, the lowest first, at most 5 bytes.
+    """Frames behind their length as a protobuf varint: seven bits a byte, the lowest first, at most 5 bytes.
 
     Netty has it as `ProtobufVarint32FrameDecoder`, protobuf as `writeDelimitedTo`.
     """
@@ -377,7 +387,7 @@ class Varint(Stock):
 
 @attrs.frozen
 class OctetCounting(Stock):
-    """A decimal number and a space tell how many bytes follow, as in syslog over TCP (RFC 6587, 3.4.1).
+    """Frames behind their length, a decimal number and a space, as in syslog over TCP (RFC 6587, 3.4.1).
 
     `FirstOf(OctetCounting(), (b"<", Line()))` takes both of that document's ways in one stream.
     """
