@@ -21,7 +21,7 @@ from .errors import (
     UnavailableError,
     UnsupportedError,
 )
-from .models import Address, Certificate, ClientInfo, ConnectionInfo, Limits, Message
+from .models import Address, Certificate, ClientInfo, ConnectionInfo, Limits, Login, Message
 from .router import Router
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "FramingError",
     "InvalidNameError",
     "Limits",
+    "Login",
     "Message",
     "Outcome",
     "RequestTimeout",

@@ -150,7 +150,7 @@ class Guard:
             seen.open -= 1
 
     def failed(self, host: str, fault: Fault, now: float, number: int = 1) -> bool:
-        """Count what *host* did wrong; tell whether it is banned for that from now on."""
+        """Count what *host* did wrong; return whether it is banned for that from now on."""
         most = self.limits.most(fault)
         if most is None:
             return False
@@ -167,8 +167,13 @@ class Guard:
         seen.faults.clear()
         return True
 
+    def denies(self, host: str) -> bool:
+        """Return whether *host* is in a network that may not connect."""
+        ip = _parse(host)
+        return ip is not None and any(ip in network for network in self.limits.deny)
+
     def same(self, host: str, other: str) -> bool:
-        """Tell whether both count as one address."""
+        """Return whether both count as one address."""
         return _key(host) == _key(other)
 
     def _listed(self, host: str) -> bool:

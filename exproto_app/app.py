@@ -1,35 +1,46 @@
-"""App: a router that includes routers, and the door to the process that runs them."""
+"""App: what a script exports, its own router and those that it includes."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from .codec import AnyCodec
-from .commands import Outcome
-from .connection import Connection, M, S, check_payload
+from .commands import Outcome, Publish
+from .connection import Connection, M, S
 from .errors import SetupError
-from .framing import RAW, Framing
-from .masking import Mask, Secret
-from .models import Limits
-from .names import NameRule
-from .router import DEFAULT, Handler, Router, Sniff, only_form
+from .handlers import Handler, only_form
+from .masking import Mask
+from .models import Limits, Message
+from .options import RouterOptions
+from .properties import Pairs, checked_properties
+from .router import DEFAULT, Router
 from .tap import Watcher
 from .topics import check_qos, check_topic
+from .verb_arguments import check_payload, publishes
+from .views import ByClientid
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 U = TypeVar("U")
 N = TypeVar("N", bound="Awaitable[None] | None")
+D = TypeVar("D", bound="Iterable[str] | AsyncIterable[str] | Awaitable[Iterable[str]]")
 
-__all__ = ["App", "Host"]
+__all__ = ["App", "RunningEngine"]
 
 
-class Host(Protocol):
+class RunningEngine(Protocol):
     """What an app that runs is attached to."""
 
-    def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> Outcome[None]:
+    def publish(self, command: Publish, /) -> Outcome[None]:
         """Publish for the app itself."""
+        ...
+
+    def publish_many(self, commands: Sequence[Publish]) -> Outcome[int]:
+        """Publish several for the app itself."""
         ...
 
     def watch(self, watcher: Watcher, /) -> None:
@@ -37,109 +48,69 @@ class Host(Protocol):
         ...
 
     def unwatch(self, watcher: Watcher, /) -> None:
-        """Show *watcher* nothing more."""
+        """Stop showing *watcher* anything."""
         ...
 
 
 class App(Router[S, M]):
-    """What a script exports as `app`: its own handlers serve the protocol `default`, routers the others.
+    """What a script exports as `app`: its own handlers serve the protocol `default`, its routers the others.
 
-    The options are those of `Router`, without a name; *limits* bounds what a connection may use. An app runs
-    on one host at a time.
+    The options are those of `Router`, except the name; *limits* bounds what each connection may use. An app
+    runs on one host at a time.
     """
 
     @overload
     def __init__(
         self: App[None, bytes],
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: None = ...,
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
         limits: Limits | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: App[S, bytes],
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: Callable[[], S],
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
         limits: Limits | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: App[None, M],
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: AnyCodec[M],
         key: Callable[[M], Hashable] | None = ...,
         state: None = ...,
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
         limits: Limits | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
     @overload
     def __init__(
         self,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: AnyCodec[M],
         key: Callable[[M], Hashable] | None = ...,
         state: Callable[[], S],
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
         limits: Limits | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
-    def __init__(
-        self,
-        *,
-        framing: Framing = RAW,
-        reply_framing: Framing | None = None,
-        codec: AnyCodec[Any] | None = None,
-        key: Callable[[Any], Hashable] | None = None,
-        state: Callable[[], Any] | None = None,
-        resume: bool = False,
-        sniff: Sniff | None = None,
-        clientid: NameRule | None = None,
-        slash: bool = False,
-        secret: Secret | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        # One of Router's overloads.
-        options: dict[str, Any] = {"codec": codec, "key": key, "state": state, "sniff": sniff}
-        options.update(clientid=clientid, slash=slash, secret=secret)
-        super().__init__(DEFAULT, framing=framing, reply_framing=reply_framing, resume=resume, **options)
+    def __init__(self, *, limits: Limits | None = None, **options: Any) -> None:
+        super().__init__(DEFAULT, **options)
         self.limits = limits or Limits()
         self.startup: list[Handler] = []
         self.shutdown: list[Handler] = []
+        self.dialled: list[Handler] = []
         self.clients: dict[str, Connection[Any, Any]] = {}
         self.counters: dict[str, int] = {}
         self.watchers: list[Watcher] = []
         self.masks: list[Mask] = []
         self._routers: dict[str, Router[Any, Any]] = {}
-        self._host: Host | None = None
+        self._host: RunningEngine | None = None
 
     def __repr__(self) -> str:
         return "App()"
@@ -150,7 +121,7 @@ class App(Router[S, M]):
 
         With `run --workers` each worker is a process; a device is reached from anywhere through its topic.
         """
-        return MappingProxyType(self.clients)
+        return ByClientid(self.clients)
 
     @property
     def stats(self) -> Mapping[str, int]:
@@ -180,64 +151,40 @@ class App(Router[S, M]):
         self,
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: None = ...,
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> Router[None, bytes]: ...
     @overload
     def protocol(
         self,
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: Callable[[], T],
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> Router[T, bytes]: ...
     @overload
     def protocol(
         self,
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: AnyCodec[U],
         key: Callable[[U], Hashable] | None = ...,
         state: None = ...,
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> Router[None, U]: ...
     @overload
     def protocol(
         self,
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: AnyCodec[U],
         key: Callable[[U], Hashable] | None = ...,
         state: Callable[[], T],
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> Router[T, U]: ...
     def protocol(self, name: str, **options: Any) -> Router[Any, Any]:
         """Make a `Router` with these options and include it."""
@@ -255,21 +202,58 @@ class App(Router[S, M]):
         self.shutdown.append(self._own("on_shutdown", handler))
         return handler
 
-    def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> Outcome[None]:
-        """Publish without a connection. Raises `SetupError` while the app doesn't run."""
+    def dial(self, function: Callable[[], D], /) -> Callable[[], D]:
+        """Have the gateway connect to the targets that *function* yields: `modbus=tcp://192.0.2.7:502`.
+
+        It returns a list or is a generator, async or not; a target is written as for `exproto-app run
+        --dial`. It is called when the host has started, and again at SIGHUP: targets that it no longer yields
+        are hung up then. Only the gateway dials.
+        """
+        self.dialled.append(self._own("dial", function))
+        return function
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int = 0,
+        *,
+        retain: bool = False,
+        expiry: int | None = None,
+        content_type: str = "",
+        response_topic: str = "",
+        correlation_data: bytes = b"",
+        user_properties: Pairs = (),
+    ) -> Outcome[None]:
+        """Publish without a connection; the options are those of `Connection.publish`.
+
+        Raises `SetupError` while the app isn't running.
+        """
         check_topic(topic)
         check_payload(payload)
         check_qos(qos)
+        properties = checked_properties(
+            expiry, content_type, response_topic, correlation_data, user_properties
+        )
+        return self._running().publish(Publish(topic, payload, qos, retain, properties))
+
+    def publish_many(
+        self, messages: Iterable[Message | tuple[str, bytes]], qos: int = 0, *, retain: bool = False
+    ) -> Outcome[int]:
+        """Publish *messages* in order, without a connection; see `Connection.publish_many`."""
+        return self._running().publish_many(publishes(messages, qos, retain=retain))
+
+    def _running(self) -> RunningEngine:
         if self._host is None:
             raise SetupError(f"{self!r} isn't running, so it can't publish; publish from on_startup on")
-        return self._host.publish(topic, payload, qos, retain=retain)
+        return self._host
 
     def watch(self, watcher: Watcher, /) -> None:
         """Show *watcher* what happens on all connections: it is called with `(tap, now, event)`.
 
-        `exproto_app.tap` has the events. It works on every host, before the app runs and while it does. A
-        watcher runs on the event loop, so it has to be quick. What `app.masks` match, functions made by
-        `tap.masking`, shows as asterisks, and so do passwords given to `register`.
+        `exproto_app.tap` has the events. It works on every host, before the app runs and while it runs. A
+        watcher is called on the event loop, so it must be fast. What `app.masks` (functions made by
+        `tap.masking`) match shows as asterisks, and so do passwords given to `register`.
         """
         if watcher not in self.watchers:
             self.watchers.append(watcher)
@@ -277,7 +261,7 @@ class App(Router[S, M]):
                 self._host.watch(watcher)
 
     def unwatch(self, watcher: Watcher, /) -> None:
-        """Show *watcher* nothing more."""
+        """Stop showing *watcher* anything."""
         if watcher in self.watchers:
             self.watchers.remove(watcher)
             if self._host is not None:
@@ -315,7 +299,7 @@ class App(Router[S, M]):
         if len(others) > 1:
             words = " and ".join(repr(router.name) for router in others)
             raise SetupError(
-                f"{names!r} share a listener, but nothing tells {words} apart; give one a sniff="
+                f"{names!r} share a listener, but {words} can't be told apart; give one a sniff="
             )
         most = self.limits.sniff_bytes
         for router in routers:
@@ -325,7 +309,7 @@ class App(Router[S, M]):
                     raise SetupError(f"{router!r} can't be recognized by sniff=: {words}")
         return routers
 
-    def attach(self, host: Host) -> None:
+    def attach(self, host: RunningEngine) -> None:
         """Run on *host* from now on; for hosts."""
         if self._host is not None:
             raise SetupError(f"{self!r} is already running; an app runs on one host at a time")
@@ -345,7 +329,8 @@ class App(Router[S, M]):
             router.seal(sealed=False)
 
     def _serves(self) -> bool:
-        return any(handler is not self.routes.error for handler in self.routes)
+        shared = (self.routes.error, self.routes.login)
+        return any(handler not in shared for handler in self.routes)
 
     def _own(self, where: str, handler: Callable[..., Any]) -> Handler:
         if self.sealed:

@@ -8,21 +8,23 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 import attrs
 
 from .errors import CommandError
-from .models import ClientInfo, Message
+from .models import PLAIN, ClientInfo, Message, Properties
 
 __all__ = [
     "DONE",
     "GRANTED",
     "Command",
-    "Fence",
     "Outcome",
+    "Pending",
     "Publish",
     "Register",
     "Subscribe",
+    "Unconfirmed",
     "Unsubscribe",
     "Waiter",
     "all_of",
     "refused",
+    "several",
 ]
 
 T = TypeVar("T")
@@ -30,7 +32,7 @@ T = TypeVar("T")
 
 @attrs.define
 class Register:
-    """Make the device a client of the broker; *password* None means that it has shown none.
+    """Make the device a client of the broker; *password* is None if it gave none.
 
     *will* is published when the device has gone, *session_expiry* is how many seconds the broker keeps the
     client's session after that.
@@ -44,12 +46,14 @@ class Register:
 
 @attrs.define
 class Publish:
-    """A message from the device."""
+    """A message from the device. *absolute*: its topic is the broker's, the client's mountpoint is in it."""
 
     topic: str
     payload: bytes
     qos: int = 0
     retain: bool = False
+    properties: Properties = PLAIN
+    absolute: bool = False
 
 
 @attrs.define
@@ -62,41 +66,44 @@ class Subscribe:
 
 @attrs.define
 class Unsubscribe:
-    """Take a subscription back."""
+    """Cancel a subscription."""
 
     topic: str
 
 
 Command: TypeAlias = Register | Publish | Subscribe | Unsubscribe
-"""What goes through a connection's lane to the broker; bytes for the device need no wrapping."""
+"""What goes through a connection's broker queue."""
 
 
 class Waiter(Protocol):
     """What an event loop waits for; an `asyncio.Future` is one."""
 
     def done(self) -> bool:
-        """Tell whether nobody waits for it any more."""
+        """Return whether it is done, or nobody waits for it any more."""
         ...
 
     def set_result(self, result: None, /) -> None:
-        """Wake whoever waits."""
+        """Wake the waiting coroutine."""
         ...
 
     def __await__(self) -> Generator[Any, None, None]: ...
 
 
 class Outcome(Generic[T]):
-    """What a verb returns: may be awaited for its result, may as well be dropped.
+    """What a verb returns: it may be awaited for its result, or dropped.
 
     Awaiting raises the `CommandError` that the verb came to. Settled once, by the host or by the engine;
     later attempts are ignored. Verbs whose result is known at once return a shared one.
+
+    *watched*: a failure is judged elsewhere, where a send waits for it or it is one of several.
     """
 
-    __slots__ = ("_callbacks", "_waiter", "awaited", "done", "error", "value")
+    __slots__ = ("_callbacks", "_waiter", "awaited", "done", "error", "value", "watched")
 
     def __init__(self, waiter: Callable[[], Waiter]) -> None:
         self.done = False
         self.awaited = False
+        self.watched = False
         self.error: CommandError | None = None
         self.value: T | None = None
         self._waiter = waiter
@@ -107,19 +114,20 @@ class Outcome(Generic[T]):
         return f"<Outcome {what}>"
 
     def settle(self, value: T) -> None:
-        """Tell whoever waits that the verb succeeded."""
+        """Report that the verb has succeeded."""
         if not self.done:
             self.done, self.value = True, value
-            self._call_back()
+            if self._callbacks is not None:
+                self._call_back()
 
     def fail(self, error: CommandError) -> None:
-        """Tell whoever waits that the verb failed."""
+        """Report that the verb has failed."""
         if not self.done:
             self.done, self.error = True, error
             self._call_back()
 
     def follow(self, other: Outcome[T]) -> None:
-        """Come to what *other* comes to."""
+        """Settle as *other* is settled."""
         other.when_done(self._follow)
 
     def _follow(self, other: Outcome[T]) -> None:
@@ -127,6 +135,10 @@ class Outcome(Generic[T]):
             self.settle(other.value)  # type: ignore[arg-type] # settled without an error, so it is a T
         else:
             self.fail(other.error)
+
+    def confirmed(self) -> Outcome[Any]:
+        """Return the outcome that somebody who awaits this one waits for."""
+        return self
 
     def when_done(self, callback: Callable[[Outcome[T]], None]) -> None:
         """Call *callback* with this outcome once it is settled; at once if it is."""
@@ -157,11 +169,14 @@ class Outcome(Generic[T]):
         if not self.done:
             yield from self._wait()
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                del self  # the error's traceback has this frame, and the outcome has the error
         return self.value  # type: ignore[return-value] # settled without an error, so it is a T
 
 
-class Fence(Outcome[T]):
+class Unconfirmed(Outcome[T]):
     """The success of what was handed over in order; awaited, it asks the host whether it has arrived."""
 
     __slots__ = ("_ask",)
@@ -171,10 +186,41 @@ class Fence(Outcome[T]):
         self._ask = ask
         self.settle(value)
 
+    def confirmed(self) -> Outcome[Any]:
+        """Ask the host, and return the outcome of that."""
+        return self._ask()
+
     def __await__(self) -> Generator[Any, None, T]:
         self.awaited = True
         yield from self._ask().__await__()
         return self.value  # type: ignore[return-value] # given when it was made
+
+
+class Pending(Outcome[T]):
+    """The outcome of what the host isn't asked for yet; once it is, it is as good as what the host says."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, waiter: Callable[[], Waiter]) -> None:
+        super().__init__(waiter)
+        self._result: Outcome[Any] | None = None  # which may still have to be confirmed
+
+    def _follow(self, other: Outcome[T]) -> None:
+        if isinstance(other, Unconfirmed | Pending):
+            self._result = other
+        super()._follow(other)
+
+    def confirmed(self) -> Outcome[Any]:
+        """Once it is done, ask the host whether that has arrived; before that it is this."""
+        if not self.done or self.error is not None or self._result is None:
+            return self
+        return self._result.confirmed()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        value = yield from super().__await__()
+        if self._result is not None:
+            yield from self._result.confirmed().__await__()
+        return value
 
 
 def _no_waiter() -> Waiter:
@@ -216,8 +262,51 @@ def all_of(outcomes: Sequence[Outcome[None]]) -> Outcome[None]:
             joint.settle(None)
 
     for outcome in pending:
+        outcome.watched = True
         outcome.when_done(one_done)
     return joint
+
+
+class Several(Pending[int]):
+    """The one outcome of several verbs: their number once all have succeeded, else their first failure.
+
+    They arrive in order, so the last one tells whether all have.
+    """
+
+    __slots__ = ("_failed", "_first", "_left", "_number")
+
+    def __init__(self, outcomes: Sequence[Outcome[Any]], waiter: Callable[[], Waiter]) -> None:
+        super().__init__(waiter)
+        self._number = self._left = len(outcomes)
+        self._failed = 0
+        self._first: CommandError | None = None
+        self._result = outcomes[-1]
+        for outcome in outcomes:
+            outcome.watched = True
+            outcome.when_done(self._one_done)
+
+    def _one_done(self, outcome: Outcome[Any]) -> None:
+        self._left -= 1
+        if outcome.error is not None:
+            self._failed += 1
+            self._first = self._first or outcome.error
+        if self._left:
+            return
+        if self._first is None:
+            self.settle(self._number)
+        else:
+            words = f"{self._failed} of {self._number} failed, the first: {self._first}"
+            self.fail(type(self._first)(words))
+
+
+def several(outcomes: Sequence[Outcome[Any]], waiter: Callable[[], Waiter]) -> Outcome[int]:
+    """Return one outcome for *outcomes*, which are of verbs that were issued in this order."""
+    if any(not outcome.done or outcome.error is not None for outcome in outcomes):
+        return Several(outcomes, waiter)
+    last = outcomes[-1] if outcomes else DONE
+    if isinstance(last, Unconfirmed):
+        return Unconfirmed(last.confirmed, len(outcomes))
+    return _known(len(outcomes))
 
 
 DONE: Final[Outcome[None]] = _known(None)

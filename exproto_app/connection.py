@@ -1,21 +1,21 @@
-"""The connection as a handler sees it: facts, state and verbs."""
+"""The connection as a handler sees it: who the device is, its state, and its verbs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Mapping, Sequence
+from datetime import datetime
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
 
-import attrs
-
-from .commands import Command, Outcome, Publish, Register, Subscribe, Unsubscribe
-from .errors import InvalidNameError
-from .models import ClientInfo, ConnectionInfo, Message, Reason
-from .names import HARMFUL, INVISIBLE, LONGEST, shortened
+from .commands import DONE, Command, Outcome, Publish, Register, Subscribe, Unsubscribe
+from .models import PLAIN, ClientInfo, ConnectionInfo, Message, Reason
+from .properties import Pairs, checked_properties
 from .topics import check_filter, check_qos, check_topic
+from .verb_arguments import check_bytes, check_payload, outcomes_of, publishes, registration
+from .views import ByClientid
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar
+    from typing_extensions import Self, TypeVar
 
     S = TypeVar("S", default=None)
     M = TypeVar("M", default=bytes)
@@ -25,7 +25,7 @@ else:
     S = TypeVar("S")
     M = TypeVar("M")
 
-__all__ = ["Connection", "M", "S", "Verbs", "check_payload"]
+__all__ = ["ChildConnection", "Connection", "M", "S", "Verbs"]
 
 
 class Verbs(Protocol):
@@ -46,16 +46,23 @@ class Verbs(Protocol):
         ...
 
     def check_client(self, client: ClientInfo) -> None:
-        """Refuse names that the protocol doesn't take."""
+        """Refuse names that the protocol doesn't allow."""
         ...
 
     def hide(self, text: str) -> str:
         """Return *text* with what is secret in it masked."""
         ...
 
+    def now(self) -> datetime:
+        """Return the host's time of day, in UTC."""
+        ...
+
     # Each is explained at the verb of the same name.
-    def send(self, data: Any, *, raw: bool) -> Outcome[None]: ...  # noqa: D102 - see above
+    def send(  # noqa: D102 - see above
+        self, data: Any, *, raw: bool, after: Sequence[Outcome[Any]] | None = None
+    ) -> Outcome[None]: ...
     def issue(self, command: Command) -> Outcome[Any]: ...  # noqa: D102 - see above
+    def issue_many(self, commands: Sequence[Publish]) -> Outcome[int]: ...  # noqa: D102 - see above
     def request(  # noqa: D102 - see above
         self,
         frame: Any,
@@ -66,21 +73,13 @@ class Verbs(Protocol):
         key: Hashable,
         raw: bool,
     ) -> Outcome[Any]: ...
+    @property
+    def child_connections(self) -> dict[str, ChildConnection[Any, Any]]: ...  # noqa: D102 - see above
+    def add_child(self, command: Register) -> ChildConnection[Any, Any]: ...  # noqa: D102 - see above
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None: ...  # noqa: D102 - see above
     def start_timer(self, seconds: float) -> None: ...  # noqa: D102 - see above
     def terminate(self) -> None: ...  # noqa: D102 - see above
     def keep(self) -> None: ...  # noqa: D102 - see above
-
-
-def _check_bytes(what: str, value: object) -> None:
-    if not isinstance(value, bytes):
-        hint = "; encode it first" if isinstance(value, str) else "; make it bytes(…) first"
-        raise TypeError(f"{what} is {type(value).__name__}, not bytes{hint}")
-
-
-def check_payload(payload: object) -> None:
-    """Refuse a payload that isn't bytes."""
-    _check_bytes("the payload", payload)
 
 
 class Connection(Generic[S, M]):
@@ -96,7 +95,7 @@ class Connection(Generic[S, M]):
     __slots__ = ("__weakref__", "_verbs", "id", "info", "protocol", "state")
 
     if not TYPE_CHECKING:
-        # At run time nobody looks: Connection[Device] has a default for the message, as type checkers know.
+        # At run time Connection[Device] may leave out the message; only type checkers know its default.
         __class_getitem__ = classmethod(GenericAlias)
 
     def __init__(self, verbs: Verbs, *, conn_id: str, protocol: str, info: ConnectionInfo, state: S) -> None:
@@ -113,7 +112,7 @@ class Connection(Generic[S, M]):
 
     @property
     def client(self) -> ClientInfo | None:
-        """Who the device is to the broker; None until a `register` succeeded."""
+        """Who the device is to the broker; None until `register` has succeeded."""
         return self._verbs.client
 
     @property
@@ -123,33 +122,54 @@ class Connection(Generic[S, M]):
 
     @property
     def close_reason(self) -> Reason | None:
-        """Why the connection ends or ended, one of the `Reason` words; None while nothing ends it."""
+        """Why the connection is ending or has ended, one of the `Reason` words; None while it stays open."""
         return self._verbs.reason
 
     @property
     def close_detail(self) -> str:
-        """The host's own words about the end, such as the text of a socket error."""
+        """The host's own description of the end, such as the text of a socket error."""
         return self._verbs.detail
 
     def hide(self, text: str) -> str:
-        """Return *text* with the passwords that this connection registered with masked, as the log has it."""
+        """Return *text* with the passwords given to `register` masked, as in the log."""
         return self._verbs.hide(text)
 
-    def send(self, data: M | bytes, *, raw: bool = False) -> Outcome[None]:
-        """Send *data* to the device, framed as the router's framing says, or as it is if *raw*.
+    def now(self) -> datetime:
+        """Return the host's time of day, in UTC, to the millisecond.
+
+        In a test and in a replay it is virtual, like all time there, so answers with a time in them can be
+        tested and replayed.
+        """
+        return self._verbs.now()
+
+    def send(
+        self,
+        data: M | bytes,
+        *,
+        raw: bool = False,
+        after: Outcome[Any] | Iterable[Outcome[Any]] | None = None,
+    ) -> Outcome[None]:
+        """Send *data* to the device, framed by the router's framing, or unchanged if *raw*.
 
         With a codec that builds, *data* is a message, unless it is *raw*.
 
-        Awaited, it returns when the bytes waiting for this device are below the limit again, or when the
-        broker has answered where the host sends through one. Raises `FramingError` for what the framing
-        can't carry.
+        With *after*, one outcome of a verb or several, it is sent once all of them have succeeded; no turn
+        waits for that. Sends that wait keep their order among themselves; others pass them, unless the router
+        has `strict_order=True`. If an outcome fails, this send and those waiting behind it are dropped, and
+        the error goes to `on_error`, as if the handler had raised it.
+
+        Awaited, it returns when fewer bytes than the limit wait for this device, or, where the host sends
+        through a broker, when the broker has answered. Raises `FramingError` for what the framing can't
+        carry.
         """
         if type(data) is not bytes and (raw or not self._verbs.builds):
-            _check_bytes("what is sent", data)
-        return self._verbs.send(data, raw=raw)
+            check_bytes("what is sent", data)
+        if after is None:
+            return self._verbs.send(data, raw=raw)
+        return self._verbs.send(data, raw=raw, after=outcomes_of(after))
 
     def terminate(self) -> None:
-        """Close the connection once what was sent and published before is out (at most 5 s later)."""
+        """Close the connection once everything sent and published before is out (at most 5 s later)."""
         self._verbs.terminate()
 
     @overload
@@ -184,66 +204,84 @@ class Connection(Generic[S, M]):
         session_expiry: int = 0,
         **fields: Any,
     ) -> Outcome[None]:
-        """Make the device a client of the broker, under *clientid* or as a whole `ClientInfo` says.
+        """Make the device a client of the broker, by its *clientid* or a whole `ClientInfo`.
 
-        *username* is *clientid* where a *password* is given without one: brokers look passwords up by it.
-        A name that would be more than one level of a topic raises `InvalidNameError`, which is both a
+        With a *password* and no *username*, the clientid is the username too: brokers look passwords up by
+        username. A name that could change the meaning of a topic raises `InvalidNameError`, which is both a
         `DeniedError` and a `ValueError`; see `Router`.
 
-        *keepalive* is in seconds, 0 for none. The next frame is handled when the outcome is known. Refused,
-        and nobody awaits it: the connection ends. Once registered, the same client again is a success that
-        changes nothing; another is denied.
+        *keepalive* is in seconds, 0 for none. The next frame is handled when the outcome is known. If the
+        login is refused and nobody awaits it, the connection ends. Registering the same client again
+        succeeds and changes nothing; a different one is denied.
 
-        *will* is published when the connection has ended, unless the app itself ended it by `terminate`; its
-        topic gets the mountpoint. *session_expiry* is for how many seconds after its end the broker keeps the
-        client's session, where messages for its subscriptions of QoS 1 and 2 wait until it registers anew;
-        hosts other than the MQTT uplink have no such sessions and ignore it.
+        *will* is published when the connection has ended, unless the app itself ended it with `terminate`;
+        the mountpoint is prefixed to its topic. *session_expiry*: for so many seconds after the connection
+        has ended the broker keeps the client's session, in which messages of QoS 1 and 2 for its
+        subscriptions wait until it registers again; ignored behind and inside EMQX (ExProto).
         """
-        if isinstance(clientid, ClientInfo):
-            if fields:
-                raise TypeError(f"a ClientInfo is given, so {', '.join(fields)} belongs into it")
-            client = clientid
-        else:
-            client = ClientInfo(clientid, **fields)
-        _check_client(client)
-        self._verbs.check_client(client)
-        if password is not None and not isinstance(password, str):
-            raise TypeError(f"password is {type(password).__name__}, not str")
-        if password is not None and not client.username:
-            client = attrs.evolve(client, username=client.clientid)
-        if not client.proto_name:
-            client = attrs.evolve(client, proto_name=self.protocol)
-        _check_will(will)
-        _check_expiry(session_expiry)
-        return self._verbs.issue(Register(client, password, will, session_expiry))
+        command = registration(self.protocol, clientid, password, will, session_expiry, fields)
+        self._verbs.check_client(command.client)
+        return self._verbs.issue(command)
 
-    def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> Outcome[None]:
-        """Publish *payload* to *topic*. Awaited with *qos* 1 or 2, it returns when the broker has it."""
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int = 0,
+        *,
+        retain: bool = False,
+        expiry: int | None = None,
+        content_type: str = "",
+        response_topic: str = "",
+        correlation_data: bytes = b"",
+        user_properties: Pairs = (),
+    ) -> Outcome[None]:
+        """Publish *payload* to *topic*. Awaited with *qos* 1 or 2, it returns when the broker has it.
+
+        With MQTT 5: *expiry* is the number of seconds after which the message isn't delivered any more;
+        *content_type* says what the payload is; *response_topic* is where an answer is to be published, with
+        the same *correlation_data*; *user_properties*, a dict or pairs of text, are for anything else.
+        """
         check_topic(topic)
         if type(payload) is not bytes:
             check_payload(payload)
-        if qos:
+        if type(qos) is not int or not 0 <= qos <= 2:
             check_qos(qos)
-        return self._verbs.issue(Publish(topic, payload, qos, retain))
+        properties = PLAIN
+        if expiry is not None or content_type or response_topic or correlation_data or user_properties:
+            properties = checked_properties(
+                expiry, content_type, response_topic, correlation_data, user_properties
+            )
+        return self._verbs.issue(Publish(topic, payload, qos, retain, properties))
+
+    def publish_many(
+        self, messages: Iterable[Message | tuple[str, bytes]], qos: int = 0, *, retain: bool = False
+    ) -> Outcome[int]:
+        """Publish *messages*, each a `Message` or a topic and a payload, in order.
+
+        *qos* and *retain* apply to pairs; a `Message` has its own. There is one outcome for all: the number
+        of messages once the broker has every one of them, or the first error, which says how many failed.
+        """
+        return self._verbs.issue_many(publishes(messages, qos, retain=retain))
 
     def subscribe(self, topic: str, qos: int = 0) -> Outcome[int]:
-        """Have messages for the filter *topic* delivered; awaited, it gives the QoS granted."""
+        """Have messages that match the filter *topic* delivered; awaited, it returns the granted QoS."""
         check_filter(topic)
         check_qos(qos)
         return self._verbs.issue(Subscribe(topic, qos))
 
     def unsubscribe(self, topic: str) -> Outcome[None]:
-        """Take the subscription to the filter *topic* back."""
+        """Cancel the subscription to the filter *topic*."""
         check_filter(topic)
         return self._verbs.issue(Unsubscribe(topic))
 
     def start_timer(self, seconds: float) -> None:
         """Call `on_timeout` after *seconds* of silence, then close unless it starts the timer again.
 
-        A new timer replaces the old one; bytes from the device start it afresh.
+        A new timer replaces the old one; bytes from the device restart it.
         """
-        if not seconds > 0:
-            raise ValueError(f"a timer of {seconds} seconds never makes sense, it has to be above 0")
+        if isinstance(seconds, str) or not seconds > 0:
+            raise ValueError(f"a timer of {seconds!r} seconds is invalid; give a number above 0")
         self._verbs.start_timer(seconds)
 
     def request(
@@ -258,25 +296,63 @@ class Connection(Generic[S, M]):
     ) -> Outcome[M]:
         """Send *frame* and, awaited, return the first frame for which *match* is true (None: the next frame).
 
-        Awaited in a handler it gives the turn up: other frames are handled meanwhile, and `state` may have
-        changed when it goes on. *timeout* is in seconds, from the sending; after each it is sent again, up to
-        *retries* times. Requests with one *key* (other than None) wait for each other. With a codec all of
-        these frames are messages. Raises `RequestTimeout`, `ClosedError`, or `UnavailableError` with too many
-        requests waiting.
+        Awaited in a handler, it gives up the turn: other frames are handled meanwhile, and `state` may have
+        changed when the handler resumes. *timeout* is in seconds from the sending; after each timeout the
+        frame is sent again, up to *retries* times. Requests with the same *key* (other than None) wait for
+        each other. With a codec, all these frames are messages. Raises `RequestTimeout`, `ClosedError`, or
+        `UnavailableError` if too many requests are waiting.
         """
         if raw or not self._verbs.builds:
-            _check_bytes("what is sent", frame)
-        if not timeout > 0:
-            raise ValueError(f"a timeout of {timeout} seconds never makes sense, it has to be above 0")
+            check_bytes("what is sent", frame)
+        if isinstance(timeout, str) or not timeout > 0:
+            raise ValueError(f"a timeout of {timeout!r} seconds is invalid; give a number above 0")
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ValueError(f"retries is {retries!r}, it has to be a whole number, 0 or more")
+            raise ValueError(f"retries is {retries!r}; it must be a whole number, 0 or more")
         return self._verbs.request(frame, match=match, timeout=timeout, retries=retries, key=key, raw=raw)
+
+    @property
+    def line(self) -> Connection[Any, M] | None:
+        """The connection that this one is a child of; None for a device with its own line."""
+        return None
+
+    @property
+    def children(self) -> Mapping[str, ChildConnection[Any, M]]:
+        """The devices behind this connection, by clientid."""
+        return ByClientid(self._verbs.child_connections)
+
+    def child(
+        self,
+        clientid: ClientInfo | str,
+        *,
+        password: str | None = None,
+        will: Message | None = None,
+        session_expiry: int = 0,
+        **fields: Any,
+    ) -> ChildConnection[Any, M]:
+        """Return the device *clientid* behind this connection, which others share: a concentrator, a bus.
+
+        The first call registers it, as `register` does, with the same arguments; later calls just return it.
+        It is a connection of its own: with its own client, subscriptions and will, and the handlers of
+        `Router.child`. Frames still come to the line's handlers, and what a child sends leaves by the line.
+        `child.terminate()` ends the child alone; the end of the line ends all its children.
+
+        Awaited, it returns the child once it is registered, or raises what `register` raises. If the login is
+        refused and nobody awaits it, the child ends, and the line stays. Raises `UnavailableError` beyond
+        `Limits.children`, `DeniedError` for the line's own clientid, and `ClosedError` after the connection
+        has ended. Where a host has one client per connection (ExProto, EMQX 4.2), children use the line's,
+        which has to register first: topics work; logins and wills of their own don't.
+        """
+        command = registration(self.protocol, clientid, password, will, session_expiry, fields)
+        self._verbs.check_client(command.client)
+        return self._verbs.add_child(command)
 
     def spawn(self, coroutine: Coroutine[Any, Any, object], /) -> None:
         """Run *coroutine* beside the turns, at most until the connection ends.
 
-        An exception in it counts as a handler's. Raises `UnavailableError` with too many of them running.
+        An exception in it counts as a handler's. Raises `UnavailableError` if too many are running.
         """
+        if not isinstance(coroutine, Coroutine):
+            raise TypeError(f"spawn takes a coroutine, such as work(), not {type(coroutine).__name__}")
         self._verbs.spawn(coroutine)
 
     def keep(self) -> None:
@@ -284,37 +360,25 @@ class Connection(Generic[S, M]):
         self._verbs.keep()
 
 
-def _check_client(client: ClientInfo) -> None:
-    for field in ("clientid", "username", "proto_name", "proto_ver", "mountpoint"):
-        text = getattr(client, field)
-        if not isinstance(text, str):
-            raise TypeError(f"{field} is {type(text).__name__}, not str")
-        if HARMFUL.search(text):
-            raise InvalidNameError(f"{field} {shortened(text)} {INVISIBLE}")
-        if len(text.encode()) > LONGEST:
-            raise InvalidNameError(f"{field} has {len(text.encode())} bytes, limit is {LONGEST}")
-    if not client.clientid:
-        raise ValueError("clientid is empty; a device needs a name of its own")
-    if client.mountpoint:
-        check_topic(client.mountpoint)
-    if isinstance(client.keepalive, bool) or not isinstance(client.keepalive, int):
-        raise TypeError(f"keepalive is {type(client.keepalive).__name__}, not int")
-    if not 0 <= client.keepalive <= 65_535:
-        raise ValueError(f"keepalive is {client.keepalive}, it has to be from 0 to 65535 seconds")
+class ChildConnection(Connection[S, M]):
+    """A device behind a *line* that it shares with others; `Connection.child` makes it. It may be awaited."""
 
+    __slots__ = ("_line", "registered")
 
-def _check_will(will: object) -> None:
-    if will is None:
-        return
-    if not isinstance(will, Message):
-        raise TypeError(f"will is {type(will).__name__}, not Message; write Message(topic, payload)")
-    check_topic(will.topic)
-    check_payload(will.payload)
-    check_qos(will.qos)
+    if not TYPE_CHECKING:
+        __class_getitem__ = classmethod(GenericAlias)
 
+    def __init__(self, verbs: Verbs, line: Connection[Any, M], *, conn_id: str, protocol: str) -> None:
+        super().__init__(verbs, conn_id=conn_id, protocol=protocol, info=line.info, state=None)  # type: ignore[arg-type] # the engine sets it
+        self._line = line
+        self.registered: Outcome[None] = DONE
 
-def _check_expiry(seconds: object) -> None:
-    if isinstance(seconds, bool) or not isinstance(seconds, int):
-        raise TypeError(f"session_expiry is {type(seconds).__name__}, not int")
-    if not 0 <= seconds <= 0xFFFFFFFF:
-        raise ValueError(f"session_expiry is {seconds}, it has to be from 0 to 4294967295 seconds")
+    @property
+    def line(self) -> Connection[Any, M]:
+        """The connection that it shares."""
+        return self._line
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Wait for the login; return the child."""
+        yield from self.registered.__await__()
+        return self

@@ -32,6 +32,9 @@ class FramingError(ExprotoError):
 class CommandError(ExprotoError):
     """A verb (`send`, `register`, `publish`…) did not succeed."""
 
+    told = False
+    """Whether the host has logged it already, in its own words."""
+
 
 class DeniedError(CommandError):
     """The broker refused: a wrong password, a topic that is not allowed."""

@@ -12,6 +12,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final, TypeAlias
 
 from .errors import SetupError
@@ -47,8 +48,14 @@ RUN: Final = 4
 LONG_TEXT: Final = 2_048
 """Characters of such a text that are shown."""
 
+KEPT: Final = 4_096
+"""Bytes, or characters, that may be kept for a line that may never be written."""
+
 LONGEST: Final = 1_024
 """Bytes of what was said that are looked for, at its beginning and its end each."""
+
+MOST: Final = 64
+"""Secrets that are looked for in a text one by one; where there are more, nothing of it is shown."""
 
 DEEPEST: Final = 20
 """Exceptions that led to each other and are shown."""
@@ -64,17 +71,17 @@ def masking(pattern: str, *, same_length: bool = True) -> Mask:
     r"""Return the mask for a regular expression over bytes: its groups, or without any the whole match.
 
     `.` matches every byte, and `\x01` is one. Without *same_length* one asterisk stands for it all.
-    Raises `SetupError` for what is no expression.
+    Raises `SetupError` for an invalid expression.
     """
     try:
         regex = re.compile(pattern.encode(), re.DOTALL)
     except (re.error, UnicodeEncodeError) as error:
-        raise SetupError(f"{pattern!r} is no regular expression: {error}") from None
+        raise SetupError(f"{pattern!r} isn't a valid regular expression: {error}") from None
     return _mask_of(regex, same_length=same_length)
 
 
 def mask_for(secret: Secret) -> Mask:
-    """Return the mask for what a router is given as `secret=`. Raises `SetupError` for what is none."""
+    """Return the mask for what a router is given as `secret=`. Raises `SetupError` if it isn't one."""
     if isinstance(secret, str):
         return masking(secret)
     if isinstance(secret, re.Pattern):
@@ -135,6 +142,9 @@ def secrets_in(data: bytes, mask: Mask) -> list[bytes]:
 
 def hide_secrets(text: str, secrets: Iterable[bytes]) -> str:
     """Return *text* with each of *secrets* masked, in whatever form it stands there."""
+    secrets = dict.fromkeys(secrets)
+    if len(secrets) > MOST:
+        return f"[{len(text)} characters]"
     for secret in secrets:
         for form in _forms(secret):
             if form in text:
@@ -219,6 +229,24 @@ def format_masked(error: BaseException, hide: Callable[[str], str]) -> str:
         error = before
 
 
+class Later:
+    """A text that is made when it is read: lines of a flood are held back before that."""
+
+    __slots__ = ("_make", "_text")
+
+    def __init__(self, make: Callable[[], str], size: int = 0) -> None:
+        """Have *make* make the text; at once if that needs too much data, *size* bytes, to be kept."""
+        self._make: Callable[[], str] | None = make
+        self._text = ""
+        if size > KEPT:
+            str(self)
+
+    def __str__(self) -> str:
+        if self._make is not None:
+            self._text, self._make = self._make(), None
+        return self._text
+
+
 def log_error(
     log: logging.Logger,
     text: str,
@@ -226,20 +254,24 @@ def log_error(
     error: BaseException,
     hide: Callable[[str], str],
     words: str | None = None,
+    size: int = 0,
 ) -> None:
     """Log *error* with its traceback; *hide* masks what is secret in it.
 
-    *text* shows *words* behind *args*, or the error itself.
+    *text* shows *words* behind *args*, or the error itself. *size*: bytes that *hide* has to know for that.
 
     It is masked here, not where a line is written: whatever handlers logging has, none gets to see it.
     """
-    if not log.isEnabledFor(logging.ERROR):
+    if not log.isEnabledFor(logging.ERROR) or log.disabled:
         return
     exc_info = (type(error), error, error.__traceback__)
-    args = (*args, hide(words or _repr(error)))
+    args = (*args, Later(partial(hide, words or _repr(error)[:KEPT]), size))
     record = log.makeRecord(log.name, logging.ERROR, __file__, 0, text, args, exc_info)
-    record.exc_text = format_masked(error, hide)
-    log.handle(record)
+    passed = log.filter(record)  # which holds back what is said again and again, before it is formatted
+    if passed:
+        record = passed if isinstance(passed, logging.LogRecord) else record
+        record.exc_text = format_masked(error, hide)
+        log.callHandlers(record)
 
 
 def _repr(error: BaseException) -> str:

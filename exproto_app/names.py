@@ -1,7 +1,7 @@
 """Names and texts from outside: who may be called what, and how such text is shown.
 
 A clientid becomes a level of topics, a word of a log line and a row of a page, and most devices choose their
-own. So one check stands at every door that takes a name (`check_name`), and one escape (`escaped`) where a
+own. So one check stands wherever a name comes in (`check_name`), and one escape (`escaped`) where a
 person or a program reads what came from outside.
 """
 
@@ -68,7 +68,7 @@ def check_rule(text: str, rule: Callable[[str], object] | None) -> None:
 
 
 def name_rule(rule: NameRule) -> Callable[[str], object]:
-    """Return *rule* as a function. Raises `TypeError` or `re.error` for what is none."""
+    """Return *rule* as a function. Raises `TypeError` or `re.error` if it isn't one."""
     if isinstance(rule, str):
         return re.compile(rule).fullmatch
     if isinstance(rule, re.Pattern):

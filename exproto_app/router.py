@@ -1,26 +1,27 @@
-"""Router: the decorators, and which handler takes what."""
+"""Router: the options and the decorators of one protocol."""
 
 from __future__ import annotations
 
+import copy
 import enum
-import functools
-import inspect
-import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from types import GenericAlias, MappingProxyType
+from collections.abc import Callable, Hashable, Mapping
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, overload
-
-import attrs
 
 from .codec import AnyCodec, functions_of
 from .connection import Connection
 from .errors import SetupError
 from .framing import RAW, Framing
-from .masking import Mask, Secret, mask_for
-from .models import ClientInfo, ConnectionInfo, Message, Reason
-from .names import NameRule, check_name, check_rule, name_rule
+from .handlers import Handler, When, handler_of, only_form, short_form, with_info, with_reason, with_state
+from .masking import Secret
+from .models import ClientInfo, ConnectionInfo, Login, Message, Reason
+from .names import NameRule, check_name, check_rule
+from .options import RouterOptions, Sniff, check_framing, checked_rule, checked_secret, checked_sniff
+from .routes import Routes
 from .signatures import (
+    Answer,
     B,
+    BadFrameDecorator,
     BatchDecorator,
     ConnectDecorator,
     DeliverDecorator,
@@ -34,127 +35,17 @@ from .signatures import (
     TimerDecorator,
 )
 from .topics import check_filter, matcher
+from .views import ByClientid
 
-__all__ = ["DEFAULT", "Handler", "Key", "Router", "Routes", "Sniff", "only_form"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["DEFAULT", "ChildRouter", "Key", "Router"]
 
 DEFAULT = "default"
 """The protocol that the app's own handlers serve."""
 
 Key: TypeAlias = bytes | str | int | tuple[Any, ...] | enum.Enum | None
-
-Sniff: TypeAlias = bytes | tuple[bytes, ...] | Callable[[bytes], bool | None]
-"""How a protocol is told by a device's first bytes: what they begin with, or a function of them."""
-
-
-@attrs.define(eq=False)
-class Handler:
-    """A registered function: *call* takes the short form's arguments, *where* names it in errors.
-
-    *call* is looked up each time, so that it may be replaced while somebody measures it.
-    """
-
-    call: Callable[..., Any]
-    function: Callable[..., Any]
-    where: str
-    blocking: bool = False
-    batch: bool = False
-
-    @property
-    def name(self) -> str:
-        """The function's own name."""
-        return getattr(self.function, "__qualname__", repr(self.function))
-
-
-def _required(function: Callable[..., Any], where: str) -> tuple[int, float]:
-    """Return how many positional arguments *function* needs and how many it can take."""
-    if not callable(function):
-        raise SetupError(f"{where} takes a function, not {function!r}")
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin that tells nothing
-        return 0, float("inf")
-    needed, most = 0, 0.0
-    for parameter in parameters:
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            most += 1
-            needed += parameter.default is parameter.empty
-        elif parameter.kind is parameter.VAR_POSITIONAL:
-            most = float("inf")
-        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
-            name = getattr(function, "__qualname__", repr(function))
-            raise SetupError(f"{name} can't serve {where}: its argument {parameter.name!r} is never passed")
-    return needed, most
-
-
-def _short(function: Callable[..., Any], where: str, names: tuple[str, ...]) -> Callable[..., Any] | None:
-    """Return *function* if it takes *names*, None if it takes one argument more."""
-    needed, most = _required(function, where)
-    if needed <= len(names) <= most:
-        return function
-    if needed == len(names) + 1:
-        return None
-    name = getattr(function, "__qualname__", repr(function))
-    takes = f"{needed} arguments" if needed > len(names) else f"at most {most:g} arguments"
-    raise SetupError(f"{name} takes {takes}, but {where} calls it with ({', '.join(names)})")
-
-
-def _with_info(function: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.wraps(function)(lambda conn: function(conn, conn.info))
-
-
-def _with_state(function: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.wraps(function)(lambda conn, what: function(conn, what, conn.state))
-
-
-class Routes:
-    """The handlers of one router, as the engine asks for them."""
-
-    def __init__(self, key: Callable[[Any], Hashable] | None) -> None:
-        self.connect: Handler | None = None
-        self.keyed: dict[Any, Handler] = {}
-        self.rest: Handler | None = None
-        self.topics: list[tuple[str, Callable[[str], bool], Handler]] = []
-        self.deliver_rest: Handler | None = None
-        self.ticks: list[tuple[float, Handler]] = []
-        self.timeout: Handler | None = None
-        self.error: Handler | None = None
-        self.terminated: Handler | None = None
-        self._key = key
-        self._lengths: list[int] = []
-
-    def add_key(self, key: Any, handler: Handler) -> None:
-        """Have *handler* take the frames of *key*, or with this prefix."""
-        self.keyed[key] = handler
-        if self._key is None:
-            self._lengths = sorted({len(prefix) for prefix in self.keyed}, reverse=True)
-
-    def received(self, frame: bytes, message: Any) -> Handler | None:
-        """Return the handler that takes *message*, which is the *frame* itself without a codec."""
-        if self._key is not None:
-            return self.keyed.get(self._key(message), self.rest)
-        for length in self._lengths:
-            handler = self.keyed.get(frame[:length])
-            if handler is not None:
-                return handler
-        return self.rest
-
-    @property
-    def catch_all(self) -> Handler | None:
-        """The handler of every frame, where there is just the bare one and it doesn't block."""
-        return None if self.keyed or self.rest is None or self.rest.blocking else self.rest
-
-    def deliver(self, topic: str) -> Handler | None:
-        """Return the handler that takes messages of *topic*."""
-        for _, match, handler in self.topics:
-            if match(topic):
-                return handler
-        return self.deliver_rest
-
-    def __iter__(self) -> Iterator[Handler]:
-        first = (self.connect, *self.keyed.values(), self.rest, *(handler for _, _, handler in self.topics))
-        ticks = (handler for _, handler in self.ticks)
-        last = (self.deliver_rest, *ticks, self.timeout, self.error, self.terminated)
-        return filter(None, (*first, *last))
 
 
 class Router(Generic[S, M]):
@@ -165,11 +56,14 @@ class Router(Generic[S, M]):
     sent, where that differs. *key* is a function of a frame whose result picks the handler; without it the
     longest prefix does. *state* makes the `conn.state` of a new connection. *resume* carries on with
     connections that this process never saw begin, instead of closing them (for stateless protocols).
+    *roaming*: a device on UDP may speak from several addresses; each that registers the clientid is one more
+    connection of the client, instead of taking over from the one before.
 
     *codec* makes messages of frames: an object with `parse` and `build`, as construct has them, or two
     functions, `(parse, build)`; `(parse, None)` leaves what is sent bytes. Handlers, *key* and the `match` of
     a request get messages then, and what is sent is a message too; prefixes are still those of the frame. A
-    frame that can't be parsed is bad: it is dropped, logged and counted (`frames_bad`), the next one goes on.
+    frame that can't be parsed is bad: it is dropped, logged and counted (`frames_bad`), the next one goes on;
+    `on_bad_frame` may answer it.
 
     *sniff* recognizes the protocol by a device's first bytes, where several share a listener: the bytes that
     it begins with, a tuple of such, or a function that gets all bytes so far (at least one) and returns True,
@@ -185,14 +79,19 @@ class Router(Generic[S, M]):
     refused by `register`: topics made of it would be somebody else's. *slash* allows `/`. *clientid* is a
     rule of one's own beside that: a regular expression for the whole clientid, or a function that takes it.
 
+    *child_state* makes the `state` of a child, see `Connection.child`.
+
     *secret* says where secrets stand in what a device sends: a regular expression over its bytes (its groups,
     or without any the whole match), or a function that returns the bytes with what is secret replaced, of the
     same length. It is masked wherever bytes are shown. Without it, nothing that a device has said before it
     registered is shown in the log at warning or above: it is counted.
+
+    *strict_order* has everything that is sent wait behind a `send(after=…)` that waits, for protocols that
+    need each answer in its place; without it other sends pass.
     """
 
     if not TYPE_CHECKING:
-        # At run time nobody looks: Router[Device] has a default for the message, as the type checker knows.
+        # At run time Router[Device] may leave out the message; only type checkers know its default.
         __class_getitem__ = classmethod(GenericAlias)
 
     @overload
@@ -200,64 +99,40 @@ class Router(Generic[S, M]):
         self: Router[None, bytes],
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: None = ...,
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: Router[S, bytes],
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: None = ...,
         key: Callable[[bytes], Hashable] | None = ...,
         state: Callable[[], S],
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: Router[None, M],
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: AnyCodec[M],
         key: Callable[[M], Hashable] | None = ...,
         state: None = ...,
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
     @overload
     def __init__(
         self,
         name: str,
         *,
-        framing: Framing = ...,
-        reply_framing: Framing | None = ...,
         codec: AnyCodec[M],
         key: Callable[[M], Hashable] | None = ...,
         state: Callable[[], S],
-        resume: bool = ...,
-        sniff: Sniff | None = ...,
-        clientid: NameRule | None = ...,
-        slash: bool = ...,
-        secret: Secret | None = ...,
+        **options: Unpack[RouterOptions],
     ) -> None: ...
     def __init__(
         self,
@@ -269,10 +144,13 @@ class Router(Generic[S, M]):
         key: Callable[[Any], Hashable] | None = None,
         state: Callable[[], Any] | None = None,
         resume: bool = False,
+        roaming: bool = False,
         sniff: Sniff | None = None,
         clientid: NameRule | None = None,
         slash: bool = False,
         secret: Secret | None = None,
+        child_state: Callable[[], Any] | None = None,
+        strict_order: bool = False,
     ) -> None:
         if not isinstance(name, str) or not name or not name.isprintable() or set(name) & set("=,:/ "):
             raise SetupError(f"{name!r} can't name a protocol; use letters, digits, '-', '_' and '.'")
@@ -283,16 +161,20 @@ class Router(Generic[S, M]):
         self.key = key
         self.state = state
         self.resume = resume
-        self.sniff = None if sniff is None else _checked_sniff(self, sniff)
+        self.roaming = roaming
+        self.strict_order = strict_order
+        self.sniff = None if sniff is None else checked_sniff(self, sniff)
         self.slash = slash
-        self.clientid = None if clientid is None else _checked_rule(self, clientid)
-        self.secret = None if secret is None else _checked_secret(self, secret)
-        _check_framing(self, framing, ("encode", "decode or split"))
-        _check_framing(self, self.reply_framing, ("encode",))
-        for what, function in (("key", key), ("state", state)):
+        self.clientid = None if clientid is None else checked_rule(self, clientid)
+        self.secret = None if secret is None else checked_secret(self, secret)
+        check_framing(self, framing, ("encode", "decode or split"))
+        check_framing(self, self.reply_framing, ("encode",))
+        for what, function in (("key", key), ("state", state), ("child_state", child_state)):
             if function is not None and not callable(function):
                 raise SetupError(f"{self!r}: {what}={function!r} is not a function")
+        self.child_state = child_state
         self.sealed = False
+        self._child: ChildRouter | None = None
         self.live: dict[str, Connection[S, M]] = {}
         self.routes = Routes(key)
 
@@ -307,9 +189,16 @@ class Router(Generic[S, M]):
             check_name(client.username, "username", slash=self.slash)
 
     @property
+    def child(self) -> ChildRouter:
+        """The handlers of children, `Connection.child`: `@app.child.on_deliver(…)` and the like."""
+        if self._child is None:
+            self._child = ChildRouter(self)
+        return self._child
+
+    @property
     def connections(self) -> Mapping[str, Connection[S, M]]:
         """The registered connections of this protocol in this process, by clientid."""
-        return MappingProxyType(self.live)
+        return ByClientid(self.live)
 
     # --- the decorators; each returns the function untouched
 
@@ -336,8 +225,8 @@ class Router(Generic[S, M]):
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             where = self._free("on_connect", self.routes.connect)
-            call = _short(function, where, ("conn",)) or _with_info(function)
-            self.routes.connect = _handler(call, function, where, blocking=blocking)
+            call = short_form(function, where, ("conn",)) or with_info(function)
+            self.routes.connect = handler_of(call, function, where, blocking=blocking)
             return function
 
         return register if handler is None else register(handler)
@@ -374,8 +263,8 @@ class Router(Generic[S, M]):
                 where = self._free("on_received", self.routes.rest)
             else:
                 where = self._free(f"on_received({key!r})", self.routes.keyed.get(self._checked_key(key)))
-            call = _short(function, where, ("conn", "frame")) or _with_state(function)
-            handler = _handler(call, function, where, blocking=blocking)
+            call = short_form(function, where, ("conn", "frame")) or with_state(function)
+            handler = handler_of(call, function, where, blocking=blocking)
             if key is None:
                 self.routes.rest = handler
             else:
@@ -394,20 +283,46 @@ class Router(Generic[S, M]):
     ) -> Callable[[Connection[S, M], Message], Reply[M]]: ...
     @overload
     def on_deliver(
-        self, topic: str | None = None, /, *, batch: Literal[False] = False, blocking: bool = False
+        self,
+        topic: str | None = None,
+        /,
+        *,
+        batch: Literal[False] = False,
+        blocking: bool = False,
+        reply: bool = False,
+        when: When = "now",
     ) -> DeliverDecorator[S, M]: ...
     @overload
     def on_deliver(
-        self, topic: str | None = None, /, *, batch: Literal[True], blocking: bool = False
+        self, topic: str | None = None, /, *, batch: Literal[True], blocking: bool = False, when: When = "now"
     ) -> BatchDecorator[S, M]: ...
-    def on_deliver(self, topic: Any = None, /, *, batch: bool = False, blocking: bool = False) -> Any:
+    def on_deliver(
+        self,
+        topic: Any = None,
+        /,
+        *,
+        batch: bool = False,
+        blocking: bool = False,
+        reply: bool = False,
+        when: When = "now",
+    ) -> Any:
         """Handle messages for the device: `(conn, message)`; what it returns is sent.
 
         With *topic*, a filter: the messages that match; the first registered match wins, and the bare
         decorator takes the rest. With *batch* it gets the list that the broker delivered.
+
+        With *reply* what it returns isn't sent to the device but published as the answer: to the message's
+        response topic, with its correlation data and QoS. With *when* `"uplink"` messages wait until the
+        device has spoken: they are handled behind its next frame.
         """
         if callable(topic):
             return self.on_deliver()(topic)
+        if reply and batch:
+            raise SetupError(
+                f"{self!r}: on_deliver(batch=True) has no reply=; messages are answered one by one"
+            )
+        if when not in ("now", "uplink"):
+            raise SetupError(f"{self!r}: on_deliver(when={when!r}) is invalid; use 'now' or 'uplink'")
         if topic is not None:
             try:
                 check_filter(topic)
@@ -421,7 +336,8 @@ class Router(Generic[S, M]):
                 same = next((handler for known, _, handler in self.routes.topics if known == topic), None)
                 where = self._free(f"on_deliver({topic!r})", same)
             call = only_form(function, where, ("conn", "messages" if batch else "message"))
-            handler = _handler(call, function, where, blocking=blocking, batch=batch)
+            handler = handler_of(call, function, where, blocking=blocking, batch=batch)
+            handler.reply, handler.when = reply, when
             if topic is None:
                 self.routes.deliver_rest = handler
             else:
@@ -445,7 +361,7 @@ class Router(Generic[S, M]):
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             where = self._free("on_timeout", self.routes.timeout)
-            self.routes.timeout = _handler(
+            self.routes.timeout = handler_of(
                 only_form(function, where, ("conn",)), function, where, blocking=blocking
             )
             return function
@@ -467,8 +383,8 @@ class Router(Generic[S, M]):
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             where = self._free("on_terminated", self.routes.terminated)
-            call = _short(function, where, ("conn", "reason")) or _with_state(function)
-            self.routes.terminated = _handler(call, function, where, blocking=blocking)
+            call = short_form(function, where, ("conn", "reason")) or with_state(function)
+            self.routes.terminated = handler_of(call, function, where, blocking=blocking)
             return function
 
         return register if handler is None else register(handler)
@@ -492,7 +408,54 @@ class Router(Generic[S, M]):
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             where = self._free("on_error", self.routes.error)
             call = only_form(function, where, ("conn", "error"))
-            self.routes.error = _handler(call, function, where, blocking=blocking)
+            self.routes.error = handler_of(call, function, where, blocking=blocking)
+            return function
+
+        return register if handler is None else register(handler)
+
+    @overload
+    def on_bad_frame(
+        self: Router[S, bytes], handler: Callable[[Connection[S], bytes, str], B], /
+    ) -> Callable[[Connection[S], bytes, str], B]: ...
+    @overload
+    def on_bad_frame(
+        self, handler: Callable[[Connection[S, M], bytes, str], Reply[M]], /
+    ) -> Callable[[Connection[S, M], bytes, str], Reply[M]]: ...
+    @overload
+    def on_bad_frame(self, /, *, blocking: bool = False) -> BadFrameDecorator[S, M]: ...
+    def on_bad_frame(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
+        """Answer a frame that was dropped, for its checksum or since the codec can't parse it.
+
+        `(conn, frame, reason)`: *frame* is as the framing has it, with its checksum; what the handler returns
+        is sent. It has its turn between the frames before and behind; the connection stays.
+        """
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            where = self._free("on_bad_frame", self.routes.bad_frame)
+            call = with_reason(only_form(function, where, ("conn", "frame", "reason")))
+            self.routes.bad_frame = handler_of(call, function, where, blocking=blocking)
+            return function
+
+        return register if handler is None else register(handler)
+
+    @overload
+    def on_login(self, handler: Callable[[Login], Answer], /) -> Callable[[Login], Answer]: ...
+    @overload
+    def on_login(
+        self, /, *, blocking: bool = False
+    ) -> Callable[[Callable[[Login], Answer]], Callable[[Login], Answer]]: ...
+    def on_login(self, handler: Any = None, /, *, blocking: bool = False) -> Any:
+        """Judge a login before the broker, or `--users`, is asked: `(login)`, a `Login`.
+
+        It returns True to go on, False or a reason (a str) to refuse the device, or a `ClientInfo` to go on
+        with those facts, such as a mountpoint. Whatever else it returns or raises refuses the device, and so
+        does silence: it has `Limits.login_timeout` seconds. A router without it uses the app's.
+        """
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            where = self._free("on_login", self.routes.login)
+            call = only_form(function, where, ("login",))
+            self.routes.login = handler_of(call, function, where, blocking=blocking)
             return function
 
         return register if handler is None else register(handler)
@@ -500,15 +463,15 @@ class Router(Generic[S, M]):
     def every(self, seconds: float, /, *, blocking: bool = False) -> TimerDecorator[S, M]:
         """Call `(conn)` each *seconds* for each connection; what it returns is sent.
 
-        A call that is due while the one before still waits or runs is left out.
+        A call that is due while the one before still waits or runs is skipped.
         """
-        if not seconds > 0:
-            raise SetupError(f"{self!r} can't run every({seconds}); use a number of seconds above 0")
+        if isinstance(seconds, str) or not seconds > 0:
+            raise SetupError(f"{self!r} can't run every({seconds!r}); use a number of seconds above 0")
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             where = self._free(f"every({seconds})", None)
             call = only_form(function, where, ("conn",))
-            self.routes.ticks.append((seconds, _handler(call, function, where, blocking=blocking)))
+            self.routes.ticks.append((seconds, handler_of(call, function, where, blocking=blocking)))
             return function
 
         return register
@@ -516,6 +479,8 @@ class Router(Generic[S, M]):
     def seal(self, *, sealed: bool) -> None:
         """Refuse further handlers while the app runs."""
         self.sealed = sealed
+        if self._child is not None:
+            self._child.seal(sealed=sealed)
 
     def _free(self, where: str, taken: Handler | None) -> str:
         if self.sealed:
@@ -531,74 +496,54 @@ class Router(Generic[S, M]):
         try:
             hash(key)
         except TypeError:
-            raise SetupError(
-                f"{self!r} can't handle on_received({key!r}): a key has to be hashable"
-            ) from None
+            raise SetupError(f"{self!r} can't handle on_received({key!r}): a key must be hashable") from None
         return key
 
 
-def only_form(function: Callable[..., Any], where: str, names: tuple[str, ...]) -> Callable[..., Any]:
-    """Return *function*, which has no longer form."""
-    call = _short(function, where, names)
-    if call is None:
-        name = getattr(function, "__qualname__", repr(function))
-        raise SetupError(f"{name} takes too many arguments: {where} calls it with ({', '.join(names)})")
-    return call
+class ChildRouter(Router[Any, Any]):
+    """The handlers of the children behind the connections of one router.
 
+    What it has no handler for goes to those of the router itself, with the child as *conn*: `on_deliver`,
+    `on_timeout`, `on_terminated`, `on_error`. `on_connect` and `every` are called for children only if they
+    are registered here. It has no `on_received`: frames come to the line.
+    """
 
-def _handler(
-    call: Callable[..., Any],
-    function: Callable[..., Any],
-    where: str,
-    *,
-    blocking: bool = False,
-    batch: bool = False,
-) -> Handler:
-    handler = Handler(call, function, where, blocking=blocking, batch=batch)
-    if blocking and inspect.iscoroutinefunction(function):
-        raise SetupError(f"{handler.name} is async, so it can't be blocking=True; leave one of them out")
-    return handler
-
-
-def _check_framing(router: Router[Any, Any], framing: object, needs: tuple[str, ...]) -> None:
-    for need in needs:
-        if not any(callable(getattr(framing, name, None)) for name in need.split(" or ")):
-            hint = "; give an instance, such as Line()" if isinstance(framing, type) else ""
-            raise SetupError(f"{router!r}: {framing!r} is not a framing: it has no {need}{hint}")
-    if isinstance(framing, type):
-        raise SetupError(
-            f"{router!r}: {framing.__name__} is a class; give an instance, {framing.__name__}(…)"
+    def __init__(self, line: Router[Any, Any]) -> None:
+        super().__init__(
+            line.name, framing=line.framing, reply_framing=line.reply_framing, state=line.child_state
         )
-
-
-def _checked_rule(router: Router[Any, Any], rule: NameRule) -> Callable[[str], object]:
-    try:
-        return name_rule(rule)
-    except (TypeError, re.error) as error:
-        raise SetupError(f"{router!r}: clientid={rule!r} can't be a rule: {error}") from None
-
-
-def _checked_secret(router: Router[Any, Any], secret: Secret) -> Mask:
-    try:
-        return mask_for(secret)
-    except SetupError as error:
-        raise SetupError(f"{router!r}: secret=: {error}") from None
-
-
-def _checked_sniff(
-    router: Router[Any, Any], sniff: Sniff
-) -> tuple[bytes, ...] | Callable[[bytes], bool | None]:
-    """Return the prefixes, or the function."""
-    if callable(sniff):
-        if inspect.iscoroutinefunction(sniff):
-            raise SetupError(f"{router!r}: sniff={sniff!r} is async, but nothing awaits it; make it a def")
-        only_form(sniff, f"{router!r}: sniff=", ("data",))
-        return sniff
-    prefixes = (sniff,) if isinstance(sniff, bytes) else sniff
-    if not isinstance(prefixes, tuple) or not all(isinstance(prefix, bytes) for prefix in prefixes):
-        raise SetupError(
-            f"{router!r}: sniff={sniff!r} is neither bytes, nor a tuple of bytes, nor a function"
+        self.codec, self.slash, self.clientid, self.secret = (
+            line.codec,
+            line.slash,
+            line.clientid,
+            line.secret,
         )
-    if not all((prefixes, *prefixes)):
-        raise SetupError(f"{router!r}: sniff={sniff!r} matches everything; to match everything, leave it out")
-    return prefixes
+        self.sealed, self.live = line.sealed, line.live
+        self._line = line
+
+    def __repr__(self) -> str:
+        return f"{self._line!r}.child"
+
+    @property
+    def child(self) -> ChildRouter:
+        """Refuse: behind a child there is nobody."""
+        raise SetupError(f"{self!r} has no children of its own")
+
+    def on_received(self, key: Any = None, /, *, blocking: bool = False) -> Any:  # noqa: ARG002 - as `Router` has it
+        """Refuse: frames come to the line's handlers, which know whose they are."""
+        raise SetupError(f"{self!r} gets no frames; register on_received with {self._line!r}")
+
+    def complete(self) -> ChildRouter:
+        """Return it with the handlers of the line in the places of those that it doesn't have."""
+        line, own, routes = self._line.routes, self.routes, Routes(None)
+        delivers = bool(own.topics) or own.deliver_rest is not None
+        routes.topics, routes.deliver_rest = (
+            (own.topics, own.deliver_rest) if delivers else (line.topics, line.deliver_rest)
+        )
+        routes.connect, routes.ticks, routes.error = own.connect, own.ticks, own.error
+        routes.timeout = own.timeout or line.timeout
+        routes.login = own.login or line.login
+        routes.terminated = own.terminated or line.terminated
+        whole = copy.copy(self)
+        whole.routes = routes
+        return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from .commands import Waiter
@@ -11,25 +12,31 @@ __all__ = ["Runtime", "Timer"]
 
 
 class Timer(Protocol):
-    """Something that is going to happen, or a task that runs."""
+    """A call that is due later, or a task that runs."""
 
     def cancel(self) -> object:
-        """Have it not happen, or end it."""
+        """Cancel it."""
         ...
 
 
 class Runtime(Protocol):
     """What the engine can't do itself; the `Runner` does it with asyncio.
 
-    *ticks*: time passes here, so that `call_later` calls. *exits*: the exceptions of a handler that end the
-    whole host, by `exit`; inside somebody else's process there are none, and they are just the handler's.
+    *ticks*: there are timers, so `call_later` works. *exits*: the exceptions of a handler that end the whole
+    host, by `exit`; inside another program's process there are none, and they count as the handler's errors.
+    *mutex* is held for a moment by what threads of handlers must not do at once; it may be taken again.
     """
 
     ticks: bool
     exits: tuple[type[BaseException], ...]
+    mutex: AbstractContextManager[Any]
 
     def time(self) -> float:
         """Return the time in seconds, on a clock that never goes back."""
+        ...
+
+    def wall(self) -> int:
+        """Return the time of day, in milliseconds since 1970."""
         ...
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> object:
@@ -41,11 +48,11 @@ class Runtime(Protocol):
         ...
 
     def exit(self, error: BaseException) -> None:
-        """End the host, as *error*, one of *exits*, asks; the first one counts."""
+        """End the host by *error*, one of *exits*; the first one counts."""
         ...
 
     def in_other_thread(self) -> bool:
-        """Tell whether this is another thread than the loop's."""
+        """Return whether this is another thread than the loop's."""
         ...
 
     def call_from_thread(self, callback: Callable[..., object], *args: Any) -> object:

@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias, TypeVar, overload
 
 from .connection import Connection, M, S
-from .models import ConnectionInfo, Message, Reason
+from .models import ClientInfo, ConnectionInfo, Message, Reason
 
 __all__ = [
+    "Answer",
     "B",
+    "BadFrameDecorator",
     "BatchDecorator",
     "ConnectDecorator",
     "DeliverDecorator",
@@ -30,6 +32,9 @@ __all__ = [
 # What a handler may return; its own return type stays known to the type checker.
 B = TypeVar("B", bound="bytes | Awaitable[bytes | None] | None")
 N = TypeVar("N", bound="Awaitable[None] | None")
+
+Answer = TypeVar("Answer", bound="bool | str | ClientInfo | Awaitable[bool | str | ClientInfo]")
+"""What `on_login` returns: whether the device may register, why not, or as whom."""
 
 Reply: TypeAlias = "M | bytes | Awaitable[M | bytes | None] | None"
 """What a handler of messages may return; bytes are for a codec that builds nothing."""
@@ -114,6 +119,19 @@ class TimerDecorator(Protocol[S, M]):
     def __call__(
         self, handler: Callable[[Connection[S, M]], Reply[M]], /
     ) -> Callable[[Connection[S, M]], Reply[M]]: ...
+
+
+class BadFrameDecorator(Protocol[S, M]):
+    """What `on_bad_frame(blocking=True)` gives."""
+
+    @overload
+    def __call__(
+        self: BadFrameDecorator[S, bytes], handler: Callable[[Connection[S], bytes, str], B], /
+    ) -> Callable[[Connection[S], bytes, str], B]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[Connection[S, M], bytes, str], Reply[M]], /
+    ) -> Callable[[Connection[S, M], bytes, str], Reply[M]]: ...
 
 
 class TerminatedDecorator(Protocol[S, M]):

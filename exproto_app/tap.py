@@ -1,14 +1,13 @@
-"""Tap: what happens on connections, for whoever looks.
+"""Tap: what happens on connections, for those who watch.
 
-A watcher is a function `(tap, now, event)`: *tap* says which connection it is, *now* is the time on the
-runtime's clock. It is attached by `app.watch` to all connections, also those to come, or by `channel.watch`
-to one that lives. It gets an `Opened` for each connection first, then events in the order in which they
-happened there. It must not block; it may raise `Enough` to look no more. A connection without a watcher pays
-nothing for this.
+A watcher is a function `(tap, now, event)`: *tap* names the connection, *now* is the time on the runtime's
+clock. `app.watch` attaches it to all connections, present and future, `channel.watch` to one. It gets an
+`Opened` for each connection first, then events in the order in which they happened there. It must not block;
+it may raise `Enough` to stop watching. A connection without a watcher pays nothing for this.
 
 A password given to `register` is masked in all that watchers get, also in the bytes that brought it: until
 the device is registered, events are held back to the end of the turn that they belong to, and half a frame
-for a second. What an earlier frame told, or tells in another form, needs a mask of the user's.
+for a second. A secret in an earlier frame, or in another form, needs a mask of the user's.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -26,6 +25,7 @@ from .models import ClientInfo, ConnectionInfo, Message, Reason
 from .runtime import Timer
 
 __all__ = [
+    "Burst",
     "Closed",
     "Delivered",
     "Dropped",
@@ -53,7 +53,7 @@ HELD: Final = 1_000
 """Events of one connection that may be held back."""
 
 SECRETS: Final = 16
-"""Passwords of one connection that are remembered, to be masked."""
+"""Passwords of one connection that are remembered, so that they can be masked."""
 
 
 class Enough(Exception):  # noqa: N818 - like StopIteration, no error
@@ -79,7 +79,7 @@ class Received:
 
 @attrs.define
 class Frame:
-    """A frame that was cut, and the name of the handler that takes it, None where there is none."""
+    """A frame, and the name of the handler that takes it, None if none does."""
 
     frame: bytes
     handler: str | None
@@ -90,6 +90,13 @@ class Sent:
     """Bytes on their way to the device, one `send` or reply."""
 
     data: bytes
+
+
+@attrs.define
+class Burst:
+    """Several `Sent` that leave together."""
+
+    chunks: list[bytes]
 
 
 @attrs.define
@@ -130,7 +137,7 @@ class Unsubscribed:
     topic: str
 
 
-def _told(event: Refused | Failed) -> str:
+def _text_of(event: Refused | Failed) -> str:
     try:
         return f"{type(event.error).__name__}: {event.error}"
     except Exception:  # noqa: BLE001 - a user's exception may not even have a text
@@ -139,29 +146,29 @@ def _told(event: Refused | Failed) -> str:
 
 @attrs.define
 class Refused:
-    """A verb failed: *what* is its name, *topic* its topic or clientid, if any; *text* tells the error."""
+    """A verb failed: *what* is its name, *topic* its topic or clientid, if any, *text* the error's text."""
 
     what: str
     topic: str
     error: CommandError
-    text: str = attrs.Factory(_told, takes_self=True)
+    text: str = attrs.Factory(_text_of, takes_self=True)
 
 
 @attrs.define
 class Failed:
-    """A handler raised, or bytes were no frame: *where* is its name, or "framing"; *text* tells the error.
+    """A handler raised, or a framing failed: *where* is its name, or "framing", *text* the error's text.
 
-    What *error* itself tells may be secret; `tap.hide` masks it.
+    The text of *error* itself may hold secrets; `tap.hide` masks it.
     """
 
     where: str
     error: BaseException
-    text: str = attrs.Factory(_told, takes_self=True)
+    text: str = attrs.Factory(_text_of, takes_self=True)
 
 
 @attrs.define
 class Dropped:
-    """*count* of *what* ("bytes", "frames", "messages") were given up at a limit or at the end."""
+    """*count* of *what* ("bytes", "frames", "messages") were dropped, at a limit or at the end."""
 
     what: str
     count: int
@@ -169,7 +176,7 @@ class Dropped:
 
 @attrs.define
 class Closed:
-    """The device is gone; what `on_terminated` does comes behind."""
+    """The device is gone; what `on_terminated` does follows."""
 
     reason: Reason
     detail: str
@@ -191,6 +198,8 @@ Event: TypeAlias = (
     | Closed
 )
 
+Shown: TypeAlias = Event | Burst
+
 Watcher: TypeAlias = "Callable[[Tap, float, Event], object]"
 """Gets the events of a connection, with the time in seconds on the runtime's clock."""
 
@@ -198,10 +207,21 @@ Watcher: TypeAlias = "Callable[[Tap, float, Event], object]"
 class Tap:
     """One connection as its watchers know it; *id* and *protocol* are empty for the app's own publishing.
 
-    *time* tells the time, *masks* are applied to all bytes, *broken* gets a watcher that raised.
+    *time* returns the time, *masks* are applied to all bytes, *broken* gets a watcher that raised.
     """
 
-    __slots__ = ("_broken", "_held", "_masks", "_secrets", "_time", "_timer", "_watchers", "id", "protocol")
+    __slots__ = (
+        "_broken",
+        "_held",
+        "_masks",
+        "_secrets",
+        "_time",
+        "_timer",
+        "_watchers",
+        "frames",
+        "id",
+        "protocol",
+    )
 
     def __init__(
         self,
@@ -219,7 +239,8 @@ class Tap:
         self._broken = broken
         self._watchers: tuple[Watcher, ...] = ()
         self._secrets: deque[bytes] | None = None
-        self._held: list[tuple[float, Event]] = []
+        self._held: list[tuple[float, Shown]] = []
+        self.frames = False
         self._timer: Timer | None = None
 
     def __repr__(self) -> str:
@@ -227,7 +248,7 @@ class Tap:
 
     @property
     def watchers(self) -> tuple[Watcher, ...]:
-        """Who looks."""
+        """Those who watch."""
         return self._watchers
 
     @property
@@ -236,19 +257,24 @@ class Tap:
         return bool(self._secrets)
 
     def add(self, watcher: Watcher, opened: Opened | None) -> None:
-        """Have *watcher* look too; *opened* tells it about a connection that is there already."""
+        """Add *watcher*; *opened* describes a connection that exists already."""
         if watcher in self._watchers:
             return
         self._watchers = (*self._watchers, watcher)
+        self._choose()
         if opened is not None:
             self._tell(watcher, self._time(), opened)
 
     def remove(self, watcher: Watcher) -> None:
-        """Have *watcher* look no more."""
+        """Remove *watcher*."""
         self._watchers = tuple(other for other in self._watchers if other != watcher)
+        self._choose()
+
+    def _choose(self) -> None:
+        self.frames = any(getattr(watcher, "frames", True) for watcher in self._watchers)
 
     def keep_secret(self, password: str | None, client: ClientInfo | None = None) -> None:
-        """Mask *password* from now on, unless it is no secret: the clientid or the username itself."""
+        """Mask *password* from now on, unless it isn't secret: the clientid or the username itself."""
         if not password or (client is not None and password in (client.clientid, client.username)):
             return
         forms = password_forms(password)
@@ -257,11 +283,11 @@ class Tap:
         self._secrets.extend(form for form in forms if form not in self._secrets)
 
     def mask_too(self, mask: Mask) -> None:
-        """Apply *mask* beside the others."""
+        """Apply *mask* too."""
         self._masks = (*self._masks, mask)
 
-    def show(self, event: Event, *, hold: bool = False) -> None:
-        """Show *event*; held back, it waits for `release`."""
+    def show(self, event: Shown, *, hold: bool = False) -> None:
+        """Show *event*, or *hold* it back until `release`."""
         now = self._time()
         if hold and len(self._held) < HELD:
             self._held.append((now, event))
@@ -288,7 +314,7 @@ class Tap:
                 self._tell(watcher, now, event)
 
     def release_later(self, call_later: Callable[..., Timer], seconds: float) -> None:
-        """Show what was held back in *seconds*, if nothing does it before."""
+        """Show what was held back in *seconds*, unless that happens before."""
         if self._timer is None and self._held:
             self._timer = call_later(seconds, self.release)
 
@@ -299,12 +325,16 @@ class Tap:
         text = hide_secrets(text, self._secrets or ())
         return self._hidden(text.encode(errors="backslashreplace")).decode(errors="replace")
 
-    def _tell(self, watcher: Watcher, now: float, event: Event) -> None:
+    def _tell(self, watcher: Any, now: float, event: Shown) -> None:
+        if type(event) is Burst and not getattr(watcher, "bursts", False):
+            for chunk in event.chunks:
+                self._tell(watcher, now, Sent(chunk))
+            return
         try:
             watcher(self, now, event)
         except Exception as error:
             if not isinstance(error, Enough):
-                log.exception("%s ! a watcher failed, and looks no more", self.id or "app")
+                log.exception("%s ! a watcher failed and is removed", self.id or "app")
             self.remove(watcher)
             self._broken(watcher)
 
@@ -315,10 +345,10 @@ class Tap:
             data = mask(data)
         return data
 
-    def _masked_together(self, held: list[tuple[float, Event]]) -> list[tuple[float, Event]]:
+    def _masked_together(self, held: list[tuple[float, Shown]]) -> list[tuple[float, Shown]]:
         """Mask what was held back; a secret may have come in several reads."""
         whole = self._hidden(b"".join(event.data for _, event in held if type(event) is Received))
-        masked: list[tuple[float, Event]] = []
+        masked: list[tuple[float, Shown]] = []
         start = 0
         for now, event in held:
             if type(event) is Received:
@@ -329,10 +359,12 @@ class Tap:
                 masked.append((now, self._masked(event)))
         return masked
 
-    def _masked(self, event: Event) -> Event:
+    def _masked(self, event: Shown) -> Shown:
         match event:
             case Received(data) | Sent(data):
                 event = attrs.evolve(event, data=self._hidden(data))
+            case Burst(chunks):
+                event = Burst([self._hidden(chunk) for chunk in chunks])
             case Frame(frame):
                 event = attrs.evolve(event, frame=self._hidden(frame))
             case Published(message) | Delivered(message):

@@ -114,7 +114,9 @@ def _failed(where: str, error: Exception) -> ExprotoError:
     frames = traceback.extract_tb(error.__traceback__)
     own = str(Path(__file__).parent)
     theirs = [
-        frame for frame in frames if "importlib" not in frame.filename and not frame.filename.startswith(own)
+        frame
+        for frame in frames
+        if "importlib" not in frame.filename and not frame.filename.startswith((own, "<attrs generated"))
     ]
     if isinstance(error, SetupError):
         line = f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""

@@ -30,7 +30,7 @@ SHARE: Final = "$share/"
 
 def check_topic(topic: str) -> None:
     """Refuse what can't be published to: raises `TypeError` or `ValueError`."""
-    fine = _is_topic if isinstance(topic, str) and len(topic) <= REMEMBERED else _is_topic.__wrapped__
+    fine = _is_topic if type(topic) is str and len(topic) <= REMEMBERED else _is_topic.__wrapped__
     if not fine(topic):
         raise ValueError(f"topic {topic!r} has a wildcard; only a filter may, so name one topic")
 
@@ -59,7 +59,7 @@ def check_filter(topic: str) -> None:
 
 
 def check_qos(qos: int) -> None:
-    """Refuse a QoS that is none: raises `TypeError` or `ValueError`."""
+    """Refuse an invalid QoS: raises `TypeError` or `ValueError`."""
     if isinstance(qos, bool) or not isinstance(qos, int):
         raise TypeError(f"qos is {type(qos).__name__}, not int")
     if not 0 <= qos <= 2:
@@ -75,12 +75,12 @@ def split_share(topic: str) -> tuple[str, str]:
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Tell whether a message of *topic* reaches a subscription of *topic_filter*."""
+    """Return whether a message of *topic* reaches a subscription of *topic_filter*."""
     return matcher(topic_filter)(topic)
 
 
 def matcher(topic_filter: str) -> Callable[[str], bool]:
-    """Return a function of a topic that tells whether it matches *topic_filter*."""
+    """Return a function that says whether a topic matches *topic_filter*."""
     _, plain = split_share(topic_filter)
     if "+" not in plain and "#" not in plain:
         return plain.__eq__
@@ -171,9 +171,9 @@ class Filters(Generic[K, V]):
 
     def matching(self, topic: str) -> list[tuple[K, V]]:
         """Return key and value of each subscription that a message of *topic* reaches."""
-        exact = self._exact.get(topic)
+        exact, root = self._exact.get(topic), self._root
         found = list(exact.items()) if exact else []
-        if not self._root.empty:
+        if root.children or root.rest:  # a filter ends in none of its own levels there
             for values in self._wild(topic):
                 found += values.items()
         return found
@@ -336,6 +336,6 @@ def _check_text(what: str, text: object) -> None:
 
 @lru_cache(maxsize=4096)
 def _is_topic(topic: str) -> bool:
-    """Tell whether *topic* can be published to; devices use the same few again and again."""
+    """Return whether *topic* can be published to; devices use the same few again and again."""
     _check_text("topic", topic)
     return "+" not in topic and "#" not in topic

@@ -1,15 +1,19 @@
-"""Handler calls: the one place where handlers are called, and the calls that take longer."""
+"""Handler calls: the place where handlers are called, and the calls that take longer.
+
+`Straight.received` does for the commonest frame what `HandlerCalls.run` does for all; they have to agree.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from ..router import Handler
+from ..framing import RAW
+from ..handlers import Handler
 from .states import HANDLER, NOT_RUNNING, OPEN, RESUMES, RUNNING
 
 if TYPE_CHECKING:
@@ -31,12 +35,21 @@ ALONE: Final = object()
 class Suspending(Protocol):
     """The connection that a call and its requests belong to."""
 
+    @property
+    def line(self) -> object:
+        """What all have in common that share a connection."""
+        ...
+
+    def resume(self, call: Call | None, wake: Callable[[], None], /) -> None:
+        """Have a suspended *call* go on with *wake*, in the next free turn."""
+        ...
+
     def suspend(self, call: Call, /) -> None:
-        """Give the turn of *call* up: it awaits an answer, which has to come in a turn of its own."""
+        """Give up the turn of *call*: it awaits an answer, which comes in a turn of its own."""
         ...
 
     def regain(self, call: Call, /) -> Generator[Any, None, None]:
-        """Wait for the next free turn, after a wait for an answer that was cancelled."""
+        """Wait for the next free turn, after a cancelled wait for an answer."""
         ...
 
 
@@ -63,19 +76,28 @@ CURRENT: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 class HandlerCalls:
-    """The handler calls of one connection; *turn* is the one that takes longer and has the turn.
+    """The handler calls of one connection; *turn* is the one in progress, if it takes longer.
 
-    A call is suspended while it awaits the answer to a request: it has given its turn up, and resumes in
-    the next one that is free.
+    A call is suspended while it awaits the answer to a request: it has given up its turn, and resumes in the
+    next free one.
     """
 
-    __slots__ = ("_outbound", "_owner", "_resumes", "turn")
+    __slots__ = ("_line", "_outbound", "_owner", "_resumes", "encode", "turn")
 
-    def __init__(self, owner: Owner, outbound: Outbound) -> None:
+    def __init__(self, owner: Owner, outbound: Outbound, line: HandlerCalls | None = None) -> None:
         self._owner = owner
         self._outbound = outbound
+        framing = owner.protocol.router.reply_framing
+        # Not to be called where it changes nothing.
+        self.encode = None if framing is RAW and not owner.protocol.builds else owner.protocol.encode
+        self._line = line
         self._resumes: deque[Callable[[], None]] | None = None
         self.turn: Call | None = None
+
+    @property
+    def line(self) -> HandlerCalls:
+        """The calls of the connection that the device's answers come by: of its line, if it is a child."""
+        return self if self._line is None else self._line
 
     def run(  # noqa: C901, PLR0912 - the hot path is flat
         self,
@@ -83,28 +105,29 @@ class HandlerCalls:
         handler: Handler | None = None,
         after: After | None = None,
         failed: Failed | None = None,
-    ) -> Iterator[Any] | None:
+    ) -> None:
         """Call *handler*, or the one that each frame is routed to, with each of *items*: the hot path.
 
-        Stop as soon as there is a reason to wait, and return the rest of the items, if any. *after* is called
-        when the one call that it is for has ended, *failed* in its place if that raised; without *failed* the
-        connection's `failed` judges the error and sees to *after*.
+        Stop as soon as there is a reason to wait; an iterator has the rest of the items then. *after* is
+        called when the one call that it belongs to has ended, *failed* instead if that raised; without
+        *failed* the connection's `failed` judges the error and calls *after*.
         """
         owner = self._owner
-        conn, encode, append = owner.conn, owner.protocol.encode, self._outbound.chunks.append
-        route = None
+        conn, encode, chunks = owner.conn, self.encode, self._outbound.chunks
+        route = call = None
         if handler is None:
             route = owner.route
         elif handler.blocking:
             for item in items:
                 self._start_thread(handler, item, after, failed, _said(item))
-            return None
+            return
+        else:
+            call = handler.call
         outer = owner.waits
-        owner.waits = running = outer | RUNNING
+        owner.waits = running = outer | RUNNING if outer else RUNNING
         returned = True
-        rest: Iterator[Any] | None = iter(items)
         try:
-            for frame in rest:  # type: ignore[union-attr] # just made
+            for frame in items:
                 item = frame
                 try:
                     if route is not None:
@@ -115,9 +138,10 @@ class HandlerCalls:
                             if owner.waits != running:
                                 break
                             continue
-                    reply = handler.call(conn, item) if item is not ALONE else handler.call(conn)  # type: ignore[union-attr] # given, or just found
+                        call = handler.call
+                    reply = call(conn, item) if item is not ALONE else call(conn)  # type: ignore[misc] # given, or just found
                     if type(reply) is bytes:
-                        append(encode(reply))
+                        chunks.append(reply if encode is None else encode(reply))
                     elif reply is not None:
                         returned = self._take(reply, handler, after, failed, _said(frame))
                 except BaseException as error:  # noqa: BLE001 - whatever a handler raises is judged by on_error
@@ -128,17 +152,16 @@ class HandlerCalls:
                         owner.failed(handler, after, error, _said(frame))
                 if owner.waits != running:
                     break
-            else:
-                rest = None
         finally:
-            if not outer & RUNNING:
+            if owner.waits == running:
+                owner.waits = outer
+            elif not outer & RUNNING:
                 owner.waits &= NOT_RUNNING
         if after is not None and returned:
             after()
-        return rest
 
     def resume_next(self) -> None:
-        """Have the call go on that has waited longest for a free turn."""
+        """Resume the call that has waited longest for a free turn."""
         resumes = self._resumes
         if resumes:
             resume = resumes.popleft()
@@ -147,7 +170,7 @@ class HandlerCalls:
             resume()
 
     def resume(self, call: Call | None, wake: Callable[[], None]) -> None:
-        """Have a suspended *call* go on with *wake*, in the next free turn."""
+        """Resume a suspended *call* with *wake*, in the next free turn."""
         if call is None or call.ended:
             wake()
             return
@@ -167,7 +190,7 @@ class HandlerCalls:
         self._owner.later()
 
     def suspend(self, call: Call) -> None:
-        """Give the turn of *call* up: it awaits an answer, which has to come in a turn of its own."""
+        """Give up the turn of *call*: it awaits an answer, which comes in a turn of its own."""
         call.suspended += 1
         if self.turn is call:
             self._free_turn(call)
@@ -177,7 +200,7 @@ class HandlerCalls:
             self._owner.later()
 
     def regain(self, call: Call) -> Generator[Any, None, None]:
-        """Wait for the next free turn, after a wait for an answer that was cancelled."""
+        """Wait for the next free turn, after a cancelled wait for an answer."""
         waiter = self._owner.engine.runtime.waiter()
 
         def wake() -> None:
@@ -188,14 +211,18 @@ class HandlerCalls:
         yield from waiter.__await__()
 
     def hurry(self) -> None:
-        """Give the call that has the turn no more time than the end of a connection has."""
+        """Limit the call in progress to the time that the end of a connection may take."""
         if self.turn is not None:
             self._set_deadline(self.turn)
 
     def cancel(self) -> None:
-        """End the call that has the turn."""
+        """End the call in progress."""
         if self.turn is not None:
             self._late(self.turn, self._owner.engine.limits.end_timeout)
+
+    def take(self, reply: object, handler: Handler, frame: bytes) -> None:
+        """Send, or run, what *handler* returned for *frame* other than bytes."""
+        self._take(reply, handler, None, None, frame)
 
     def _take(
         self,
@@ -205,7 +232,7 @@ class HandlerCalls:
         failed: Failed | None,
         said: bytes | None,
     ) -> bool:
-        """Take what *handler* gave, other than bytes; return whether its call has ended with that."""
+        """Send, or run, what *handler* returned other than bytes; return whether its call has ended."""
         owner = self._owner
         if reply is None:
             return True
@@ -250,6 +277,8 @@ class HandlerCalls:
             task = self._owner.engine.runtime.run_task(awaitable, partial(self._returned, call), now=True)
         finally:
             CURRENT.reset(token)
+        if self._owner.tracer is not None and self._outbound.chunks:
+            self._outbound.flush()  # shown before the next frame also where tasks begin at once
         if not call.ended:
             call.task = task
             if not call.suspended:
@@ -279,11 +308,11 @@ class HandlerCalls:
         call.deadline = self._owner.engine.runtime.call_later(seconds, self._late, call, seconds)
 
     def _late(self, call: Call, seconds: float) -> None:
-        """End a handler that takes too long; the second time, go on without it."""
+        """Cancel a handler that takes too long; the second time, go on without it."""
         if call.ended:
             return
         if call.error is not None:
-            log.error("%s ! %s goes on although it was cancelled", self._owner, call.handler.name)
+            log.error("%s ! %s keeps running although it was cancelled", self._owner, call.handler.name)
             self._returned(call, None, call.error)
             return
         call.error = TimeoutError(f"{call.handler.name} ran longer than {seconds:g} s")
@@ -293,7 +322,7 @@ class HandlerCalls:
             call.task.cancel()
 
     def _returned(self, call: Call, reply: object, error: BaseException | None) -> None:
-        """Take the end of a call that needed longer."""
+        """End a call that took longer."""
         if call.ended:
             return
         call.ended = True
@@ -327,4 +356,6 @@ class HandlerCalls:
 
 def _said(item: object) -> bytes | None:
     """Return the bytes that a device said, if *item* is that: a frame, and no message, reason or error."""
+    if type(item) is tuple:  # a bad frame, and why
+        item = item[0]
     return item if type(item) is bytes else None

@@ -22,8 +22,8 @@ log = logging.getLogger("exproto_app")
 HURRY: Final = 1.0
 """Seconds of a shutdown in which what was received before is still handled, and a device may still read."""
 
-AGAIN: Final = 0.5
-"""Seconds from then on between two looks whether it is the device alone that we wait for."""
+AGAIN: Final = 0.25
+"""Seconds from then on between two checks whether only the device is waited for."""
 
 
 class Ending:
@@ -57,7 +57,7 @@ class Ending:
         self._callbacks.append(callback)
 
     def limit(self) -> None:
-        """Give the present step `Limits.end_timeout` seconds, unless it has its limit already."""
+        """Give the current step `Limits.end_timeout` seconds, unless it has its limit already."""
         if self._timer is None:
             engine = self._owner.engine
             seconds, then = engine.limits.end_timeout, self._late
@@ -66,7 +66,7 @@ class Ending:
             self._timer = engine.runtime.call_later(seconds, then)
 
     def stop(self) -> None:
-        """Take note that the host stops, whoever had the connection end before."""
+        """Hurry: the host stops, whatever ended the connection before."""
         if not self._stopping:
             self._stopping = True
             self._cancel_timer()
@@ -86,11 +86,11 @@ class Ending:
         if owner.state is CLOSED:
             owner.link.abort()
         elif owner.waits & WRITE_BLOCKED and self._calls.turn is None and not owner.commands_waiting:
-            owner.lose("it reads nothing, and the host stops")
+            owner.lose("it doesn't read, and the host is stopping")
         owner.later()
 
     def close_when_flushed(self) -> None:
-        """Close when all is handled that is to be, and both queues are flushed."""
+        """Close once all input is handled and both queues are flushed."""
         owner = self._owner
         if not DRAINING <= owner.state <= CLOSING or self._calls.turn is not None:
             return
@@ -108,7 +108,7 @@ class Ending:
         owner.link.close()
 
     def gone(self) -> None:
-        """Take the end of the device: what it sent before is handled, then `on_terminated` runs."""
+        """Go on without the device: what it sent before is handled, then `on_terminated` runs."""
         owner = self._owner
         ended_by_us = owner.state > OPEN
         self._cancel_timer()
@@ -138,7 +138,7 @@ class Ending:
         owner.later()
 
     def run_terminated(self) -> bool:
-        """Run `on_terminated`, now that all else has had its turn; return whether something was done."""
+        """Run `on_terminated` once all else has had its turn; return whether something was done."""
         owner, inbound = self._owner, self._inbound
         if owner.state is not GONE or self.terminating:
             return False
@@ -147,6 +147,8 @@ class Ending:
             inbound.add(frames)
             if inbound.waiting:
                 return True
+        if owner.children is not None and owner.children.end(owner.reason or "device closed", owner.detail):
+            return True
         self.terminating = True
         owner.forgive()
         inbound.drop_unfinished()
@@ -159,9 +161,10 @@ class Ending:
         return True
 
     def _leave(self) -> None:
-        """Let go of everything, once what was published last is on its way (bounded in time)."""
+        """Finish once what was published last is on its way (bounded in time)."""
         owner = self._owner
         owner.publish_will()
+        owner.hand_over()
         owner.move_on(LEAVING)
         if owner.commands_waiting:
             self.limit()
@@ -169,7 +172,7 @@ class Ending:
             self._finish()
 
     def idle(self) -> None:
-        """Take note that nothing is on its way to the broker any more."""
+        """Finish, now that nothing is on its way to the broker any more."""
         if self._owner.state is LEAVING:
             self._finish()
 

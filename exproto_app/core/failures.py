@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import tap as events
 from ..commands import Outcome, Register
-from ..errors import ClosedError, CommandError, FramingError, InvalidNameError
-from ..masking import hide_hex, hide_said, hide_secrets, log_error, secrets_in
-from ..router import Handler
+from ..errors import ClosedError, CommandError, DeniedError, FramingError, InvalidNameError
+from ..handlers import Handler
+from ..masking import Later, hide_hex, hide_said, hide_secrets, log_error, secrets_in
 from .calls import HandlerCalls
 from .naming import described
 from .states import FAILURES, HANDLER, LEAVING, RUNNING
@@ -49,7 +50,7 @@ class Failures:
     ) -> None:
         """Judge a handler's *error*: the router's on_error, then the app's, else the connection ends.
 
-        A device that can't be called what it says is at fault itself: that is no error of the handler.
+        A clientid that isn't allowed is the device's fault, not an error of the handler.
         """
         owner = self._owner
         name = where.name if isinstance(where, Handler) else where
@@ -71,13 +72,13 @@ class Failures:
         runtime = owner.engine.runtime
         if isinstance(error, runtime.exits):
             runtime.exit(error)
-        # Behind on_terminated no handler runs any more.
+        # After on_terminated no handler runs any more.
         self._ask(() if owner.state >= LEAVING else owner.protocol.errors, name, error, after, said)
 
     def keep(self) -> None:
         """Stay connected in spite of the error that is judged."""
         if not self.judging:
-            raise RuntimeError("keep() has a meaning in on_error only")
+            raise RuntimeError("keep() works in on_error only")
         self._keeping = True
 
     def _ask(
@@ -90,14 +91,17 @@ class Failures:
     ) -> None:
         """Ask the first of the `on_error` *handlers*, and the next one if that fails."""
         owner = self._owner
-        # What a verb came to is told in our own words.
+        # The text of a verb's failure is ours, and holds nothing that the device sent.
         hide = owner.hide if isinstance(error, CommandError) else self._hiding(said)
+        size = 0 if said is None else len(said)
         if not handlers:
-            self._end(name, error, hide)
+            self._end(name, error, hide, size)
             if after is not None:
                 after()
             return
-        log.info("%s ! %s failed: %s", owner, name or "framing", owner.hide(repr(error)))
+        text = "%s ! %s failed: %s"
+        if not owner.engine.held_back(text, owner):
+            log.info(text, owner, name or "framing", Later(partial(owner.hide, repr(error))))
         handler, *others = handlers
         self.judging, self._keeping = True, False
 
@@ -112,7 +116,7 @@ class Failures:
             self.judging = False
             if owner.tracer is not None:
                 owner.tracer.show(events.Failed(handler.name, another))
-            log_error(log, "%s ! %s failed: %s", owner, handler.name, error=another, hide=hide)
+            log_error(log, "%s ! %s failed: %s", owner, handler.name, error=another, hide=hide, size=size)
             runtime = owner.engine.runtime
             if isinstance(another, runtime.exits):
                 runtime.exit(another)
@@ -120,7 +124,7 @@ class Failures:
 
         self._calls.run((error,), handler, judged, failed)
 
-    def _end(self, name: str | None, error: BaseException, hide: Callable[[str], str]) -> None:
+    def _end(self, name: str | None, error: BaseException, hide: Callable[[str], str], size: int) -> None:
         """End the connection because of *error*."""
         owner = self._owner
         detail = self._detail(error)
@@ -129,13 +133,13 @@ class Failures:
         elif isinstance(error, FramingError):
             log.warning("%s ! %s", owner, hide(detail if owner.client is not None else hide_hex(detail)))
         else:
-            log_error(log, "%s ! %s failed: %s", owner, name, error=error, hide=hide)
+            log_error(log, "%s ! %s failed: %s", owner, name, error=error, hide=hide, size=size)
         owner.end("error", detail)
 
     def _hiding(self, said: bytes | None) -> Callable[[str], str]:
         """Return what masks the text of an error: passwords, and without a client all that the device *said*.
 
-        Nobody knows yet what of that is secret, unless the router says where secrets stand.
+        Nobody knows yet which part of that is secret, unless the router has a `secret=`.
         """
         owner = self._owner
         if said is None or owner.client is not None:
@@ -160,7 +164,7 @@ class Failures:
     def command(self, command: object, outcome: Outcome[Any]) -> None:
         """Log what failed, and have it judged once its issuer has had the chance to await it."""
         owner, error = self._owner, outcome.error
-        log.warning("%s ! %s failed: %s", owner, described(command), owner.hide(str(error)))
+        self._log(command, error)
         if owner.tracer is not None:
             owner.tracer.refused(command, error)
         if owner.waits & (RUNNING | HANDLER):
@@ -168,6 +172,25 @@ class Failures:
             owner.waits |= FAILURES
         else:
             owner.engine.runtime.call_soon(self._judge_one, command, outcome)
+
+    def _log(self, command: object, error: CommandError | None) -> None:
+        """Log what failed, with all that whoever has to mend it needs to know."""
+        owner = self._owner
+        words = Later(partial(owner.hide, str(error)))
+        if not isinstance(error, DeniedError) or isinstance(command, str):
+            log.warning("%s ! %s failed: %s", owner, described(command), words)
+            return
+        if error.told:
+            return
+        client = command.client if isinstance(command, Register) else owner.client
+        names = ("", "") if client is None else (client.clientid, client.username)
+        if isinstance(command, Register):
+            # The address stands before what the device could make up.
+            text = "%s ! login refused, from %s: clientid %r, username %r: %s"
+            log.warning(text, owner, owner.conn.info.peername, *names, words)
+        else:
+            text = "%s ! %s refused for clientid %r, username %r: %s"
+            log.warning(text, owner, described(command), *names, words)
 
     def judge(self) -> None:
         """Judge the failures of the turn that has ended."""
@@ -178,7 +201,7 @@ class Failures:
 
     def _judge_one(self, command: object, outcome: Outcome[Any]) -> None:
         """Count a failure that nobody awaited; a refused register ends the connection."""
-        if outcome.awaited or isinstance(outcome.error, ClosedError):
+        if outcome.awaited or outcome.watched or isinstance(outcome.error, ClosedError):
             return
         owner = self._owner
         owner.counters["commands_failed"] += 1

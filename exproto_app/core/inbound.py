@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from operator import length_hint
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, cast
 
 from .. import tap as events
 from ..errors import FramingError
 from ..framing import FRAME_LIMIT, RAW, Bad, Decoder
-from ..masking import hide_hex, hide_said, hide_secrets, masked, secrets_in
+from ..framing.decoder import BadFrameError
+from ..framing.modes import gap_of
+from ..masking import Later, hide_hex, hide_said, hide_secrets, masked, secrets_in
+from .memory import LARGE
 from .naming import shown
 from .states import BACKLOG, CUT, FIRST_PIECE, LEAST_PIECE, OPEN, OPENING, PIECE, RUNNING
+from .timers import FrameGap
 
 if TYPE_CHECKING:
     from .seams import Owner
@@ -21,41 +26,63 @@ __all__ = ["Inbound"]
 
 log = logging.getLogger("exproto_app")
 
+READ: Final = 32_768
+"""Bytes of one read that wait together."""
+
+JOINED: Final = 4_096
+"""Bytes up to which small reads wait as one."""
+
+EVENT: Final = 200
+"""Bytes that each read that waits takes beside its own, as whatever else waits for its turn."""
+
+EVENTS: Final = 4_096
+"""How many of them may wait."""
+
 
 class Inbound:
     """Bytes and frames of one connection on their way to their turns.
 
-    *size* counts the bytes that wait, *frames* are those that are cut already. Once it is *shut*, what waits
-    and what comes is dropped: nobody handles it any more. Above `Limits.inbox` bytes the
-    device isn't read; a datagram socket can't wait, so there what is too much is dropped.
+    *size* counts the bytes that wait, *frames* are those that are cut already, of *cut_size* bytes. Once it
+    is *shut*, what waits and what comes is dropped. Above `Limits.inbox` bytes, or a few where memory is
+    scarce, or `EVENTS` reads, the device isn't read; a datagram socket can't wait, so there the excess is
+    dropped.
     """
 
     __slots__ = (
+        "_begun",
         "_owner",
+        "cut_size",
         "datagram",
         "decoder",
         "frames",
+        "gap",
         "paused",
-        "piece",
-        "raw",
-        "received",
         "shut",
         "size",
     )
 
     def __init__(self, owner: Owner) -> None:
         framing = owner.protocol.router.framing
+        gap = gap_of(framing)
         self._owner = owner
         self.datagram = owner.conn.info.socktype in ("udp", "dtls")
-        self.decoder = Decoder(framing)
-        # What isn't cut is no work; a datagram is cut as a whole, for all of it counts or nothing.
-        self.piece = FRAME_LIMIT if framing is RAW or self.datagram else FIRST_PIECE
-        self.raw = framing is RAW and not self.datagram
+        self.decoder: Decoder
+        self.renew()
+        self.gap = None if gap is None or self.datagram else FrameGap(owner, gap, self.end_frame)
+        owner.piece = FRAME_LIMIT if framing is RAW else FIRST_PIECE  # what isn't cut is no work
         self.frames: Iterator[bytes] | None = None
-        self.size = 0
-        self.received = 0  # frames, in all
+        self._begun: list[bytes] | None = None  # the first frames of a datagram that is cut in parts
+        self.size = self.cut_size = 0
         self.paused = False
         self.shut = False
+
+    def renew(self) -> None:
+        """Forget what stands in the decoder."""
+        router = self._owner.protocol.router
+        # A datagram is dropped for an error; a bad frame in it harms no other.
+        stops = router.routes.bad_frame is not None and not self.datagram
+        self.decoder = Decoder(router.framing, stops=stops)
+        self._owner.decoder = None if router.framing is RAW else self.decoder
 
     @property
     def waiting(self) -> bool:
@@ -63,8 +90,20 @@ class Inbound:
         return self.frames is not None or self.decoder.error is not None
 
     @property
+    def held(self) -> int:
+        """How many bytes it holds: those that wait, frames, and a part of a frame."""
+        size = self.size + EVENT * self.events + self.decoder.buffered
+        return size if self.frames is None else size + self.cut_size
+
+    @property
+    def events(self) -> int:
+        """How many reads wait, and whatever else does."""
+        backlog = self._owner.backlog
+        return 0 if backlog is None else len(backlog)
+
+    @property
     def unfinished(self) -> bool:
-        """Whether there is more than whole frames that are handled."""
+        """Whether anything waits: bytes, frames, or a part of a frame."""
         return bool(self.size) or self.frames is not None or bool(self.decoder.buffered)
 
     def put(self, data: bytes) -> None:
@@ -72,12 +111,14 @@ class Inbound:
         owner = self._owner
         limit = owner.engine.limits.inbox
         closing = self.shut or owner.gone
-        if closing or (self.datagram and self.size > limit):
+        if closing or (self.datagram and (self.size > limit or self.events >= EVENTS)):
             owner.drop("bytes", len(data), "closing" if closing else "queue_full")
             if owner.tracer is not None:
                 owner.tracer.dropped("bytes", len(data))
-            text = "%s ! %d bytes dropped: %d wait, limit is %d"
-            log.log(logging.DEBUG if closing else logging.WARNING, text, owner, len(data), self.size, limit)
+            text = "%s ! %d bytes dropped: %d wait, limit is %d, in %d pieces, limit is %d"
+            if closing or not owner.engine.held_back(text, owner):
+                level = logging.DEBUG if closing else logging.WARNING
+                log.log(level, text, owner, len(data), self.size, limit, self.events, EVENTS)
             return
         if owner.tracer is not None:
             owner.tracer.received(data)
@@ -87,27 +128,54 @@ class Inbound:
 
     def put_taken(self, data: bytes) -> None:
         """Have *data*, which is shown and counted already, wait for its turn."""
-        self._owner.enqueue(self.take, data)
+        if self.datagram or self._owner.protocol.router.framing is RAW:  # each read is a frame
+            self._owner.enqueue(self.take, data)
+        elif len(data) <= READ:
+            last = self._owner.last_event() if len(data) < JOINED else None
+            if last is None or last[0] != self.take or len(last[1]) + len(data) > JOINED:
+                self._owner.enqueue(self.take, data)
+            else:
+                self._owner.replace_last(self.take, bytes(last[1]) + data)
+        else:  # it would be kept whole until its end is handled
+            for start in range(0, len(data), READ):
+                self._owner.enqueue(self.take, data[start : start + READ])
+        if self.gap is not None:
+            self.gap.heard()
         self.size += len(data)
-        if self.size > self._owner.engine.limits.inbox:
+        engine = self._owner.engine
+        if self.size + EVENT * self.events > LARGE:
+            engine.memory.note(self._owner)
+        if self.size > (LARGE if engine.memory.scarce else engine.limits.inbox) or self.events >= EVENTS:
             self.pause()
 
     def take(self, data: bytes | memoryview) -> None:
         """Cut the next piece of *data* into frames; the rest waits."""
-        if len(data) > self.piece:
+        whole = cast("bytes", data.obj if type(data) is memoryview else data)
+        rest: memoryview | None = None
+        owner = self._owner
+        if len(data) > owner.piece:
             view = memoryview(data)
-            self._owner.put_back(self.take, view[self.piece :])
-            data = view[: self.piece]
+            data, rest = view[: owner.piece], view[owner.piece :]
         size = len(data)
         self.size -= size
-        clock = self._owner.engine.runtime.time
+        clock = owner.engine.runtime.time
         began = clock()
-        self.add(self.cut(data if type(data) is bytes else bytes(data)))
+        before = self.decoder.buffered
+        piece = data if type(data) is bytes else bytes(data)
+        if self.datagram and len(piece) < len(whole):
+            rest = self._cut_part(piece, rest, whole)
+        else:
+            self.add(self.cut(piece))
+        self.cut_size = before + size - self.decoder.buffered
+        if self.held > LARGE:
+            self._owner.engine.memory.note(self._owner)
+        if rest is not None:
+            owner.put_back(self.take, rest)
         took = clock() - began
-        if size == self.piece and took <= CUT / 2:
-            self.piece = min(2 * size, max(PIECE, size))
-        elif took > CUT and LEAST_PIECE < self.piece <= PIECE:
-            self.piece //= 2
+        if size == owner.piece and took <= CUT / 2:
+            owner.piece = min(2 * size, max(PIECE, size))
+        elif took > CUT and LEAST_PIECE < owner.piece <= PIECE:
+            owner.piece //= 2
 
     def add(self, frames: list[bytes]) -> None:
         """Have *frames* wait for their turns."""
@@ -120,26 +188,32 @@ class Inbound:
         return self.sort_out(self._cut_datagram(data) if self.datagram else self.decoder.feed(data))
 
     def sort_out(self, frames: list[bytes]) -> list[bytes]:
-        """Return *frames*, which the decoder has just given, and see to what else it has to tell."""
+        """Return *frames*, just cut, and deal with what else the decoder reports."""
         owner, decoder = self._owner, self.decoder
         if decoder.error is not None:
             owner.waits |= BACKLOG
         if decoder.bad is not None:
-            self.report(decoder.take_bad())
+            bad = decoder.take_bad()
+            self.report(bad)
+            if self.datagram and owner.protocol.router.routes.bad_frame is not None:
+                for item in reversed(bad):
+                    if item.frame:
+                        owner.put_back(owner.answer_bad, item)
         if frames:
             self.count(len(frames))
         return frames
 
     def count(self, frames: int) -> None:
-        """Count *frames*: the device says something useful."""
+        """Count *frames*; the first one opens the connection."""
         owner = self._owner
         owner.counters["frames_received"] += frames
-        self.received += frames
+        owner.frames_received += frames
         if owner.state is OPENING:
             owner.move_on(OPEN)
+        owner.spoke()
 
     def finish(self) -> list[bytes]:
-        """Return the frame that the end of the stream ends, where the framing has it so."""
+        """Return the frame that the end of the stream completes, where the framing allows that."""
         decoder = self.decoder
         if self.datagram or not decoder.buffered or decoder.error is not None:
             return []
@@ -150,6 +224,12 @@ class Inbound:
             return frames
         return []
 
+    def end_frame(self, _: object) -> None:
+        """Take the turn of a silence, which ends a frame."""
+        decoder = self.decoder
+        if decoder.error is None and decoder.buffered:
+            self.add(self.sort_out(decoder.finish()))
+
     def drop_unfinished(self) -> None:
         """Count the bytes of a frame that will never be whole."""
         owner, left = self._owner, self.decoder.buffered
@@ -158,19 +238,31 @@ class Inbound:
             if owner.tracer is not None:
                 owner.tracer.dropped("bytes", left)
             log.info("%s ! %d bytes dropped: the stream ended within a frame", owner, left)
-            self.decoder = Decoder(owner.protocol.router.framing)
+            self.renew()
 
     def framing_error(self, error: FramingError) -> None:
-        """Take the turn of an error that stands behind the last frame."""
+        """Handle an error after the last whole frame, in its turn."""
         owner, decoder = self._owner, self.decoder
         left = decoder.buffered
+
+        def next_frames() -> None:
+            decoder.recover()
+            if not self.shut:
+                self.add(self.cut(b""))
+
+        if isinstance(error, BadFrameError):
+            self.report([error.item])
+            owner.answer_bad(error.item, next_frames)
+            return
 
         def after() -> None:
             dropped = decoder.recover()
             owner.drop("bytes", dropped, "framing")
             if not self.shut:
-                log.info("%s ! %d of %d bytes skipped after a framing error", owner, dropped, left)
-                self.add(self.cut(b""))  # what stands behind the error has come already
+                text = "%s ! %d of %d bytes skipped after a framing error"
+                if not owner.engine.held_back(text, owner):
+                    log.info(text, owner, dropped, left)
+                self.add(self.cut(b""))  # what follows the error has arrived already
 
         owner.failed(None, after, error)
 
@@ -187,19 +279,24 @@ class Inbound:
                 owner.tracer.show(events.Failed("framing", error))
         text = "%s ! %d bad frames dropped, %d bytes skipped: %s: %s"
         first = bad[0]
+        if owner.engine.held_back(text, owner):
+            return
         if owner.client is None:
-            log.warning(text, owner, frames, skipped, *self.unsaid(first.reason, first.data))
+            size = len(first.data)
+            unsaid = [Later(partial(self.unsaid, first.reason, first.data, which), size) for which in (0, 1)]
+            log.warning(text, owner, frames, skipped, *unsaid)
         if owner.client is not None or log.isEnabledFor(logging.DEBUG):
             level = logging.DEBUG if owner.client is None else logging.WARNING
             log.log(level, text, owner, frames, skipped, first.reason, shown(first.data))
 
-    def unsaid(self, reason: str, data: bytes) -> tuple[str, str]:
-        """Return *reason* and *data*, as the log may show them of a device that isn't registered."""
+    def unsaid(self, reason: str, data: bytes, which: int) -> str:
+        """Return *reason*, or (*which*) *data*, as the log may show it of a device that isn't registered."""
         secret = self._owner.protocol.router.secret
+        if which:
+            return f"[{len(data)} bytes]" if secret is None else shown(masked(data, secret))
         if secret is None:
-            return hide_said(hide_hex(reason), data), f"[{len(data)} bytes]"
-        secrets = secrets_in(data, secret)
-        return hide_secrets(reason, secrets), shown(masked(data, secret))
+            return hide_said(hide_hex(reason), data)
+        return hide_secrets(reason, secrets_in(data, secret))
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -212,29 +309,51 @@ class Inbound:
         if self.paused:
             self.paused = False
             self._owner.link.resume()
+            if self.gap is not None:
+                self.gap.heard()
 
     def discard(self) -> int:
-        """Drop the frames that wait, and return how many these were."""
+        """Drop the frames that wait, and return their number."""
         dropped = length_hint(self.frames) if self.frames is not None else 0
-        self.frames = None
+        dropped += len(self._begun or ())
+        self.frames = self._begun = None
         self.size = 0
         if self.decoder.error is not None:
             self._owner.drop("bytes", self.decoder.buffered, "closing")
-            self.decoder = Decoder(self._owner.protocol.router.framing)
+            self.renew()
         return dropped
 
     def _cut_datagram(self, data: bytes) -> list[bytes]:
         """Return the frames of a datagram, none if any of it is wrong: each datagram starts clean."""
-        owner, decoder = self._owner, self.decoder
-        frames = decoder.feed(data)
-        if decoder.error is None:
-            frames = [*frames, *decoder.finish()]
-        if decoder.error is None:
+        frames = self.decoder.feed(data)
+        if self.decoder.error is None:
+            frames = [*frames, *self.decoder.finish()]
+        return self._sound(frames, data)
+
+    def _cut_part(self, data: bytes, rest: memoryview | None, whole: bytes) -> memoryview | None:
+        """Cut *data*, a part of the datagram *whole*; return the *rest*, if that is still to be cut."""
+        frames, self._begun = self._begun or [], None
+        frames += self.decoder.feed(data)
+        if self.decoder.error is None and rest is not None:
+            self._begun = frames
+            return rest
+        if self.decoder.error is None:
+            frames += self.decoder.finish()
+        self.size -= 0 if rest is None else len(rest)
+        self.add(self.sort_out(self._sound(frames, whole)))
+        return None
+
+    def _sound(self, frames: list[bytes], whole: bytes) -> list[bytes]:
+        """Return *frames*, those of the datagram *whole*, or none where anything in it is wrong."""
+        owner, error = self._owner, self.decoder.error
+        if error is None:
             return frames
         owner.drop("datagrams", 1, "framing")
         if owner.tracer is not None:
-            owner.tracer.show(events.Failed("framing", decoder.error))
-        text = str(decoder.error) if owner.client is not None else self.unsaid(str(decoder.error), data)[0]
-        log.warning("%s ! datagram of %d bytes dropped: %s", owner, len(data), text)
-        self.decoder = Decoder(owner.protocol.router.framing)
+            owner.tracer.show(events.Failed("framing", error))
+        text: object = str(error)
+        if owner.client is None:
+            text = Later(partial(self.unsaid, str(error), whole, 0), len(whole))
+        log.warning("%s ! datagram of %d bytes dropped: %s", owner, len(whole), text)
+        self.renew()
         return []

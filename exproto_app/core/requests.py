@@ -49,11 +49,11 @@ class Request(Outcome[Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         self.awaited = True
-        call, calls = CURRENT.get(), self.requests.calls
-        if self.done or call is None or call.owner is not calls or call.ended:
+        call = CURRENT.get()
+        if self.done or call is None or call.owner.line is not self.requests.calls or call.ended:
             return (yield from super().__await__())
         self.call = call
-        calls.suspend(call)
+        call.owner.suspend(call)
         try:
             return (yield from super().__await__())
         except GeneratorExit:
@@ -64,7 +64,7 @@ class Request(Outcome[Any]):
         except BaseException:
             # Cancelled, by a timeout of the handler's own: it goes on in the next free turn all the same.
             if self.requests.withdraw(self):
-                yield from calls.regain(call)
+                yield from call.owner.regain(call)
             elif not self.done:
                 yield from self._wait()
             raise
@@ -95,7 +95,7 @@ class Requests:
         owner = self._owner
         limit = owner.engine.limits.requests
         if len(self.waiting) >= limit:
-            words = f"{limit} requests wait already, that is the limit"
+            words = f"{limit} requests are waiting already, which is the limit"
             return owner.refuse("request", UnavailableError(words))
         waiter = owner.engine.runtime.waiter
         request = Request(self, waiter, frame, match=match, timeout=timeout, retries=retries, key=key)
@@ -107,11 +107,11 @@ class Requests:
         return request
 
     def offer(self, message: Any) -> bool:
-        """Offer *message* to those that are asked; tell whether it answers one."""
+        """Offer *message* to the requests that were sent; return whether it answers one."""
         for request in self.waiting:
             if request.tries and (request.match is None or request.match(message)):
                 self._close(request)
-                self.calls.resume(request.call, partial(request.settle, message))
+                self._resume(request, partial(request.settle, message))
                 return True
         return False
 
@@ -127,7 +127,7 @@ class Requests:
         self._released = True
         for request in tuple(self.waiting):
             self._close(request)
-            self.calls.resume(request.call, partial(request.fail, error))
+            self._resume(request, partial(request.fail, error))
 
     def _ask(self, request: Request) -> None:
         request.tries += 1
@@ -141,7 +141,7 @@ class Requests:
             return
         if request.tries <= request.retries:
             owner.counters["requests_retried"] += 1
-            log.debug("%s = no answer within %g s, it is sent again", owner, request.timeout)
+            log.debug("%s = no answer within %g s; it is sent again", owner, request.timeout)
             self._ask(request)
             return
         owner.counters["requests_timed_out"] += 1
@@ -150,7 +150,11 @@ class Requests:
         error = RequestTimeout(f"no answer within {request.timeout:g} s{times}")
         if not request.awaited:
             owner.refuse("request", error)
-        self.calls.resume(request.call, partial(request.fail, error))
+        self._resume(request, partial(request.fail, error))
+
+    def _resume(self, request: Request, wake: Callable[[], None]) -> None:
+        calls = self.calls if request.call is None else request.call.owner
+        calls.resume(request.call, wake)
 
     def _close(self, request: Request) -> None:
         if request.deadline is not None:

@@ -1,4 +1,4 @@
-"""Sniffing: several protocols on one listener, told apart by the first bytes that a device sends.
+"""Sniffing: several protocols on one listener, recognized by the first bytes that a device sends.
 
 The driver feeds a `Sniffer` until the protocol is known; then the connection's `Channel` takes its place, as
 `link.channel`, and gets the bytes that have come. `Rules` decides by the bytes alone, never by how they were
@@ -34,16 +34,16 @@ log = logging.getLogger("exproto_app")
 
 
 class SniffFailed(Exception):  # noqa: N818 - it is about the user's function, not an error of ours
-    """A router's `sniff=` raised, which is the cause of this, or returned what is no answer."""
+    """A router's `sniff=` raised, which is the cause of this, or returned neither a bool nor None."""
 
 
 @attrs.frozen(eq=False)
 class Rules:
-    """The protocols that share a listener, in its order, and how they are told apart.
+    """The protocols that share a listener, in its order, and how one is chosen.
 
-    They are asked in order: the first that takes the bytes is it, and one that can't tell yet is waited for.
-    Prefixes count together, where the first of them that matches stands: the longest wins, and a longer one
-    that still may match is waited for. A router without `sniff=` takes what is left.
+    They are asked in order, and the first that takes the bytes is chosen; one that can't decide yet gets more
+    bytes first. Prefixes count together, in the place of the first one that matches: the longest wins, once
+    no longer one can match any more. A router without `sniff=` takes what is left.
     """
 
     routers: Sequence[Router[Any, Any]]
@@ -56,7 +56,7 @@ class Rules:
     def choose(self, data: bytes, *, final: bool) -> tuple[Router[Any, Any] | None, bool]:
         """Return the router that takes *data*, if one does, and whether more bytes may change that.
 
-        If *final*, there won't be more: who can't tell is out. Raises `SniffFailed`.
+        If *final*, there won't be more: who can't decide is passed over. Raises `SniffFailed`.
         """
         rest: Router[Any, Any] | None = None
         for router in self.routers:
@@ -91,7 +91,7 @@ def _length(router: Router[Any, Any], data: bytes) -> int:
 
 
 def _may_grow(router: Router[Any, Any], data: bytes) -> bool:
-    """Tell whether *data* may become one of its prefixes."""
+    """Return whether *data* may become one of its prefixes."""
     prefixes = router.sniff if isinstance(router.sniff, tuple) else ()
     return any(len(prefix) > len(data) and prefix.startswith(data) for prefix in prefixes)
 
@@ -101,7 +101,7 @@ def _ask(router: Router[Any, Any], sniff: Callable[[bytes], bool | None], data: 
         return None
     try:
         verdict = sniff(data)
-    except BaseException as error:  # as handlers may raise whatever they like
+    except BaseException as error:  # as a handler may
         raise SniffFailed(f"sniff= of {router!r} failed: {error!r}") from error
     if verdict is not None and not isinstance(verdict, bool):
         kind = type(verdict).__name__
@@ -117,7 +117,7 @@ class Sniffing(Context, Protocol):
         ...
 
     def undecided(self, sniffer: Sniffer, /) -> None:
-        """Let go of *sniffer*: the connection has ended before its protocol was known."""
+        """Remove *sniffer*: the connection has ended before its protocol was known."""
         ...
 
 
@@ -126,6 +126,8 @@ class Sniffer:
 
     *channel* and *conn* are those that took its place, None before.
     """
+
+    line = None  # it is nobody's child
 
     __slots__ = (
         "channel",
@@ -177,7 +179,7 @@ class Sniffer:
     # --- what watchers see
 
     def watch(self, watcher: Watcher, *, late: bool = True) -> None:
-        """Show *watcher* what happens here; with *late* it is told first what it has missed."""
+        """Show *watcher* what happens here; with *late*, first what it has missed."""
         if self.tap is None:
             self.tap = self.engine.new_tap(self.id, self.rules.name)
         self.tap.add(watcher, events.Opened(self.info, late=True) if late else None)
@@ -198,6 +200,9 @@ class Sniffer:
 
     def received(self, data: bytes) -> None:
         """Take *data*, as it came from the device; a datagram decides by itself."""
+        if self.channel is not None:
+            self.channel.received(data)
+            return
         size = len(data)
         self.engine.counters["bytes_received"] += size
         if self.reason is not None:
@@ -224,6 +229,9 @@ class Sniffer:
         if self.gone:
             return
         self.gone = True
+        if self.channel is not None:
+            self.channel.terminated(reason, detail)
+            return
         self._cancel_timer()
         if self.reason is None and self.data:
             channel = self._decide(final=True, reason=reason)
@@ -240,6 +248,9 @@ class Sniffer:
 
     def end(self, reason: Reason, detail: str = "", *, drain: bool = False) -> None:
         """Close for *reason*; with *drain*, no more is read, so what has come decides and is handled."""
+        if self.channel is not None:
+            self.channel.end(reason, detail, drain=drain)
+            return
         if self.reason is not None:
             return
         channel = self._decide(final=True, reason=reason) if drain and self.data else None
@@ -256,14 +267,24 @@ class Sniffer:
         return self.channel is not None and self.channel.paused
 
     @property
-    def held(self) -> bool:
-        """Whether something has to be looked at before the next frame may run."""
-        return self.channel is None or self.channel.held
+    def busy(self) -> bool:
+        """Whether there is a reason to wait."""
+        return self.channel is None or self.channel.busy
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether what came waits for one of the next rounds."""
+        return self.channel is not None and self.channel.scheduled
 
     @property
     def turn(self) -> Call | None:
         """The turn that runs."""
         return None if self.channel is None else self.channel.turn
+
+    @property
+    def shut(self) -> bool:
+        """Whether what comes is dropped."""
+        return self.reason is not None if self.channel is None else self.channel.shut
 
     @property
     def closing(self) -> Reason | None:
@@ -273,9 +294,9 @@ class Sniffer:
     # --- the decision
 
     def _decide(self, *, final: bool, reason: Reason = "error") -> Channel | None:
-        """Return the channel that goes on, if what has come tells the protocol.
+        """Return the channel that goes on, if the protocol can be recognized by now.
 
-        If it tells that there is none, close for *reason*.
+        If no protocol fits, close for *reason*.
         """
         limit = self.engine.limits.sniff_bytes
         final = final or len(self.data) >= limit
@@ -298,14 +319,14 @@ class Sniffer:
             self._decide(final=True)
             return
         seconds = self.engine.limits.sniff_time
-        hint = "where the server has to speak first, a protocol needs a listener of its own"
+        hint = "a protocol in which the server speaks first needs its own listener"
         log.warning("%s ! it said nothing within %g s; %s", self, seconds, hint)
         self._close("timeout", f"no byte within {seconds:g} s")
 
     def _refuse(self, reason: Reason) -> None:
         """Close a connection that no protocol takes."""
         why = f"no protocol takes {len(self.data)} bytes"
-        # Nobody knows what of it is secret.
+        # Nobody knows which of the bytes are secret.
         log.warning("%s ! no protocol takes %d bytes", self, len(self.data))
         log.debug("%s ! no protocol takes: %s", self, shown(self.data))
         if self.tap is not None:
@@ -313,11 +334,11 @@ class Sniffer:
         self._close(reason, why)
 
     def _failed(self, error: SniffFailed) -> None:
-        """Close a connection whose bytes a router's function can't stand."""
+        """Close a connection for which a router's `sniff=` failed."""
         cause = error.__cause__ or error
         self.engine.counters["handler_errors"] += 1
         hide = partial(hide_said, said=bytes(self.data))
-        log_error(log, "%s ! no protocol is found: %s", self, error=cause, hide=hide, words=str(error))
+        log_error(log, "%s ! protocol not recognized: %s", self, error=cause, hide=hide, words=str(error))
         if self.tap is not None:
             self.tap.show(events.Failed("sniff", cause))
         if self.engine.when_failed is not None:
@@ -336,6 +357,24 @@ class Sniffer:
         self._cancel_timer()
         self.timer = self.engine.runtime.call_later(self.engine.limits.end_timeout, self.link.abort)
         self.link.close()
+
+    # --- memory
+
+    @property
+    def bytes_held(self) -> int:
+        """How many bytes it holds."""
+        over = self.gone or self.reason is not None or self.channel is not None
+        return 0 if over else len(self.data) + self.link.buffered
+
+    def note_memory(self) -> None:
+        """Take note that it holds much, and more than before."""
+        self.engine.memory.note(self)
+
+    def lose(self, detail: str) -> None:
+        """Give the device up."""
+        log.warning("%s ! lost: %s", self, detail)
+        self._close("lost", detail)
+        self.link.abort()
 
     def _cancel_timer(self) -> None:
         if self.timer is not None:

@@ -29,7 +29,9 @@ class Tasks:
         limit = self._owner.engine.limits.tasks
         if len(self._running) >= limit:
             coroutine.close()
-            raise UnavailableError(f"{limit} tasks run for this connection already, that is the limit")
+            raise UnavailableError(
+                f"{limit} tasks are running for this connection already, which is the limit"
+            )
         token = CURRENT.set(None)
         try:
             task = self._owner.engine.runtime.run_task(

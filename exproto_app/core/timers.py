@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .calls import ALONE, HandlerCalls
 from .states import CONGESTED
@@ -12,18 +13,18 @@ if TYPE_CHECKING:
     from ..runtime import Timer
     from .seams import Owner
 
-__all__ = ["Silence", "Ticks"]
+__all__ = ["FrameGap", "Silence", "Ticks"]
 
 ROUNDING: Final = 1e-6
 """Seconds that sums of times may be off."""
 
 
 class Silence:
-    """How long the device has said nothing: *heard* is when it was heard last, which the channel keeps.
+    """How long the device has sent nothing: *heard* is when it last did, which the channel sets.
 
-    Peers on a datagram socket never say goodbye: one counts as gone once it was silent for *idle* seconds
-    (0: never), unless a timer runs. When the timer that `start` sets has run out without a word, `on_timeout`
-    has its turn. While the connection is congested it isn't read, so nobody is silent.
+    Peers on a datagram socket never hang up: one counts as gone once it was silent for *idle* seconds (0:
+    never), unless a timer runs. When the timer that `start` sets runs out in silence, `on_timeout` has its
+    turn. While the connection is congested it isn't read, so it doesn't count as silent.
     """
 
     __slots__ = ("_calls", "_idle", "_idle_timer", "_limit", "_owner", "_timer", "heard", "timers")
@@ -50,14 +51,14 @@ class Silence:
         self._timer = runtime.call_later(seconds, self._look)
 
     def cancel(self) -> None:
-        """Look no more."""
+        """Stop."""
         for timer in (self._timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         self._timer = self._idle_timer = None
 
     def _look(self) -> None:
-        """Look whether the device was silent all the time; it may have spoken since the timer was set."""
+        """Check whether the device was silent all the time; it may have sent something since then."""
         if self._timer is None:  # cancelled, and fired all the same
             return
         runtime = self._owner.engine.runtime
@@ -96,6 +97,56 @@ class Silence:
             after()
         else:
             self._calls.run((ALONE,), handler, after)
+
+
+class FrameGap:
+    """The silence that ends a frame: *seconds* behind the last bytes, *end* has its turn.
+
+    It begins when bytes arrive, whether they can be handled then or not, so that frames that had to wait are
+    told apart all the same. While the device isn't read, nobody is silent.
+    """
+
+    __slots__ = ("_end", "_heard", "_owner", "_seconds", "_timer")
+
+    def __init__(self, owner: Owner, seconds: float, end: Callable[[Any], None]) -> None:
+        self._owner = owner
+        self._seconds = seconds
+        self._end = end
+        self._heard = 0.0
+        self._timer: Timer | None = None
+
+    def heard(self) -> None:
+        """Take note that bytes have come, or may come again."""
+        engine = self._owner.engine
+        if not engine.runtime.ticks:
+            engine.once(("gap",), "%s ! this host has no timers: each read ends a frame", self._owner)
+            self._owner.enqueue(self._end, None)
+            return
+        self._heard = engine.runtime.time()
+        if self._timer is None:
+            self._timer = engine.runtime.call_later(self._seconds, self._look)
+
+    def cancel(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        """Look whether anything has come since the timer was set."""
+        if self._timer is None:  # cancelled, and fired all the same
+            return
+        self._timer = None
+        owner = self._owner
+        if not owner.reading:
+            return
+        runtime = owner.engine.runtime
+        left = self._heard + self._seconds - runtime.time()
+        if left > ROUNDING:
+            self._timer = runtime.call_later(left, self._look)
+            return
+        owner.enqueue(self._end, None)
+        owner.later()
 
 
 class Ticks:

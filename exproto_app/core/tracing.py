@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HOLD", "Traced", "Tracer"]
 
 HOLD: Final = 1.0
-"""Seconds that bytes of no whole frame are held back from watchers, lest half a password shows."""
+"""Seconds that bytes of an unfinished frame are held back from watchers, so that no half password shows."""
 
 
 class Traced(Protocol):
@@ -34,7 +34,7 @@ class Tracer:
     """One connection as its watchers see it; it has none while nobody looks.
 
     As long as the device isn't registered, events are held back to the end of the turn that they belong to:
-    the turn may tell a password.
+    the turn may reveal a password.
     """
 
     __slots__ = ("_traced", "tap")
@@ -52,8 +52,8 @@ class Tracer:
         self.tap.remove(watcher)
         return bool(self.tap.watchers)
 
-    def show(self, event: events.Event) -> None:
-        """Show *event*, behind the turn that it belongs to as long as that may tell a password."""
+    def show(self, event: events.Shown) -> None:
+        """Show *event*, after the turn that it belongs to as long as that may reveal a password."""
         traced = self._traced
         in_turn = traced.waits & (RUNNING | HANDLER | REGISTER)
         self.tap.show(event, hold=bool(in_turn) and traced.client is None)
@@ -61,6 +61,10 @@ class Tracer:
     def received(self, data: bytes) -> None:
         """Show bytes of the device."""
         self.tap.show(events.Received(data), hold=self._traced.client is None or self.tap.has_secrets)
+
+    def sent(self, chunks: list[bytes]) -> None:
+        """Show bytes on their way to the device."""
+        self.show(events.Sent(chunks[0]) if len(chunks) == 1 else events.Burst(chunks[:]))
 
     def delivered(self, messages: Sequence[Message], routes: Any, mount: str) -> None:
         """Show messages for the device, and which handlers take them."""
@@ -71,10 +75,10 @@ class Tracer:
             self.show(events.Delivered(message, None if handler is None else handler.name, more))
 
     def command(self, command: Command) -> None:
-        """Show what the broker is asked; a registration shows when it has succeeded."""
+        """Show a command for the broker; a registration shows when it has succeeded."""
         match command:
-            case Publish(topic, payload, qos, retain):
-                self.show(events.Published(Message(topic, payload, qos, retain)))
+            case Publish(topic, payload, qos, retain, properties):
+                self.show(events.Published(Message(topic, payload, qos, retain, properties=properties)))
             case Subscribe(topic, qos):
                 self.show(events.Subscribed(topic, qos))
             case Unsubscribe(topic):

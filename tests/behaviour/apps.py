@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from contextvars import ContextVar
-from typing import cast
+from typing import Any, cast
 
 import attrs
 
-from exproto_app import App, ClientInfo, Connection, Limits, Message
+from exproto_app import App, ClientInfo, Connection, Limits, Login, Message
 from exproto_app.checksums import XOR
 from exproto_app.commands import Outcome
 from exproto_app.errors import CommandError
-from exproto_app.framing import Checked, LengthPrefix, Line, Resync
-from exproto_app.router import Sniff
+from exproto_app.framing import Checked, Gap, LengthPrefix, Line, Resync
+from exproto_app.options import Sniff
 
-# Short times: where a host has a clock of its own, a test waits for them in earnest.
+# Short times: where a host has a clock of its own, a test waits for them in earnest. Not for handlers that
+# await a broker, which may take longer on a busy machine.
 SHORT = Limits(handler_timeout=0.4, end_timeout=0.4)
 
 
@@ -105,6 +107,16 @@ async def soon(conn: Connection[State], frame: bytes) -> bytes:
     return frame
 
 
+@turns.on_received(b"time")
+def tell_time(conn: Connection[State], frame: bytes) -> bytes:
+    return conn.now().isoformat().encode()
+
+
+@turns.on_received(b"thread time", blocking=True)
+def tell_time_from_a_thread(conn: Connection[State], frame: bytes) -> bytes:
+    return conn.now().isoformat().encode()
+
+
 mark: ContextVar[bytes] = ContextVar("mark", default=b"none")
 
 
@@ -149,6 +161,12 @@ def register(conn: Connection[State], frame: bytes) -> None:
     shows(conn, clientid, password)
 
 
+@turns.on_received(b"anonymous ")
+async def call_it_by_its_id(conn: Connection[State], frame: bytes) -> None:
+    await conn.register(conn.id)
+    conn.publish(frame[10:].decode(), conn.id.encode())
+
+
 @turns.on_received(b"pretend ")
 def pretend(conn: Connection[State], frame: bytes) -> None:
     """Publish, and ask for commands, behind a login that nobody waits for."""
@@ -156,6 +174,14 @@ def pretend(conn: Connection[State], frame: bytes) -> None:
     shows(conn, clientid, password)
     conn.publish(topic, b"forged")
     conn.subscribe(f"devices/{clientid}/command", qos=1)
+
+
+@turns.on_received(b"hasty ")
+async def hasty(conn: Connection[State], frame: bytes) -> None:
+    """Await a publish behind a login that nobody awaits, and tell what has come of it."""
+    clientid, password, topic = frame[6:].decode().split(" ")
+    shows(conn, clientid, password)
+    turns.publish(f"hasty/{clientid}", await outcome(conn.publish(topic, b"hasty", qos=1)))
 
 
 @turns.on_received(b"login ")
@@ -170,6 +196,24 @@ async def testament(conn: Connection[State], frame: bytes) -> bytes:
     # Not every host keeps sessions: the others take no notice.
     will = Message(f"will/{clientid}", b"gone", 1)
     return await outcome(conn.register(clientid, will=will, session_expiry=1))
+
+
+@turns.on_received(b"stay ")
+async def stay(conn: Connection[State], frame: bytes) -> bytes:
+    return await outcome(conn.register(frame[5:].decode(), session_expiry=60))
+
+
+@turns.on_received(b"question ")
+async def question(conn: Connection[State], frame: bytes) -> bytes:
+    topic, answers = frame[9:].decode().split()
+    return await outcome(
+        conn.publish(topic, b"how warm?", qos=1, expiry=60, response_topic=answers, correlation_data=b"7")
+    )
+
+
+@turns.on_deliver("questions/+", reply=True)
+async def answer(conn: Connection[State], message: Message) -> bytes:
+    return await conn.request(message.payload, match=lambda frame: frame.startswith(b"answer"), timeout=5)
 
 
 @turns.on_received(b"mounted ")
@@ -343,6 +387,31 @@ def delivered(conn: Connection[State], message: Message) -> bytes:
     return b"%s qos %d: %s" % (message.topic.encode(), message.qos, message.payload)
 
 
+# --- several addresses, one client
+
+roaming = App(framing=Line(), roaming=True)
+
+
+@roaming.on_received(b"login ")
+async def roaming_login(conn: Connection, frame: bytes) -> bytes:
+    return await outcome(conn.register(frame[6:].decode()))
+
+
+@roaming.on_received(b"subscribe ")
+async def roaming_subscribe(conn: Connection, frame: bytes) -> bytes:
+    return await outcome(conn.subscribe(frame[10:].decode(), qos=1))
+
+
+@roaming.on_received(b"echo ")
+def roaming_echo(conn: Connection, frame: bytes) -> bytes:
+    return frame[5:]
+
+
+@roaming.on_deliver
+def roaming_message(conn: Connection, message: Message) -> bytes:
+    return message.payload
+
+
 # --- failures and the end
 
 failing = App(framing=Line(limit=100), state=State, limits=SHORT)
@@ -508,6 +577,8 @@ counted = protocols.protocol("counted", framing=LengthPrefix(2), key=lambda fram
 mixed = protocols.protocol("mixed", framing=Line(), reply_framing=LengthPrefix(1))
 raw = protocols.protocol("raw")
 checked = protocols.protocol("checked", framing=Resync(Checked(LengthPrefix(1, start=b"xx"), XOR)))
+answering = protocols.protocol("answering", framing=Checked(Line(), XOR, text=True, mark=b"*"))
+pausing = protocols.protocol("pausing", framing=Gap(0.05))
 strict = protocols.protocol("strict", framing=Checked(Line(), XOR, text=True, mark=b"*", bad="error"))
 
 
@@ -560,6 +631,21 @@ def count_dropped(conn: Connection, frame: bytes) -> bytes:
 @checked.on_received
 def checked_echo(conn: Connection, frame: bytes) -> bytes:
     return frame
+
+
+@answering.on_received
+async def answering_echo(conn: Connection, frame: bytes) -> bytes:
+    return frame
+
+
+@answering.on_bad_frame
+async def refuse(conn: Connection, frame: bytes, reason: str) -> bytes:
+    return b"again, not " + frame
+
+
+@pausing.on_received
+def pausing_echo(conn: Connection, frame: bytes) -> bytes:
+    return b"<" + frame + b">"
 
 
 @strict.on_received
@@ -725,6 +811,132 @@ def drop(conn: Connection[State], message: Message) -> bytes:
     return message.payload
 
 
+# --- slices, and what the end of a stream leaves
+
+sliced = App(framing=Line(limit=60), state=State)
+say_goodbye(sliced)
+flooded: Counter[bytes] = Counter()
+
+
+@sliced.on_received(b"flood ")
+def flood(conn: Connection[State], frame: bytes) -> None:
+    flooded[frame[6:]] += 1
+
+
+@sliced.on_received(b"frames ")
+def count_frames(conn: Connection[State], frame: bytes) -> bytes:
+    return b"%d" % flooded[frame[7:]]
+
+
+@sliced.on_error
+def bear(conn: Connection[State], error: Exception) -> None:
+    conn.keep()
+
+
+lasting = App(framing=Line(last=True))
+
+
+@lasting.on_received
+def pass_on(conn: Connection, frame: bytes) -> None:
+    topic, _, payload = frame.partition(b" ")
+    conn.publish(topic.decode(), payload)
+
+
+# --- sends that wait for an outcome
+
+stored = App(framing=Line(limit=4000), state=State, limits=Limits(waiting_sends=8, commands=16))
+in_order = App(framing=Line(limit=1000), state=State, strict_order=True)
+for one in (stored, in_order):
+    say_goodbye(one)
+
+
+@stored.on_received(b"record ")
+def record(conn: Connection[State], frame: bytes) -> None:
+    topic, _, payload = frame[7:].decode().partition(" ")
+    conn.send(b"ack " + payload.encode(), after=conn.publish(topic, payload.encode(), qos=1))
+
+
+@stored.on_received(b"raw ")
+async def raw_record(conn: Connection[State], frame: bytes) -> None:
+    topic, _, payload = frame[4:].partition(b" ")
+    outcomes = [conn.publish(topic.decode(), payload, qos=qos) for qos in (0, 1)]
+    conn.send(b"raw!", raw=True, after=outcomes)
+
+
+@stored.on_received(b"packet ")
+def packet(conn: Connection[State], frame: bytes) -> None:
+    topic, *payloads = frame[7:].decode().split(" ")
+    records = conn.publish_many([Message(topic, payload.encode(), 1) for payload in payloads])
+    conn.send(b"%d records" % len(payloads), after=records)
+
+
+@stored.on_received(b"many ")
+async def many(conn: Connection[State], frame: bytes) -> bytes:
+    topic, *payloads = frame[5:].decode().split(" ")
+    return await outcome(conn.publish_many(((topic, payload.encode()) for payload in payloads), qos=1))
+
+
+@stored.on_received(b"thread ", blocking=True)
+def record_in_thread(conn: Connection[State], frame: bytes) -> None:
+    topic, _, payload = frame[7:].decode().partition(" ")
+    conn.send(b"ack " + payload.encode(), after=conn.publish(topic, payload.encode(), qos=1))
+
+
+@stored.on_received(b"awaits ")
+async def awaits(conn: Connection[State], frame: bytes) -> bytes:
+    name, password = frame[7:].decode().split(" ")
+    return await outcome(conn.send(b"welcome", after=shows(conn, name, password)))
+
+
+@stored.on_received(b"start ")
+async def start_all(conn: Connection[State], frame: bytes) -> bytes:
+    topic, number = frame[6:].decode().split(" ")
+    outcomes = [conn.publish(topic, b"%d" % one, qos=1) for one in range(int(number))]
+    for one in outcomes:
+        await one
+    return b"all"
+
+
+@stored.on_received(b"each ")
+def after_each(conn: Connection[State], frame: bytes) -> None:
+    topic, number = frame[5:].decode().split(" ")
+    for one in range(int(number)):
+        conn.send(b"%d" % one, after=conn.publish(topic, b"%d" % one, qos=1))
+
+
+@stored.on_received(b"by the app ")
+async def by_the_app(conn: Connection[State], frame: bytes) -> bytes:
+    topic, number = frame[11:].decode().split(" ")
+    outcomes = [stored.publish(topic, b"app", qos=1) for _ in range(int(number))]
+    await asyncio.gather(*outcomes)
+    return b"all"
+
+
+@stored.on_received(b"goodbye ")
+def record_and_leave(conn: Connection[State], frame: bytes) -> None:
+    conn.send(b"stored", after=conn.publish(frame[8:].decode(), b"last", qos=1))
+    conn.terminate()
+
+
+@stored.on_received(b"login ")
+@in_order.on_received(b"login ")
+def login_and_go_on(conn: Connection[State], frame: bytes) -> bytes:
+    clientid, password = frame[6:].decode().split(" ")
+    conn.send(b"before")
+    conn.send(b"welcome", after=shows(conn, clientid, password))
+    conn.send(b"behind", after=())
+    conn.send(b"passes")
+    return b"returned"
+
+
+@stored.on_error
+@in_order.on_error
+def tell_error(conn: Connection[State], error: Exception) -> bytes:
+    if "keep" in conn.state.name:
+        conn.keep()
+    return type(error).__name__.encode()
+
+
 # --- a process that was restarted
 
 stateless = App(framing=Line(), resume=True)
@@ -738,3 +950,133 @@ def welcome(conn: Connection) -> bytes:
 @stateless.on_received
 def carry_on(conn: Connection, frame: bytes) -> bytes:
     return b"carried on with " + frame
+
+
+# --- a line that many devices share
+
+
+class Bus(State):
+    """What the line knows, besides what all do."""
+
+
+@attrs.define
+class Meter:
+    """What is known of a device behind the line."""
+
+    readings: int = 0
+
+
+bus = App(framing=Line(limit=1000), state=Bus, child_state=Meter, limits=Limits(end_timeout=0.4))
+say_goodbye(cast("App[State]", bus))
+
+
+@bus.on_received(b"line ")
+async def log_the_line_in(conn: Connection[Bus], frame: bytes) -> bytes:
+    conn.state.name = frame[5:].decode()
+    return await outcome(conn.register(conn.state.name))
+
+
+@bus.on_received(b"meter ")
+async def read_meter(conn: Connection[Bus], frame: bytes) -> bytes:
+    """Publish what a meter says, which `meter NAME VALUE` is."""
+    _, name, value = frame.decode().split()
+    meter = await conn.child(name, will=Message(f"will/{name}", b"gone"))
+    meter.state.readings += 1
+    await meter.publish(f"meters/{name}", f"{value} {meter.state.readings}".encode())
+    await meter.subscribe(f"meters/{name}/command")
+    return b"read"
+
+
+@bus.on_received(b"same ")
+async def take_a_name_twice(conn: Connection[Bus], frame: bytes) -> bytes:
+    name = frame[5:].decode()
+    assert conn.child(name) is conn.child(name)
+    return b", ".join(sorted(key.encode() for key in conn.children))
+
+
+@bus.on_received(b"own ")
+def take_the_lines_name(conn: Connection[Bus], frame: bytes) -> bytes:
+    try:
+        conn.child(frame[4:].decode())
+    except CommandError as error:
+        return type(error).__name__.encode()
+    return b"allowed"
+
+
+@bus.on_received(b"dismiss ")
+def dismiss(conn: Connection[Bus], frame: bytes) -> bytes:
+    conn.children[frame[8:].decode()].terminate()
+    return b"dismissed"
+
+
+@bus.on_received(b"watch ")
+async def watch(conn: Connection[Bus], frame: bytes) -> bytes:
+    """Have a meter, or else the line, subscribe, or with a - unsubscribe: `watch NAME FILTER…`."""
+    _, name, *filters = frame.decode().split()
+    who: Connection[Any] = conn.children.get(name, conn)
+    for one in filters:
+        await (who.unsubscribe(one[1:]) if one.startswith("-") else who.subscribe(one))
+    return b"watching"
+
+
+@bus.on_deliver("news/#")
+@bus.child.on_deliver("news/#")
+def hear(conn: Connection[Any], message: Message) -> bytes:
+    assert conn.client is not None
+    return b"%s hears %s" % (conn.client.clientid.encode(), message.payload)
+
+
+@bus.child.on_deliver("meters/+/command")
+async def command_meter(child: Connection[Meter], message: Message) -> bytes | None:
+    """Ask the meter by the line, slowly, or fail."""
+    assert child.client is not None
+    assert child.line is not None
+    name = child.client.clientid.encode()
+    if message.payload == b"fail":
+        raise ValueError("as it was told")
+    if message.payload == b"slow":
+        child.send(b"slow %s" % name)
+        await asyncio.sleep(0.05)
+        return b"slept %s" % name
+    answer = await child.request(b"ask %s" % name, match=lambda frame: frame.startswith(b"answer "))
+    return b"%s got %s" % (name, answer)
+
+
+@bus.child.on_terminated
+def meter_gone(child: Connection[Meter], reason: str) -> None:
+    assert child.client is not None
+    child.publish(f"end/{child.client.clientid}", reason.encode())
+
+
+# --- logins that the app judges itself
+
+gate = App(framing=Line(limit=1000), state=State)
+say_goodbye(gate)
+
+
+@gate.on_login
+async def judge(login: Login) -> bool | str | ClientInfo:
+    """Let in who is named so, as whom else a name says, after a while."""
+    await asyncio.sleep(0.01)
+    if login.clientid.endswith("-mounted"):
+        return attrs.evolve(login.client, mountpoint="gate/")
+    return login.clientid.endswith("-good") or f"{login.protocol} has no such device"
+
+
+@gate.on_received(b"enter ")
+async def enter(conn: Connection[State], frame: bytes) -> bytes:
+    return await outcome(conn.register(frame[6:].decode()))
+
+
+@gate.on_received(b"say ")
+async def say_at_the_gate(conn: Connection[State], frame: bytes) -> bytes:
+    topic, payload = frame[4:].split(b" ")
+    return await outcome(conn.publish(topic.decode(), payload, qos=1))
+
+
+@gate.on_received(b"rush ")
+def rush(conn: Connection[State], frame: bytes) -> None:
+    """Log in, and publish behind that, without a wait."""
+    name = frame[5:].decode()
+    conn.register(name)
+    conn.publish(f"rush/{name}", b"in")

@@ -13,10 +13,18 @@ from .hosts import HOSTS, Host
 
 MARKS = {
     "gateway": (pytest.mark.live,),
+    "dial": (pytest.mark.live,),
+    "unix": (pytest.mark.live,),
+    "dtls": (pytest.mark.live,),
+    "serial": (pytest.mark.live,),
+    "ws": (pytest.mark.live,),
+    "modems": (pytest.mark.live, pytest.mark.system),
     "grpc": (pytest.mark.live,),
     "grpc-streams": (pytest.mark.live,),
     "mqtt": (pytest.mark.live, pytest.mark.system),
     "mqtt-shared": (pytest.mark.live, pytest.mark.system),
+    "mqtt-311": (pytest.mark.live, pytest.mark.system),
+    "mqtt-311-shared": (pytest.mark.live, pytest.mark.system),
     "erlport": (pytest.mark.live, pytest.mark.system),
 }
 """What hosts other than the memory need."""

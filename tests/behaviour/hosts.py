@@ -11,33 +11,48 @@ import abc
 import asyncio
 import contextlib
 import itertools
+import os
 import queue
+import select
 import socket
+import tempfile
 import threading
-from collections.abc import Callable
+import time
+import tty
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from OpenSSL import SSL
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
+from wsproto.events import BytesMessage, CloseConnection, Request
 
 from exproto_app import App, ClientInfo, Message, SetupError
 from exproto_app.commands import Publish
 from exproto_app.core import Channel, Hub
-from exproto_app.hosts.gateway import Gateway
+from exproto_app.hosts.gateway import DialOptions, Gateway, Listen, Options
+from exproto_app.hosts.gateway.faults import info_of
 from exproto_app.hub import MemoryHub
 from exproto_app.ops.recorder import Recorder
 from exproto_app.target import load
 from exproto_app.testing import TestClient
+from tests.certificates import Authority
+from tests.dtls_client import DtlsClient
 
 from . import apps
 
 __all__ = ["HOSTS", "PASSWORD", "PATIENCE", "Device", "Host", "listeners", "login", "target_of"]
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds until a test gives up; real ones, where time isn't virtual."""
 
 STEP = 0.02
 """Virtual seconds that pass at a time while a test waits."""
+
+DATAGRAM = 8_000
+"""Bytes of a datagram at most."""
 
 PASSWORD = "s3cret"
 """The one that every host's broker takes; a device that shows none is let in too."""
@@ -88,8 +103,16 @@ class Host(Protocol):
     """One app, served; a test begins with a fresh one, or with names of its own (`unique`)."""
 
     abilities: frozenset[str]
-    """What not every host has: `udp`, `unknown` (connections that the process never saw begin), `pressure`
-    (it has the device's socket, so it sees a device that doesn't read), `retain` (it retains messages)."""
+    """What not every host has: `stream` (bytes may be cut anywhere), `udp`, `unknown` (connections that the
+    process never saw begin), `pressure` (it has the device's socket, so it sees a device that doesn't read),
+    `retain` (it retains messages), `address` (devices have an IP address), `kernel` (its buffers hold what
+    one side sends while the other doesn't read, and what was sent before a hang-up), `flow` (who sends too
+    fast is held back), `sessions` (they outlive a connection), `properties` (messages have those of MQTT 5),
+    `roaming`, `log` (it is this process that logs), `once` (a message that several filters of a client match
+    comes once, which MQTT leaves to the broker)."""
+
+    socktype: str
+    """What a stream's connection says that it is."""
 
     def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
         """Connect a device to the listener of *protocol*, or of all that the app has (`listeners`)."""
@@ -156,7 +179,26 @@ class MemoryDevice(Device):
 class MemoryHost:
     """An app in memory."""
 
-    abilities = frozenset({"udp", "unknown", "pressure", "retain"})
+    socktype = "tcp"
+
+    abilities = frozenset(
+        {
+            "log",
+            "address",
+            "flow",
+            "kernel",
+            "stream",
+            "udp",
+            "unknown",
+            "pressure",
+            "retain",
+            "sessions",
+            "properties",
+            "roaming",
+            "once",
+            "children",
+        }
+    )
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack) -> None:
         self._app = app
@@ -224,8 +266,11 @@ class Published:
 class SocketDevice(Device):
     """A device on a real socket."""
 
-    def __init__(self, address: tuple[str, int], *, udp: bool) -> None:
-        if udp:
+    def __init__(self, address: tuple[str, int] | str, *, udp: bool = False) -> None:
+        if isinstance(address, str):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.connect(address)
+        elif udp:
             self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.sock.connect(address)
         else:
@@ -240,7 +285,7 @@ class SocketDevice(Device):
     def read(self, count: int) -> bytes:
         while len(self.seen) < count:
             try:
-                more = self.sock.recv(65_536)
+                more = self.receive()
             except ConnectionError:
                 more = b""
             except TimeoutError:
@@ -251,6 +296,10 @@ class SocketDevice(Device):
         data, self.seen = self.seen[:count], self.seen[count:]
         return data
 
+    def receive(self) -> bytes:
+        """Wait for more bytes; none are the end."""
+        return self.sock.recv(65_536)
+
     def hang_up(self) -> None:
         self.sock.close()
 
@@ -258,7 +307,25 @@ class SocketDevice(Device):
 class GatewayHost:
     """An app on its own gateway, in a thread of its own."""
 
-    abilities = frozenset({"udp", "pressure", "retain"})
+    socktype = "tcp"
+
+    abilities = frozenset(
+        {
+            "log",
+            "address",
+            "flow",
+            "kernel",
+            "stream",
+            "udp",
+            "pressure",
+            "retain",
+            "sessions",
+            "properties",
+            "roaming",
+            "once",
+            "children",
+        }
+    )
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack, hub: Hub | None = None) -> None:
         self._app = app
@@ -266,8 +333,7 @@ class GatewayHost:
         self._published = Published()
         self._loop = asyncio.new_event_loop()
         self._hub = hub or MemoryHub(login, watch=self._watch)
-        listens = [f"{name}={kind}://127.0.0.1:0" for name in listeners(app) for kind in ("tcp", "udp")]
-        self._gateway = Gateway(app, listens, hub=self._hub)
+        self._gateway = self._make()
         started = threading.Event()
         self._stop = asyncio.Event()
         thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(started),))
@@ -277,6 +343,10 @@ class GatewayHost:
         stack.callback(self._loop.call_soon_threadsafe, self._stop.set)
         assert started.wait(PATIENCE)
 
+    def _make(self) -> Gateway:
+        listens = [f"{name}={kind}://127.0.0.1:0" for name in listeners(self._app) for kind in ("tcp", "udp")]
+        return Gateway(self._app, listens, hub=self._hub)
+
     async def _serve(self, started: threading.Event) -> None:
         async with self._gateway:
             started.set()
@@ -285,9 +355,7 @@ class GatewayHost:
     def _watch(self, _: Channel | None, message: Message) -> None:
         self._published.put(message.topic, message.payload)
 
-    def connect(
-        self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False
-    ) -> SocketDevice:
+    def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
         served = self._app.find_protocols(protocol)
         scheme = "udp" if udp else "tcp"
         for listen, routers, address in self._gateway.addresses:
@@ -302,6 +370,218 @@ class GatewayHost:
 
     def published(self, topic: str) -> bytes:
         return self._published.get(topic)
+
+
+class DialledDevice(SocketDevice):
+    """A device that waits to be called."""
+
+    def __init__(self) -> None:
+        self.seen = b""
+        self._waiting = socket.create_server(("127.0.0.1", 0))
+        self._waiting.settimeout(PATIENCE)
+        self.port: int = self._waiting.getsockname()[1]
+
+    def answer(self) -> None:
+        """Take the call."""
+        self.sock, _ = self._waiting.accept()
+        self.sock.settimeout(PATIENCE)
+
+    def hang_up(self) -> None:
+        self._waiting.close()
+        super().hang_up()
+
+
+class DialHost(GatewayHost):
+    """An app whose gateway dials every device, as soon as a test wants it to connect."""
+
+    abilities = GatewayHost.abilities - {"udp"}
+
+    def _make(self) -> Gateway:
+        self._calls: asyncio.Queue[str] = asyncio.Queue()
+        self._app.dial(self._targets)
+        self._stack.callback(self._app.dialled.clear)
+        options = Options(dial=DialOptions(rate=10_000))
+        return Gateway(self._app, [], hub=self._hub, options=options)
+
+    async def _targets(self) -> AsyncIterator[str]:
+        while True:
+            yield await self._calls.get()
+
+    def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
+        device = DialledDevice()
+        name = protocol or next(iter(self._app.protocols))
+        self._loop.call_soon_threadsafe(self._calls.put_nowait, f"{name}=tcp://127.0.0.1:{device.port}")
+        device.answer()
+        self._stack.callback(device.hang_up)
+        return device
+
+
+class UnixHost(GatewayHost):
+    """An app on Unix sockets."""
+
+    abilities = GatewayHost.abilities - {"address", "udp"}
+    socktype = "unix"
+
+    def _make(self) -> Gateway:
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="exproto"))
+        listens = [f"{name}=unix://{folder}/{at}" for at, name in enumerate(listeners(self._app))]
+        return Gateway(self._app, listens, hub=self._hub)
+
+    def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
+        served = self._app.find_protocols(protocol)
+        path = next(listen.path for listen, routers, _ in self._gateway.addresses if routers == served)
+        device = SocketDevice(path)
+        self._stack.callback(device.hang_up)
+        return device
+
+
+class WebSocketDevice(SocketDevice):
+    """A device that sends each piece as a message."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address)
+        self._protocol = WSConnection(ConnectionType.CLIENT)
+        self.sock.sendall(self._protocol.send(Request(host="test", target="/")))
+        while self._protocol.state is not ConnectionState.OPEN:
+            self._protocol.receive_data(self.sock.recv(1))
+            list(self._protocol.events())
+
+    def send(self, data: bytes) -> None:
+        super().send(self._protocol.send(BytesMessage(data)))
+
+    def receive(self) -> bytes:
+        while data := super().receive():
+            self._protocol.receive_data(data)
+            got = b""
+            for event in self._protocol.events():
+                if isinstance(event, BytesMessage):
+                    got += event.data
+                elif isinstance(event, CloseConnection):
+                    super().send(self._protocol.send(event.response()))
+            if got:
+                return got
+        return b""
+
+
+class WebSocketHost(GatewayHost):
+    """An app on WebSocket listeners."""
+
+    abilities = GatewayHost.abilities - {"udp"}
+    socktype = "ws"
+
+    def _make(self) -> Gateway:
+        listens = [f"{name}=ws://127.0.0.1:0" for name in listeners(self._app)]
+        return Gateway(self._app, listens, hub=self._hub)
+
+    def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
+        served = self._app.find_protocols(protocol)
+        address = next(address for _, routers, address in self._gateway.addresses if routers == served)
+        device = WebSocketDevice((address.host, address.port))
+        self._stack.callback(device.hang_up)
+        return device
+
+
+class DtlsDevice(SocketDevice):
+    """A device that sends lines in datagrams, which are encrypted."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.seen = b""
+        self._client = DtlsClient(address)
+        self._client.shake()
+
+    def send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError, SSL.Error):
+            for piece in pieces_of(data):
+                self._client.send(piece)
+
+    def receive(self) -> bytes:
+        return self._client.receive()
+
+    def hang_up(self) -> None:
+        self._client.close()
+
+
+def pieces_of(data: bytes) -> Iterator[bytes]:
+    """Yield *data* in pieces that datagrams can carry, cut behind lines."""
+    while len(data) > DATAGRAM:
+        at = data.rfind(b"\n", 0, DATAGRAM) + 1 or DATAGRAM
+        yield data[:at]
+        data = data[at:]
+    yield data
+
+
+class DtlsHost(GatewayHost):
+    """An app on DTLS listeners."""
+
+    abilities = GatewayHost.abilities - {"flow", "kernel", "pressure", "stream"}
+    socktype = "dtls"
+
+    def _make(self) -> Gateway:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="exproto")))
+        cert = str(Authority(folder).issue("server"))
+        listens = [Listen.parse(f"{name}=dtls://127.0.0.1:0", cert=cert) for name in listeners(self._app)]
+        return Gateway(self._app, listens, hub=self._hub)
+
+    def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
+        served = self._app.find_protocols(protocol)
+        address = next(address for _, routers, address in self._gateway.addresses if routers == served)
+        device = DtlsDevice((address.host, address.port))
+        self._stack.callback(device.hang_up)
+        return device
+
+
+class SerialDevice(SocketDevice):
+    """A device on a serial line: a pseudo-terminal."""
+
+    def __init__(self) -> None:
+        self.seen = b""
+        self._fd, self.theirs = os.openpty()
+        os.set_blocking(self._fd, False)
+        tty.setraw(self.theirs)
+        self.path = os.ttyname(self.theirs)
+
+    def send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while data:
+                select.select([], [self._fd], [], PATIENCE)
+                data = data[os.write(self._fd, data) :]
+
+    def receive(self) -> bytes:
+        if not select.select([self._fd], [], [], PATIENCE)[0]:
+            raise TimeoutError
+        try:
+            return os.read(self._fd, 65_536)
+        except OSError:  # nobody has the port open any more
+            return b""
+
+    def hang_up(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SerialHost(DialHost):
+    """An app whose gateway opens a serial port for every device."""
+
+    abilities = DialHost.abilities - {"address", "flow", "kernel", "pressure"}
+    socktype = "serial"
+
+    def connect(self, protocol: str | None = None, *, udp: bool = False, unknown: bool = False) -> Device:
+        device = SerialDevice()
+        name = protocol or next(iter(self._app.protocols))
+        self._loop.call_soon_threadsafe(self._calls.put_nowait, f"{name}=serial://{device.path}")
+        while not self._open(device.path):  # opening wakes nobody, and what was sent before would be lost
+            time.sleep(0.001)
+        os.close(device.theirs)
+        self._stack.callback(device.hang_up)
+        return device
+
+    def _open(self, path: str) -> bool:
+        future = asyncio.run_coroutine_threadsafe(self._paths(), self._loop)
+        return path in future.result(PATIENCE)
+
+    async def _paths(self) -> set[str]:
+        return {info_of(one).peername.host for one in self._gateway.runner.engine.connections()}
 
 
 def target_of(name: str) -> str:
@@ -337,6 +617,35 @@ def gateway(
     return GatewayHost(app_of(app, stack, record), stack)
 
 
+def dial(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None) -> Host:
+    """Serve the app of this name to devices that are dialled."""
+    return DialHost(app_of(app, stack, record), stack)
+
+
+def unix(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None) -> Host:
+    """Serve the app of this name on Unix sockets."""
+    return UnixHost(app_of(app, stack, record), stack)
+
+
+def websocket(
+    app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Serve the app of this name on WebSocket."""
+    return WebSocketHost(app_of(app, stack, record), stack)
+
+
+def dtls(app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None) -> Host:
+    """Serve the app of this name on DTLS."""
+    return DtlsHost(app_of(app, stack, record), stack)
+
+
+def serial(
+    app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Serve the app of this name on serial ports."""
+    return SerialHost(app_of(app, stack, record), stack)
+
+
 def erlport(
     app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
 ) -> Host:
@@ -366,6 +675,36 @@ def mqtt_shared(
     return MqttHost(app_of(app, stack, record), stack, broker, shared=True)
 
 
+def mqtt_311(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Likewise, each device a client of its own, with MQTT 3.1.1."""
+    broker = request.getfixturevalue("mosquitto")  # skips the test where the uplink can't run
+    from tests.mqtt.host import MqttHost  # noqa: PLC0415 - as above
+
+    return MqttHost(app_of(app, stack, record), stack, broker, version="3.1.1")
+
+
+def mqtt_311_shared(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Likewise, but all devices share one client of the broker, with MQTT 3.1.1."""
+    broker = request.getfixturevalue("mosquitto")  # skips the test where the uplink can't run
+    from tests.mqtt.host import MqttHost  # noqa: PLC0415 - as above
+
+    return MqttHost(app_of(app, stack, record), stack, broker, shared=True, version="3.1.1")
+
+
+def modems(
+    app: str, stack: contextlib.ExitStack, request: pytest.FixtureRequest, record: Path | None = None
+) -> Host:
+    """Serve the app of this name to devices behind modems, which speak to a broker."""
+    broker = request.getfixturevalue("mosquitto")  # skips the test where it can't run
+    from tests.mqtt.host import ModemHost  # noqa: PLC0415 - as above
+
+    return ModemHost(app_of(app, stack, record), stack, broker)
+
+
 def unary(
     app: str, stack: contextlib.ExitStack, _: pytest.FixtureRequest, record: Path | None = None
 ) -> Host:
@@ -387,8 +726,16 @@ def streams(
 HOSTS: dict[str, Callable[[str, contextlib.ExitStack, pytest.FixtureRequest, Path | None], Host]] = {
     "memory": memory,
     "gateway": gateway,
+    "dial": dial,
+    "unix": unix,
+    "dtls": dtls,
+    "serial": serial,
+    "ws": websocket,
+    "modems": modems,
     "mqtt": mqtt,
     "mqtt-shared": mqtt_shared,
+    "mqtt-311": mqtt_311,
+    "mqtt-311-shared": mqtt_311_shared,
     "erlport": erlport,
     "grpc": unary,
     "grpc-streams": streams,

@@ -13,7 +13,18 @@ from tests.devices import AMONG_OTHERS, DEVICES
 
 from .conftest import Serve
 
-NAMES = ("gt06", "teltonika", "teltonika-udp", "jt808", "jt808-2019", "nmea", "nmea-udp", "modbus")
+NAMES = (
+    "gt06",
+    "teltonika",
+    "teltonika-udp",
+    "jt808",
+    "jt808-2019",
+    "nmea",
+    "nmea-udp",
+    "modbus",
+    "wialon",
+    "wialon-udp",
+)
 REAL = {name: DEVICES[name] for name in NAMES}
 REAL |= {f"{name}-among-others": AMONG_OTHERS[name] for name in ("gt06", "jt808", "teltonika")}
 
@@ -22,7 +33,8 @@ REAL |= {f"{name}-among-others": AMONG_OTHERS[name] for name in ("gt06", "jt808"
 def test_a_real_device(serve: Serve, name: str, tmp_path: Path) -> None:
     """It logs in, says all it can say, gets a command and answers that; all of which replays in memory."""
     real, path = REAL[name], tmp_path / "field.jsonl"
-    host = serve(real.example, *(["udp"] if real.udp else []), record=path)
+    needs = [*(["udp"] if real.udp else []), *(["address"] if real.anonymous else [])]
+    host = serve(real.example, *needs, record=path)
     device = host.connect(real.protocol, udp=real.udp)
     for step in (real.login, *real.steps, *real.commands):
         if step.command is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from functools import reduce
 from operator import xor
 from pathlib import Path
@@ -37,6 +38,11 @@ class TestTurns:
         device.send(b"who\nregister %s\nwho\nonline %s\n" % (unique.encode(), unique.encode()))
         device.expect(b"nobody\n%s\nthis\n" % unique.encode())
 
+    def test_a_connections_id_may_be_its_clientid(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        host.connect().send(b"anonymous ids/%s\n" % unique.encode())
+        assert host.published(f"ids/{unique}")
+
     def test_a_blocking_handler_is_a_turn_too(self, serve: Serve, unique: str) -> None:
         host = serve("turns")
         device = host.connect()
@@ -45,13 +51,21 @@ class TestTurns:
         assert host.published(f"threads/{unique}") == b"from a thread"
 
     def test_frames_may_come_in_pieces(self, serve: Serve) -> None:
-        device = serve("turns").connect()
+        device = serve("turns", "stream").connect()
         for at in range(4):
             device.send(b"echo"[at : at + 1])
         device.send(b" whole\nec")
         device.expect(b"whole\n")
         device.send(b"ho next\n")
         device.expect(b"next\n")
+
+    @pytest.mark.parametrize("asked", ["time", "thread time"])
+    def test_the_time_of_day_is_the_hosts(self, serve: Serve, asked: str) -> None:
+        device = serve("turns").connect()
+        device.send(f"{asked}\n".encode())
+        told = datetime.fromisoformat(device.read_line().strip().decode())
+        # In memory time is virtual: the real one when the host began, and moved on by tests.
+        assert abs(datetime.now(timezone.utc) - told) < timedelta(days=1)
 
 
 class TestFirstSteps:
@@ -63,7 +77,7 @@ class TestFirstSteps:
         device.expect(b"very\nsoon 1\n2\nvery\nsoon 3\nslow 4\nvery\nsoon 5\n6\n")
 
     def test_many_of_them_at_once(self, serve: Serve) -> None:
-        device = serve("turns").connect()
+        device = serve("turns", "stream").connect()  # of so many datagrams the kernel drops some
         device.send(b"".join(b"soon %d\n" % number for number in range(1500)))
         device.expect(b"".join(b"very\nsoon %d\n" % number for number in range(1500)))
 
@@ -258,6 +272,22 @@ class TestVerbs:
         other.send(b"count commands_failed\n")
         assert int(other.read_line()) >= 3
 
+    def test_a_publish_behind_a_register_that_nobody_awaits_waits_for_its_outcome(
+        self, serve: Serve, unique: str
+    ) -> None:
+        """It succeeds when the broker has it, and fails where the register is refused."""
+        host = serve("turns")
+        device, other = host.connect(), host.connect()
+        name, topic = unique.encode(), f"up/{unique}"
+        device.send(b"hasty %s %s %s\n" % (name, PASSWORD.encode(), topic.encode()))
+        assert host.published(topic) == b"hasty"
+        assert host.published(f"hasty/{unique}") == b"done"
+        other.send(b"hasty %s-2 wrong %s\n" % (name, topic.encode()))
+        assert host.published(f"hasty/{unique}-2") == b"DeniedError"
+        other.expect_end()
+        host.publish(topic, b"by somebody else")
+        assert host.published(topic) == b"by somebody else"
+
     def test_what_stands_behind_a_register_of_one_who_hung_up_is_refused(
         self, serve: Serve, unique: str
     ) -> None:
@@ -328,7 +358,7 @@ class TestVerbs:
             ("wildcard", b"ValueError: topic 'up/+'"),
             ("surrogate", b"ValueError: topic "),
             ("qos", b"ValueError: "),
-            ("clientid", b"ValueError: clientid is empty"),
+            ("clientid", b"InvalidNameError: clientid is empty"),
             ("share", b"ValueError: "),
             ("will", b"TypeError: will is bytes, not Message"),
             ("expiry", b"ValueError: session_expiry is -1"),
@@ -339,6 +369,96 @@ class TestVerbs:
         device = serve("turns").connect()
         device.send(b"bad %s\n" % kind.encode())
         device.expect(words)
+
+
+class TestWaitingSends:
+    """`send(after=…)`: the device is answered when the broker has what it said; no turn waits for that."""
+
+    def test_records_are_acknowledged_in_order(self, serve: Serve, unique: str) -> None:
+        host = serve("stored")
+        device = host.connect()
+        device.send(b"".join(b"record %s %d\n" % (unique.encode(), number) for number in range(50)))
+        device.expect(b"".join(b"ack %d\n" % number for number in range(50)))
+        assert [host.published(unique) for _ in range(50)] == [b"%d" % number for number in range(50)]
+
+    def test_raw_from_async_handlers_and_after_several_outcomes(self, serve: Serve, unique: str) -> None:
+        host = serve("stored")
+        device = host.connect()
+        device.send(b"raw %s both\n" % unique.encode())
+        device.expect(b"raw!")
+        assert [host.published(unique), host.published(unique)] == [b"both", b"both"]
+
+    def test_from_a_thread(self, serve: Serve, unique: str) -> None:
+        host = serve("stored")
+        device = host.connect()
+        device.send(b"thread %s 1\nthread %s 2\n" % ((unique.encode(),) * 2))
+        device.expect(b"ack 1\nack 2\n")
+        assert [host.published(unique), host.published(unique)] == [b"1", b"2"]
+
+    def test_a_packet_of_many_records_has_one_acknowledgement(self, serve: Serve, unique: str) -> None:
+        host = serve("stored")
+        device = host.connect()
+        device.send(b"packet %s 1 2 3\nmany %s 4 5\n" % ((unique.encode(),) * 2))
+        device.expect_unordered(b"3 records\n", b"2\n")
+        assert [host.published(unique) for _ in range(5)] == [b"1", b"2", b"3", b"4", b"5"]
+
+    def test_other_sends_pass_those_that_wait(self, serve: Serve, unique: str) -> None:
+        device = serve("stored").connect()
+        device.send(b"login %s %s\n" % (unique.encode(), PASSWORD.encode()))
+        device.expect(b"before\npasses\nreturned\nwelcome\nbehind\n")
+
+    def test_none_passes_where_the_order_is_strict(self, serve: Serve, unique: str) -> None:
+        device = serve("in_order").connect()
+        device.send(b"login %s %s\necho next\n" % (unique.encode(), PASSWORD.encode()))
+        device.expect(b"before\nwelcome\nbehind\npasses\nreturned\nnext\n")
+
+    def test_what_fails_is_the_handlers_failure(self, serve: Serve, unique: str) -> None:
+        host = serve("stored")
+        device = host.connect()
+        device.send(b"name %s\nlogin %s wrong\n" % ((unique.encode(),) * 2))
+        device.expect(b"ok\nbefore\npasses\nreturned\nDeniedError\n")
+        device.expect_end()
+        assert host.published(f"end/{unique}") == b"error"
+
+    def test_on_error_may_keep_the_connection(self, serve: Serve, unique: str) -> None:
+        device = serve("stored").connect()
+        name = unique.encode()
+        device.send(b"name keep\nlogin %s wrong\n" % name)
+        device.expect(b"ok\nbefore\npasses\nreturned\nDeniedError\n")
+        device.send(b"login %s %s\ncount sends_dropped\n" % (name, PASSWORD.encode()))
+        device.expect(b"before\npasses\nreturned\nwelcome\nbehind\n2\n")
+
+    def test_a_handler_that_awaits_it_knows_by_itself(self, serve: Serve, unique: str) -> None:
+        device = serve("stored").connect()
+        name = unique.encode()
+        device.send(b"awaits %s wrong\nawaits %s %s\n" % (name, name, PASSWORD.encode()))
+        device.expect(b"DeniedError\nwelcome\ndone\n")
+
+    def test_the_end_waits_for_them(self, serve: Serve, unique: str) -> None:
+        host = serve("stored")
+        device = host.connect()
+        device.send(b"goodbye %s\n" % unique.encode())
+        device.expect(b"stored\n")
+        device.expect_end()
+        assert host.published(unique) == b"last"
+
+
+class TestRoom:
+    """What is awaited waits for room, however much it is; the limit of commands is 16 here."""
+
+    @pytest.mark.parametrize("verb", ["start", "each", "packet", "by the app"])
+    def test_nothing_that_is_awaited_is_dropped(self, serve: Serve, unique: str, verb: str) -> None:
+        host = serve("stored")
+        device = host.connect()
+        payloads = [b"%d" % number for number in range(300)]
+        argument = b" ".join(payloads) if verb == "packet" else b"300"
+        device.send(b"%s %s %s\n" % (verb.encode(), unique.encode(), argument))
+        answers = {"each": b"\n".join(payloads), "packet": b"300 records"}
+        device.expect(answers.get(verb, b"all") + b"\n")
+        wanted = [b"app"] * 300 if verb == "by the app" else payloads
+        assert [host.published(unique) for _ in range(300)] == wanted
+        device.send(b"count commands_failed\n")
+        device.expect(b"0\n")
 
 
 class TestDelivery:
@@ -363,6 +483,25 @@ class TestDelivery:
             host.publish(f"{unique}/{topic}", b"!")
         device.expect(b"%s/x/a/b/c qos 0: !\n%s/x/a qos 0: !\n" % (unique.encode(), unique.encode()))
 
+    def test_overlapping_subscriptions_bring_a_message_once(self, serve: Serve, unique: str) -> None:
+        host = serve("turns", "once")
+        device = host.connect()
+        name = unique.encode()
+        device.send(b"login %s\nsubscribe %s/#\nsubscribe %s/+/b\nsubscribe %s/a/b\n" % ((name,) * 4))
+        device.expect(b"done\n1\n1\n1\n")
+        for payload in (b"one", b"two"):
+            host.publish(f"{unique}/a/b", payload)
+        host.publish(f"{unique}/c", b"three")
+        topic = b"%s/a/b qos 0: " % name
+        device.expect(topic + b"one\n" + topic + b"two\n%s/c qos 0: three\n" % name)
+        device.send(b"unsubscribe %s/#\n" % name)
+        device.expect(b"done\n")
+        for payload in (b"four", b"five"):
+            host.publish(f"{unique}/a/b", payload)
+        device.expect(topic + b"four\n" + topic + b"five\n")
+        device.send(b"echo end\n")
+        device.expect(b"end\n")
+
 
 class TestClients:
     """A clientid belongs to the connection that registered it last."""
@@ -377,6 +516,21 @@ class TestClients:
         newer.expect(b"done\nthis\n")
         older.expect_end()
         assert host.published(f"end/{unique}") == b"taken over"
+
+    def test_a_device_that_comes_back_elsewhere_leaves_no_will(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        older, newer = host.connect(), host.connect()
+        name = unique.encode()
+        older.send(b"name %s\ntestament %s\n" % (name, name))
+        older.expect(b"ok\ndone\n")
+        newer.send(b"testament %s\n" % name)
+        newer.expect(b"done\n")
+        assert host.published(f"end/{unique}") == b"taken over"
+        newer.send(b"publish will/%s nothing before\n" % name)
+        newer.expect(b"done\n")
+        assert host.published(f"will/{unique}") == b"nothing before"
+        newer.hang_up()
+        assert host.published(f"will/{unique}") == b"gone"
 
     def test_a_refused_login_takes_nothing_over(self, serve: Serve, unique: str) -> None:
         host = serve("turns")
@@ -433,6 +587,85 @@ class TestWills:
         assert host.published(f"will/{unique}") == b"nothing before"
 
 
+class TestSessions:
+    """A device that asks for it finds what came for it meanwhile."""
+
+    def test_commands_wait_for_an_absent_device_and_come_in_order(self, serve: Serve, unique: str) -> None:
+        host = serve("turns", "sessions")
+        device = host.connect()
+        name = unique.encode()
+        device.send(b"name %s\nstay %s\nsubscribe wait/%s\n" % (name, name, name))
+        device.expect(b"ok\ndone\n1\n")
+        device.hang_up()
+        assert host.published(f"end/{unique}") == b"device closed"
+        for number in range(10):
+            host.publish(f"wait/{unique}", b"%d" % number, qos=1)
+        back = host.connect()
+        back.send(b"stay %s\n" % name)
+        expected = [b"done\n", *(b"wait/%s qos 1: %d\n" % (name, number) for number in range(10))]
+        got = [back.read_line() for _ in expected]
+        got.remove(b"done\n")  # before, behind or between them, as the broker has it
+        assert got == expected[1:]
+
+    def test_a_takeover_continues_the_session(self, serve: Serve, unique: str) -> None:
+        host = serve("turns", "sessions")
+        older, newer = host.connect(), host.connect()
+        name = unique.encode()
+        older.send(b"stay %s\nsubscribe wait/%s\n" % (name, name))
+        older.expect(b"done\n1\n")
+        newer.send(b"stay %s\n" % name)
+        newer.expect(b"done\n")
+        older.expect_end()
+        host.publish(f"wait/{unique}", b"work", qos=1)
+        newer.expect(b"wait/%s qos 1: work\n" % name)
+
+
+class TestProperties:
+    """Messages have MQTT 5's properties where the broker has; elsewhere they come without."""
+
+    def test_a_command_is_answered_where_that_is_wanted(self, serve: Serve, unique: str) -> None:
+        host = serve("turns", "properties")
+        asker, device = host.connect(), host.connect()
+        name = unique.encode()
+        device.send(b"login %s\nsubscribe questions/%s\n" % (name, name))
+        device.expect(b"done\n1\n")
+        asker.send(b"question questions/%s answers/%s\n" % (name, name))
+        asker.expect(b"done\n")
+        device.expect(b"how warm?\n")
+        device.send(b"answer 21\n")
+        assert host.published(f"answers/{unique}") == b"answer 21"
+
+    def test_where_there_are_none_they_are_ignored(self, serve: Serve, unique: str) -> None:
+        host = serve("turns")
+        device = host.connect()
+        name = unique.encode()
+        device.send(b"login %s\nquestion plain/%s answers/%s\n" % (name, name, name))
+        device.expect(b"done\ndone\n")
+        assert host.published(f"plain/{unique}") == b"how warm?"
+
+
+class TestRoaming:
+    """Several UDP addresses of one device may be one client."""
+
+    def test_each_is_answered_and_messages_go_where_they_are_subscribed_to(
+        self, serve: Serve, unique: str
+    ) -> None:
+        host = serve("roaming", "udp", "roaming")
+        pull, push = host.connect(udp=True), host.connect(udp=True)
+        name = unique.encode()
+        for device in (pull, push):
+            device.send(b"login %s" % name)
+            device.expect(b"done\n")
+        pull.send(b"subscribe wait/%s" % name)
+        pull.expect(b"1\n")
+        push.send(b"echo 1")
+        push.expect(b"1\n")
+        host.publish(f"wait/{unique}", b"work", qos=1)
+        pull.expect(b"work\n")
+        push.send(b"echo 2")
+        push.expect(b"2\n")
+
+
 class TestFailures:
     """A failure costs one connection at most, after what was sent before is out."""
 
@@ -450,7 +683,7 @@ class TestFailures:
         ],
     )
     def test_the_device_is_closed(self, serve: Serve, unique: str, frame: bytes, before: bytes) -> None:
-        host = serve("failing")
+        host = serve("failing", *(["stream"] if len(frame) > 100 else []))
         device, other = host.connect(), host.connect()
         device.send(b"name %s\necho first\n" % unique.encode())
         device.expect(b"ok\nfirst\n")
@@ -479,7 +712,7 @@ class TestFailures:
         device.expect(b"RefusedError\nRefusedError\nbehind\nTimeoutError\nbehind that\n")
 
     def test_on_error_may_keep_it_after_a_framing_error(self, serve: Serve) -> None:
-        device = serve("keeping").connect()
+        device = serve("keeping", "stream").connect()
         device.send(b"echo a\n" + b"x" * 150 + b"\necho b\n")
         device.expect(b"a\nFramingError\nb\n")
 
@@ -488,7 +721,7 @@ class TestTheEnd:
     """`on_terminated` comes last and once, and says why."""
 
     def test_frames_before_a_hang_up_are_handled(self, serve: Serve, unique: str) -> None:
-        host = serve("turns")
+        host = serve("turns", "kernel")
         device = host.connect()
         device.send(b"login %s\n" % unique.encode())
         device.expect(b"done\n")
@@ -502,7 +735,7 @@ class TestTheEnd:
         serve("mute").connect().expect_end()
 
     def test_half_a_frame_and_silence(self, serve: Serve) -> None:
-        device = serve("mute").connect()
+        device = serve("mute", "stream").connect()
         device.send(b"echo never fini")
         device.expect_end()
 
@@ -570,9 +803,10 @@ class TestFraming:
         device.expect(b"\x05hello\x03you")
 
     def test_raw_and_what_the_connection_is(self, serve: Serve) -> None:
-        device = serve("protocols").connect("raw")
+        host = serve("protocols", "address")
+        device = host.connect("raw")
         device.send(b"anything")
-        device.expect(b"raw tcp 127.0.0.1 anything")
+        device.expect(f"raw {host.socktype} 127.0.0.1 anything".encode())
 
 
 class TestBadFrames:
@@ -596,11 +830,27 @@ class TestBadFrames:
         assert self.counted(device, b"frames_bad") == bad + 2
         assert self.counted(device, b"bytes_skipped") == skipped + 8
 
+    def test_it_may_be_answered_in_its_place(self, serve: Serve) -> None:
+        device = serve("protocols", "stream").connect("answering")
+        device.send(b"a*61\nb*00\nc*63\n")
+        device.expect(b"a*61\nagain, not b*00*71\nc*63\n")
+
     def test_it_may_cost_the_connection(self, serve: Serve) -> None:
-        device = serve("protocols").connect("strict")
+        device = serve("protocols", "stream").connect("strict")
         device.send(b"a*61\nb*00\nc*63\n")
         device.expect(b"a*61\n")
         device.expect_end()
+
+
+class TestSilence:
+    """Where silence ends a frame, the host's timers do."""
+
+    def test_a_frame_ends_when_nothing_follows(self, serve: Serve) -> None:
+        device = serve("protocols").connect("pausing")
+        device.send(b"a\nb")
+        device.expect(b"<a\nb>")
+        device.send(b"c")
+        device.expect(b"<c>")
 
 
 class TestCodec:
@@ -688,7 +938,7 @@ class TestSniffing:
     def test_the_first_bytes_decide_wherever_they_are_cut(
         self, serve: Serve, data: bytes, name: bytes
     ) -> None:
-        host = serve("shared")
+        host = serve("shared", "stream")
         for cut in range(1, len(data)):
             device = host.connect(apps.SHARED)
             device.send(data[:cut])
@@ -702,7 +952,7 @@ class TestSniffing:
         device.expect(b"$$\n")
 
     def test_state_is_made_once_and_the_end_is_told(self, serve: Serve, unique: str) -> None:
-        host = serve("shared")
+        host = serve("shared", "stream")
         device = host.connect(apps.SHARED)
         device.send(b"*")
         device.send(b"\npublish up/%s\n" % unique.encode())
@@ -712,15 +962,15 @@ class TestSniffing:
         assert host.published("end/starred") == b"device closed"
 
     def test_a_hang_up_decides_by_what_has_come_and_that_is_handled(self, serve: Serve) -> None:
-        host = serve("shared")
+        host = serve("shared", "kernel")
         device = host.connect(apps.SHARED)
         device.send(b"*HQ")
         device.hang_up()
-        assert host.published("begun/starred") == b"tcp"
+        assert host.published("begun/starred") == host.socktype.encode()
         assert host.published("end/starred") == b"device closed"
 
     def test_when_time_is_up_the_shorter_prefix_wins(self, serve: Serve) -> None:
-        device = serve("shared").connect(apps.SHARED)
+        device = serve("shared", "stream").connect(apps.SHARED)
         device.send(b"*HQ")
         device.expect(b"this is starred\n")
         device.send(b"X\n")
@@ -829,9 +1079,80 @@ class TestLimits:
         other.expect(b"fine\n")
 
     def test_a_burst_larger_than_every_buffer_arrives_whole(self, serve: Serve) -> None:
-        device = serve("bounded").connect()
+        device = serve("bounded", "kernel").connect()
         device.send(b"".join(b"echo %d\n" % number for number in range(20_000)))
         device.expect(b"".join(b"%d\n" % number for number in range(20_000)))
+
+
+class TestSlices:
+    """What one connection brings is worked off in slices; the others have their turns in between."""
+
+    def test_a_flood_is_handled_whole_and_others_are_answered(self, serve: Serve, unique: str) -> None:
+        host = serve("sliced", "flow")
+        flood, other = host.connect(), host.connect()
+        other.send(b"frames %s\n" % unique.encode())
+        other.expect(b"0\n")
+        flood.send(b"flood %s\n" % unique.encode() * 40_000)
+        other.send(b"echo fine\n")
+        other.expect(b"fine\n")
+        flood.send(b"frames %s\n" % unique.encode())
+        flood.expect(b"40000\n")
+
+    def test_what_came_before_a_hang_up_is_handled_however_much_it_is(
+        self, serve: Serve, unique: str
+    ) -> None:
+        host = serve("sliced", "kernel")
+        flood, other = host.connect(), host.connect()
+        flood.send(b"name %s\n" % unique.encode())
+        flood.expect(b"ok\n")
+        flood.send(b"flood %s\n" % unique.encode() * 10_000)
+        flood.hang_up()
+        assert host.published(f"end/{unique}") == b"device closed"
+        other.send(b"frames %s\n" % unique.encode())
+        other.expect(b"10000\n")
+
+    def test_errors_that_are_kept_are_worked_off_in_slices_too(self, serve: Serve, unique: str) -> None:
+        host = serve("sliced")
+        flood, other = host.connect(), host.connect()
+        flood.send(b"longer than the limit of this app's lines, whoever it is that sends it\n" * 300)
+        other.send(b"echo fine\n")
+        other.expect(b"fine\n")
+        flood.send(b"echo still here\n")
+        flood.expect(b"still here\n")
+
+    def test_a_datagram_of_many_frames_counts_as_a_whole(self, serve: Serve, unique: str) -> None:
+        host = serve("sliced", "udp")
+        device = host.connect(udp=True)
+        name = unique.encode()
+        # EMQX cuts datagrams off at 8 KB.
+        device.send(b"flood %s\n" % name * 200 + b"x" * 100 + b"\n" + b"flood %s\n" % name * 100)
+        device.send(b"flood %s\n" % name * 400)
+        device.send(b"frames %s\n" % name)
+        device.expect(b"400\n")
+
+
+class TestUnfinished:
+    """What the end of a stream leaves unfinished is counted, or handed over."""
+
+    def test_it_is_counted(self, serve: Serve, unique: str) -> None:
+        host = serve("sliced", "stream")
+        device, other = host.connect(), host.connect()
+        device.send(b"name %s\n" % unique.encode())
+        device.expect(b"ok\n")
+        device.send(b"echo before\nhalf")  # a serial port loses what nobody has read before the hang-up
+        device.expect(b"before\n")
+        device.hang_up()
+        assert host.published(f"end/{unique}") == b"device closed"
+        other.send(b"count bytes_dropped.unfinished\n")
+        other.expect(b"4\n")
+
+    def test_it_is_a_frame_where_the_framing_says_so(self, serve: Serve, unique: str) -> None:
+        host = serve("lasting")
+        device = host.connect()
+        device.send(b"up/%s first\nup/%s last" % (unique.encode(), unique.encode()))
+        assert host.published(f"up/{unique}") == b"first"
+        device.hang_up()
+        assert host.published(f"up/{unique}") == b"last"
 
 
 class TestRecordings:
@@ -855,9 +1176,10 @@ class TestRecordings:
         other.expect_unordered(
             b"noted\n", b"got answer 42 after a\n", b"first?\n", b"second?\n", b"1 then 2\n"
         )
-        device.send(b"spawn up/%s\nann" % name)
+        cut = b"ann" if "stream" in host.abilities else b""
+        device.send(b"spawn up/%s\n%s" % (name, cut))
         device.expect(b"spawned\nlater\npublished\n")
-        device.send(b"ounce all\nthree\nunsubscribe jobs/%s\n" % name)
+        device.send(b"announce all\n"[len(cut) :] + b"three\nunsubscribe jobs/%s\n" % name)
         device.expect(b"done\none\ntwo\nthree\ndone\n")
         device.send(b"last words up/%s\n" % name)
         device.expect(b"going\nsaid after terminate\ngone\n")
@@ -868,3 +1190,19 @@ class TestRecordings:
         assert replay(apps.turns, path, chunk=1) == []
         assert PASSWORD not in path.read_text()
         assert PASSWORD.encode().hex() not in path.read_text()
+
+
+class TestRefusals:
+    """Whatever is refused leaves a line, awaited or not."""
+
+    def test_a_refused_login_names_the_client_the_user_and_the_address(
+        self, serve: Serve, unique: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        host = serve("turns", "address", "log")
+        device = host.connect()
+        device.send(b"login %s wrong\n" % unique.encode())
+        device.expect(b"DeniedError\n")
+        lines = [line for line in caplog.text.splitlines() if "refused" in line and unique in line]
+        assert len(lines) == 1
+        assert " ! login refused, from 127.0.0.1:" in lines[0]
+        assert f": clientid '{unique}', username 'device': " in lines[0]

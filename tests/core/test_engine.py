@@ -156,7 +156,7 @@ def test_a_command_that_waited_for_an_answer_that_came_too_late_fails(
     assert channel.state is State.ENDED
     world.hub.unanswered[0].settle(None)
     assert world.hub.asked == [Publish("a", b"")]
-    assert "publish to 'b' failed: the connection has ended meanwhile" in caplog.text
+    assert "publish to 'b' failed: the connection has ended in the meantime" in caplog.text
     assert world.app.stats["commands_failed"] == 1
 
 
@@ -313,13 +313,13 @@ def test_a_sniffer_answers_what_drivers_ask_before_and_after_it_has_decided() ->
     app, routers = shared()
     world = World(app)
     sniffer, link = sniff(world, routers)
-    assert (sniffer.paused, sniffer.held, sniffer.turn, sniffer.closing) == (False, True, None, None)
+    assert (sniffer.paused, sniffer.busy, sniffer.turn, sniffer.closing) == (False, True, None, None)
     sniffer.unwritable()
     sniffer.drained()
     sniffer.delivered([Message("a", b"")])
     sniffer.received(b"L1\n")
     world.settle()
-    assert (sniffer.paused, sniffer.held, sniffer.turn, sniffer.closing) == (False, False, None, None)
+    assert (sniffer.paused, sniffer.busy, sniffer.turn, sniffer.closing) == (False, False, None, None)
     assert (link.sent, app.stats["deliveries_dropped"]) == (b"L1\n", 1)
 
 
@@ -373,7 +373,7 @@ def test_an_empty_datagram_tells_no_protocol() -> None:
 
 def test_whoever_asks_twice_has_one_slice() -> None:
     class Busy:
-        scheduled = False
+        scheduled = newcomer = False
         advanced = 0
 
         def advance(self) -> None:

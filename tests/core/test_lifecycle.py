@@ -108,6 +108,19 @@ def test_leaving_waits_for_what_was_published_last_and_no_longer_than_allowed(li
     assert channel.state is ENDED
 
 
+def test_whoever_awaits_what_was_published_last_learns_of_the_end(life: Life) -> None:
+    """The broker never answers: nobody may wait for that for ever."""
+    channel, _ = life.world.connect()
+    life.world.hub.at_once = False
+    channel.terminated()
+    outcome = life.conns[0].publish("very last", b"", qos=1)
+    assert not outcome.done
+    life.world.runtime.advance(6)
+    assert channel.state is ENDED
+    assert isinstance(outcome.error, ClosedError)
+    assert life.world.hub.topics() == ["last", "very last"]
+
+
 def test_states_never_go_back(life: Life) -> None:
     channel, _ = life.world.connect()
     channel.end("error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from exproto_app.errors import ClosedError, UnavailableError
 from exproto_app.framing import Line
 from exproto_app.models import Limits
 from exproto_app.tap import Event, Refused
+from exproto_app.testing import TestClient
 
 from .world import FakeLink, FakeWaiter, World
 
@@ -23,7 +25,7 @@ class FencedLink(FakeLink):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[Outcome[None]] = []
-        self.fence = self._ask
+        self.confirm = self._ask
 
     def _ask(self) -> Outcome[None]:
         self.asked.append(Outcome(FakeWaiter))
@@ -197,3 +199,28 @@ def test_a_full_outbox_keeps_turns_waiting_until_the_host_has_taken_it(*, taken:
         channel.terminated()
     world.settle()
     assert world.app.stats["frames_received"] == 2
+
+
+def test_replies_to_a_device_that_has_gone_keep_no_turn() -> None:
+    app = App[Any, Any](framing=Line(), limits=Limits(outbox=64))
+    handled: list[bytes] = []
+
+    @app.on_received
+    async def echo(conn: Connection[Any, Any], frame: bytes) -> bytes:
+        if not handled:
+            await asyncio.sleep(1)
+        handled.append(frame)
+        return frame
+
+    ends: list[str] = []
+
+    @app.on_terminated
+    def end(conn: Connection[Any, Any], reason: str) -> None:
+        ends.append(reason)
+
+    with TestClient(app) as device:
+        device.send(b"0123456789abcdef\n" * 200)
+        device.close()
+        device.advance(60)
+        assert len(handled) == 200
+        assert ends == ["device closed"]

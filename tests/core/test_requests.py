@@ -98,7 +98,7 @@ def test_too_many_requests_are_refused() -> None:
     asking = Asking(requests=1)
     first, second = (asking.channel.conn.request(b"?") for _ in range(2))
     assert isinstance(second.error, UnavailableError)
-    assert str(second.error) == "1 requests wait already, that is the limit"
+    assert str(second.error) == "1 requests are waiting already, which is the limit"
     assert not first.done
 
 
@@ -161,7 +161,7 @@ def test_a_wait_that_is_cancelled_behind_its_answer_goes_on_in_its_turn(*, serve
         asking.channel.drained()
         asking.world.settle()
     assert len(asking.seen) == 1
-    assert asking.channel.held is False
+    assert asking.channel.busy is False
 
 
 def test_a_handler_that_is_dropped_forgets_its_request() -> None:

@@ -133,7 +133,7 @@ def test_bytes_of_the_device_start_its_timer_afresh() -> None:
     world.runtime.advance(6)
     channel.received(b"x\n")
     world.runtime.advance(6)
-    assert not channel.held
+    assert not channel.busy
     world.runtime.advance(6)
     assert (channel.reason, channel.detail) == ("timeout", "silent for 10 s")
 
@@ -237,7 +237,7 @@ def test_a_handler_that_goes_on_although_it_was_cancelled_is_left_alone(
     channel, link = world.connect()
     channel.received(b"stubborn\nx\n")
     world.runtime.advance(16)
-    assert "stubborn goes on although it was cancelled" in caplog.text
+    assert "stubborn keeps running although it was cancelled" in caplog.text
     assert channel.detail.endswith("ran longer than 10 s")
     world.runtime.threads[0].run()
     assert link.sent == b""

@@ -123,7 +123,7 @@ def test_a_refused_registration_ends_the_connection(waits: Waits, caplog: pytest
     waits.world.hub.unanswered.pop().fail(DeniedError("wrong password"))
     waits.world.settle()
     assert waits.channel.reason == "error"
-    assert "register as 'd1' failed: wrong password" in caplog.text
+    assert "login refused, from 192.0.2.1:5000: clientid 'd1', username 'd1': wrong password" in caplog.text
 
 
 def test_congestion(waits: Waits) -> None:
@@ -184,7 +184,7 @@ def test_a_refused_publish_tells_its_topic(waits: Waits, caplog: pytest.LogCaptu
     outcome.awaited = True
     waits.world.hub.unanswered.pop().fail(DeniedError("not authorized"))
     waits.world.settle()
-    assert "publish to 'a/b' failed: not authorized" in caplog.text
+    assert "publish to 'a/b' refused for clientid '', username '': not authorized" in caplog.text
     assert waits.app.stats["commands_failed"] == 0, "whoever awaits it sees to it"
 
 
@@ -219,7 +219,7 @@ def test_the_detour_of_those_that_are_watched(waits: Waits) -> None:
 
     waits.channel.watch(look)
     assert waits.channel.waits == INDIRECT
-    assert not waits.channel.held
+    assert not waits.channel.busy
     waits.feed(b"a\n")
     waits.channel.unwatch(look)
     assert (waits.channel.waits, waits.link.sent) == (0, b"a\n")

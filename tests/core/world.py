@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import attrs
 
 from exproto_app import App
 from exproto_app.commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe
-from exproto_app.core import Channel, Engine, Intake, State
+from exproto_app.core import Channel, Context, Engine, Intake, State
 from exproto_app.models import Address, ConnectionInfo, SockType
 
 __all__ = ["FakeHub", "FakeLink", "FakeRuntime", "World"]
@@ -120,10 +121,14 @@ class FakeRuntime:
         self.threads: list[FakeThread] = []
         self.started = 0  # threads, in all
         self.other_thread = False
+        self.mutex: AbstractContextManager[Any] = nullcontext()
 
     def time(self) -> float:
         self.now += self.tick
         return self.now
+
+    def wall(self) -> int:
+        return int(self.now * 1000)
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         assert not self.other_thread, "a loop is told so by its own thread only"
@@ -205,7 +210,9 @@ class FakeLink:
     """The device's side, which remembers what it was told."""
 
     answers = False
-    fence: Callable[[], Outcome[None]] | None = None
+    buffered = 0
+    broker_side = None
+    confirm: Callable[[], Outcome[None]] | None = None
     write: Callable[[bytes], object] | None = None
 
     def __init__(self) -> None:
@@ -243,13 +250,26 @@ class FakeHub:
 
     ordered = True
     keeps_wills = False
+    many_clients = True
     keeps_sessions = False
+    has_properties = True
+    roams = True
 
     def __init__(self) -> None:
         self.asked: list[Command] = []
         self.unanswered: list[Outcome[Any]] = []
         self.forgotten: list[Channel] = []
+        self.registrations: list[tuple[Channel, Channel | None]] = []
+        self.moved: list[tuple[Channel, Channel]] = []
         self.at_once = True
+
+    @property
+    def broker_side(self) -> FakeHub:
+        """Carries out what devices ask: this."""
+        return self
+
+    def attach(self, context: Context) -> None:
+        """Do nothing."""
 
     def judges(self, channel: Channel, command: Register) -> bool:
         """Tell whether a login may be refused."""
@@ -267,6 +287,12 @@ class FakeHub:
     def publish(self, command: Publish) -> Outcome[None]:
         self.asked.append(command)
         return DONE
+
+    def registered(self, channel: Channel, command: Register, older: Channel | None) -> None:
+        self.registrations.append((channel, older))
+
+    def move(self, older: Channel, heir: Channel) -> None:
+        self.moved.append((older, heir))
 
     def gone(self, channel: Channel) -> None:
         self.forgotten.append(channel)
