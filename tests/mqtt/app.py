@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from exproto_app import App, Connection, Limits, Message
@@ -69,6 +70,22 @@ async def announce(conn: Connection, frame: bytes) -> bytes:
     return await words(app.publish(topic.decode(), payload, qos=1))
 
 
+@app.on_received(b"rich ")
+async def rich(conn: Connection, frame: bytes) -> bytes:
+    topic, qos, payload = frame[5:].split(b" ", 2)
+    outcome = conn.publish(
+        topic.decode(),
+        payload,
+        qos=int(qos),
+        expiry=60,
+        content_type="text/plain",
+        response_topic="answers",
+        correlation_data=b"\0\1",
+        user_properties={"unit": "C"},
+    )
+    return await words(outcome)
+
+
 @app.on_received(b"sub ")
 async def subscribe(conn: Connection, frame: bytes) -> bytes:
     topic, qos = frame[4:].split()
@@ -80,6 +97,11 @@ def count(conn: Connection, frame: bytes) -> bytes:
     return b"%d" % app.stats.get(frame[6:].decode(), 0)
 
 
+@app.on_received(b"pid")
+def process(conn: Connection, frame: bytes) -> bytes:
+    return b"%d" % os.getpid()
+
+
 @app.on_received(b"open")
 def open_gate(conn: Connection, frame: bytes) -> bytes:
     gate.set()
@@ -89,6 +111,16 @@ def open_gate(conn: Connection, frame: bytes) -> bytes:
 @app.on_received(b"end")
 def end(conn: Connection, frame: bytes) -> None:
     conn.terminate()
+
+
+@app.on_deliver("questions/+", reply=True)
+async def question(conn: Connection, message: Message) -> bytes:
+    return await conn.request(message.payload, match=lambda frame: frame.startswith(b"="), timeout=10)
+
+
+@app.on_deliver("rich/+")
+def show_properties(conn: Connection, message: Message) -> bytes:
+    return repr(message.properties).encode()
 
 
 @app.on_deliver
@@ -104,3 +136,20 @@ async def deliver(conn: Connection, message: Message) -> bytes:
 def gone(conn: Connection, reason: str) -> None:
     if conn.client is not None:
         conn.publish(f"end/{conn.client.clientid}", f"{reason}: {conn.close_detail}".encode(), qos=1)
+
+
+@app.on_received(b"child ")
+async def child(conn: Connection, frame: bytes) -> bytes:
+    clientid, _, password = frame[6:].decode().partition(" ")
+    return await words(register_child(conn, clientid, password or None))
+
+
+async def register_child(conn: Connection, clientid: str, password: str | None) -> None:
+    await conn.child(clientid, username=clientid, password=password)
+
+
+@app.on_received(b"of ")
+async def of_child(conn: Connection, frame: bytes) -> bytes:
+    """Publish for a child, which `of NAME TOPIC PAYLOAD` is."""
+    clientid, topic, payload = frame[3:].split(b" ", 2)
+    return await words(conn.children[clientid.decode()].publish(topic.decode(), payload, qos=1))

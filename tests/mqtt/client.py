@@ -115,9 +115,12 @@ class Client:
         code: ReasonCode = self._wait("publish", info.mid)
         return int(code.value)
 
-    def post(self, topic: str, payload: bytes, qos: int = 0) -> None:
-        """Publish without waiting."""
-        self._paho.publish(topic, payload, qos)
+    def post(self, topic: str, payload: bytes, qos: int = 0, **properties: Any) -> None:
+        """Publish without waiting; *properties* are by paho's names."""
+        given = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # its library's gap
+        for name, value in properties.items():
+            setattr(given, name, value)
+        self._paho.publish(topic, payload, qos, properties=given)
 
     def next(self, topic: str | None = None) -> Message:
         """Wait for the next message, of any topic or to *topic*; those that are taken so are taken once.
@@ -128,6 +131,10 @@ class Client:
             return _next(self._all, "a message")
         return _next(self._of(topic), f"a message to {topic!r}")
 
+    def take(self, topic: str, seconds: float) -> Message:
+        """Wait for so many *seconds* for the next message to *topic*. Raises `queue.Empty`."""
+        return self._of(topic).get(timeout=seconds)
+
     def none(self, topic: str | None = None) -> bool:
         """Tell whether no message waits to be read."""
         return self._all.empty() if topic is None else self._of(topic).empty()
@@ -137,7 +144,17 @@ class Client:
             return self._messages.setdefault(topic, queue.Queue())
 
     def _on_message(self, _: PahoClient, __: Any, message: MQTTMessage) -> None:
-        taken = Message(message.topic, bytes(message.payload), message.qos, message.retain)
+        taken = Message(
+            message.topic,
+            bytes(message.payload),
+            message.qos,
+            message.retain,
+            expiry=getattr(message.properties, "MessageExpiryInterval", None),
+            content_type=getattr(message.properties, "ContentType", ""),
+            response_topic=getattr(message.properties, "ResponseTopic", ""),
+            correlation_data=getattr(message.properties, "CorrelationData", b""),
+            user_properties=getattr(message.properties, "UserProperty", ()),
+        )
         self._of(taken.topic).put(taken)
         self._all.put(taken)
 

@@ -46,8 +46,9 @@ class Peer:
     def refused(self, code: int, words: str) -> None:
         self.events.append(("refused", code, words))
 
-    def denied(self, command: object, words: str) -> None:
+    def denied(self, command: object, words: str) -> bool:
         self.refusals.append((command, words))
+        return True
 
     def disconnected(self, code: int, words: str, blame: Blame) -> None:
         self.blames.append(blame)

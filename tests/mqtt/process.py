@@ -11,7 +11,7 @@ from typing import IO, Final
 
 __all__ = ["PATIENCE", "Process"]
 
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds until a wait is given up."""
 
 

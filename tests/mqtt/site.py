@@ -58,7 +58,7 @@ class Site(Process):
         self._devices: list[LineDevice] = []
 
     def __enter__(self) -> Self:
-        self.wait_for("Ctrl-C stops it")
+        self.wait_for("Ctrl-C stops ")
         return self
 
     def __exit__(

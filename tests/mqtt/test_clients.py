@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from exproto_app.hosts.mqtt.reasons import NO_MQTT5
+from exproto_app.hosts.mqtt.reasons import NO_MQTT5, NO_MQTT311
 
 from ..certificates import Authority
 from .broker import DYNAMIC_SECURITY, Broker, Tls
@@ -69,9 +69,13 @@ class TestLogin:
         assert "not authorized (0x87)" in required.lines[-1]
 
     @pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b"\x20\x03\x00\x84\x00", b""])
-    def test_a_broker_without_mqtt_5(self, answer: bytes) -> None:
-        with answering(answer) as port, Site(f"mqtt://127.0.0.1:{port}", "--mqtt-timeout", "2") as site:
-            site.wait_for(NO_MQTT5)
+    @pytest.mark.parametrize(
+        ("version", "words"), [("5", NO_MQTT5), ("3.1.1", NO_MQTT311), ("auto", "MQTT 5 nor 3.1.1")]
+    )
+    def test_a_broker_that_doesnt_speak_the_version(self, version: str, words: str, answer: bytes) -> None:
+        options = ("--mqtt-timeout", "2", "--mqtt-version", version)
+        with answering(answer) as port, Site(f"mqtt://127.0.0.1:{port}", *options) as site:
+            site.wait_for(NO_MQTT311 if version == "auto" and answer else words)
 
 
 class TestRights:
@@ -93,7 +97,7 @@ class TestRights:
             assert device.ask("app own/x hi") == "ok"
             assert device.ask("app mine/x hi").endswith("not authorized (0x87)")
             device.say("say others/x hi")
-            site.wait_for("app ! publish to 'mine/x' failed: ")
+            site.wait_for("app ! publish to 'mine/x' refused: ")
 
     def test_subscribe(self, start: Start, tmp_path: Path) -> None:
         with Site(guarded(start, tmp_path).url.replace("//", "//gate:g@")) as site:
@@ -155,6 +159,44 @@ class TestTakeover:
             older.expect_end()
             assert other.next("end/d").payload.startswith(b"taken over: ")
             assert newer.ask("ask up 1 mine now") == "ok"
+
+    def test_the_newer_one_continues_the_session_and_nobody_sees_an_offline(self, start: Start) -> None:
+        broker = start()
+        with Client(broker.port) as other, Site(broker.url) as site:
+            other.subscribe("#", qos=1)
+            older, newer, another = site.device(), site.device(), site.device()
+            assert [older.ask("will d"), older.ask("sub jobs/d 1")] == ["ok", "ok 1"]
+            assert newer.ask("login d") == "ok"
+            older.expect_end()
+            assert other.next("end/d").payload.startswith(b"taken over: ")
+            other.publish("jobs/d", b"work", qos=1)
+            assert newer.line() == "jobs/d qos 1: work"
+            assert another.ask("will e") == "ok"
+            another.hang_up()
+            assert other.next("will/e").payload == b"gone"  # which is delayed as long, from a later time on
+            assert other.none("will/d")
+
+    def test_what_its_handler_was_at_comes_again(self, start: Start) -> None:
+        broker = start()
+        with Client(broker.port) as other, Site(broker.url) as site:
+            older, newer, opener = site.device(), site.device(), site.device()
+            assert [older.ask("login d"), older.ask("sub jobs/d 1")] == ["ok", "ok 1"]
+            other.publish("jobs/d", b"hold", qos=1)
+            assert older.line() == "holding"
+            assert [newer.ask("login d"), newer.line()] == ["ok", "holding"]
+            assert opener.ask("open") == "opened"
+            assert newer.line() == "jobs/d qos 1: hold"
+
+    def test_two_that_fight_are_told_of_and_paced(self, start: Start) -> None:
+        broker = start()
+        with Site(broker.url) as site:
+            for _ in range(6):
+                assert site.device().ask("login d") == "ok"
+            fighter = site.device()
+            fighter.say("login d")
+            assert site.device().ask("count connections_closed.taken_over") == "5"
+            site.wait_for("clientid 'd' is taken over repeatedly, now from 127.0.0.1:")
+            assert fighter.line() == "ok"  # ten seconds later
 
     def test_of_a_plain_client(self, start: Start) -> None:
         broker = start()

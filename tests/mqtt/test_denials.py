@@ -164,7 +164,10 @@ def test_a_refused_login_leaves_a_line_though_it_was_awaited(caplog: pytest.LogC
                 await device.hang_up()
 
     hasty(refused)
-    assert "login refused for clientid 'x', username 'u': bad user name or password (0x86)" in caplog.text
+    assert (
+        ": clientid 'x', username 'u': the broker refused 'x': bad user name or password (0x86)"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("code", [0x8A, 0x98])

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from exproto_app import Message
+
 from .broker import Broker
 from .client import Client
 from .site import Site
@@ -283,3 +285,51 @@ class TestShared:
                 other.post("jobs/x", b"%d" % number, qos=1)
             other.publish("jobs/last", b"flooded", qos=1)
             assert quick.line() == "jobs/last qos 1: flooded"
+
+
+class TestProperties:
+    """MQTT 5's properties pass both ways."""
+
+    @pytest.mark.parametrize("qos", [0, 1, 2])
+    def test_up_and_down(self, start: Start, qos: int) -> None:
+        broker = start()
+        with Client(broker.port) as other, Site(broker.url) as site:
+            other.subscribe("up", qos=2)
+            device = site.client("d")
+            assert device.ask(f"rich up {qos} hello") == "ok"
+            assert other.next("up") == Message(
+                "up",
+                b"hello",
+                qos,
+                expiry=60,
+                content_type="text/plain",
+                response_topic="answers",
+                correlation_data=b"\0\1",
+                user_properties=[("unit", "C")],
+            )
+            assert device.ask("sub rich/# 2") == "ok 2"
+            other.post(
+                "rich/d",
+                b"hello",
+                qos,
+                MessageExpiryInterval=60,
+                ContentType="text/plain",
+                ResponseTopic="answers",
+                CorrelationData=b"\0\1",
+                UserProperty=("unit", "C"),
+            )
+            assert device.line() == (
+                "Properties(expiry=60, content_type='text/plain', response_topic='answers', "
+                "correlation_data=b'\\x00\\x01', user_properties=(('unit', 'C'),))"
+            )
+
+    def test_an_answer_goes_where_it_is_wanted(self, start: Start) -> None:
+        broker = start()
+        with Client(broker.port) as other, Site(broker.url) as site:
+            other.subscribe("answers", qos=1)
+            device = site.client("d")
+            assert device.ask("sub questions/d 1") == "ok 1"
+            other.post("questions/d", b"how warm?", 1, ResponseTopic="answers", CorrelationData=b"7")
+            assert device.line() == "how warm?"
+            device.say("=21")
+            assert other.next("answers") == Message("answers", b"=21", 1, correlation_data=b"7")

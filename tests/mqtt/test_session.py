@@ -28,6 +28,7 @@ from mqtt5 import (
 
 from exproto_app import DeniedError, Message
 from exproto_app.commands import Publish, Subscribe, Unsubscribe
+from exproto_app.hosts.mqtt.packets import plain_publish, prefixed
 from exproto_app.hosts.mqtt.reasons import NO_MQTT5
 from exproto_app.hosts.mqtt.session import Bounds, Login, ProtocolError
 
@@ -43,6 +44,22 @@ def incoming(payload: bytes, packet_id: int | None = None, qos: int = 1, **optio
 
 def payloads(packets: list[Any]) -> list[bytes]:
     return [packet.payload for packet in packets if isinstance(packet, PublishPacket)]
+
+
+@given(
+    topic=st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0+#"), min_size=1),
+    size=st.sampled_from([0, 1, 100, 126, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152]),
+    qos=st.integers(0, 2),
+    retain=st.booleans(),
+    packet_id=st.integers(1, 65_535),
+)
+@settings(max_examples=50)
+def test_a_plain_publish_is_the_packet_that_the_codec_makes(
+    topic: str, size: int, qos: int, retain: bool, packet_id: int
+) -> None:
+    number = packet_id if qos else None
+    packet = PublishPacket(topic, bytes(size), qos=QOS[qos], retain=retain, packet_id=number)
+    assert plain_publish(prefixed(topic), bytes(size), qos << 1 | retain, number or 0) == packet.write()
 
 
 class TestConnect:
@@ -496,7 +513,7 @@ class TestProtocolErrors:
         [
             (b"\xd0\xff\xff\xff\xff\x01", "without an end"),
             (b"\x30\x80\x80\x80\x08", "limit is 1048576"),
-            (b"\x30\x05\x00\x01\x80\x00\x00", "no packet"),
+            (b"\x30\x05\x00\x01\x80\x00\x00", "not a packet"),
             (b"\xc0\x00", "which is a client's"),
             (ConnAckPacket().write(), "second CONNACK"),
             (b"\x40\x01\x00", "without an identifier"),

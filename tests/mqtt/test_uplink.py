@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import mqtt5
@@ -15,7 +18,7 @@ from exproto_app.errors import CommandError
 from exproto_app.framing import Line
 from exproto_app.hosts.gateway import Gateway
 from exproto_app.hosts.mqtt import MqttHub
-from exproto_app.hosts.mqtt.reasons import NO_MQTT5
+from exproto_app.hosts.mqtt.reasons import NO_MQTT311
 
 from ..test_gateway import run
 from .fake import FakeBroker, fake
@@ -52,7 +55,7 @@ class Device:
 class Site:
     """An app on its gateway: devices log in, publish with a QoS, and learn what came of it."""
 
-    def __init__(self, hub: MqttHub) -> None:
+    def __init__(self, hub: MqttHub) -> None:  # noqa: C901 - one app of all
         self.app = App(framing=Line(), limits=Limits(end_timeout=0.3))
         self.ends: Ends = []
         self.gate = asyncio.Event()
@@ -76,6 +79,29 @@ class Site:
         def flood(conn: Connection, frame: bytes) -> bytes:
             outcomes = [conn.subscribe(f"down/{number}") for number in range(int(frame[6:]))]
             return b"%d" % sum(outcome.error is not None for outcome in outcomes)
+
+        @app.on_received(b"box ")
+        async def box(conn: Connection, frame: bytes) -> bytes:
+            records = [b"%d" % number for number in range(int(frame[4:]))]
+            outcomes = [conn.publish("up", record, qos=1) for record in records]
+            for outcome in outcomes:
+                await outcome
+            return b"all"
+
+        @app.on_received(b"many ")
+        def many(conn: Connection, frame: bytes) -> None:
+            records = [("up", b"%d" % number) for number in range(int(frame[5:]))]
+            conn.send(b"many", after=conn.publish_many(records, qos=1))
+
+        @app.on_received(b"each ")
+        def each(conn: Connection, frame: bytes) -> None:
+            for number in range(int(frame[5:])):
+                conn.send(b"%d" % number, after=conn.publish("up", b"%d" % number, qos=1))
+
+        @app.on_received(b"app ")
+        async def by_the_app(conn: Connection, frame: bytes) -> bytes:
+            outcomes = [app.publish("up", b"%d" % number, qos=1) for number in range(int(frame[4:]))]
+            return str(len(await asyncio.gather(*outcomes))).encode()
 
         @app.on_deliver
         async def down(conn: Connection, message: Message) -> bytes:
@@ -194,12 +220,12 @@ class TestTheBrokersWord:
         run(test)
 
     @pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b"\x20\x03\x00\x84\x00"])
-    def test_a_broker_of_mqtt_3(self, answer: bytes) -> None:
+    def test_a_broker_that_refuses_every_version(self, answer: bytes) -> None:
         async def test() -> None:
             async with fake() as broker, site(broker) as here:
-                broker.answer = answer
+                broker.answer, broker.versions = answer, {4, 5}
                 device = await here.device()
-                assert await device.ask("login a") == f"UnavailableError: {NO_MQTT5}"
+                assert await device.ask("login a") == f"UnavailableError: {NO_MQTT311}"
 
         run(test)
 
@@ -252,6 +278,79 @@ class TestTheBrokerAway:
 
         run(test)
 
+    def test_what_expires_meanwhile_is_not_sent(self) -> None:
+        async def test() -> None:
+            async with fake() as broker, site(broker) as here:
+                await here.device("a")
+                await broker.stop()
+                conn = here.app.connections["a"]
+                outcomes = [
+                    verb("x", payload, qos=1, expiry=seconds)
+                    for verb in (conn.publish, here.app.publish)
+                    for payload, seconds in ((b"old", 1), (b"new", 60))
+                ]
+                for outcome in outcomes[::2]:
+                    with pytest.raises(UnavailableError, match="expired while it waited"):
+                        await outcome
+                await broker.start()
+                await outcomes[1]
+                await outcomes[3]
+                assert sorted(broker.payloads()) == [b"new", b"new"]
+                assert here.app.stats["messages_expired"] == 2
+
+        run(test)
+
+    def test_what_was_on_its_way_expires_too(self) -> None:
+        async def test() -> None:
+            async with fake() as broker, site(broker) as here:
+                await here.device("a")
+                broker.holding = True
+                conn = here.app.connections["a"]
+                old = conn.publish("x", b"old", qos=1, expiry=1)
+                new = conn.publish("x", b"new", qos=1, expiry=60)
+                await broker.until(lambda broker: len(broker.published) == 2)
+                await broker.stop()
+                with pytest.raises(UnavailableError, match="expired while it waited"):
+                    await old
+                broker.holding = False
+                await broker.start()
+                await new
+                assert broker.payloads() == [b"old", b"new", b"new"]
+                assert here.app.stats["messages_expired"] == 1
+
+        run(test)
+
+    def test_what_expires_in_the_store_is_not_sent_and_what_is_sent_has_less_time_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        later, real = 0.0, time.time
+        left: list[int] = []
+        monkeypatch.setattr(time, "time", lambda: real() + later)
+
+        async def test() -> None:
+            nonlocal later
+            async with fake() as broker, site(broker, store=tmp_path) as here:
+                await here.device("a")
+                await broker.stop()
+                conn = here.app.connections["a"]
+                await conn.publish("x", b"old", qos=1, expiry=20)
+                await conn.publish("x", b"new", qos=1, expiry=100)
+                broker.answers = lambda packet, _: left.append(packet.message_expiry_interval or 0)
+                later = 30.0
+                for count in (1, 2):
+                    await broker.start()
+                    await broker.until(lambda _, count=count: len(left) == count)
+                    await broker.stop()
+                    await asyncio.sleep(2.2)  # expiry is in whole seconds, rounded up
+                assert here.app.stats["messages_expired"] == 1
+                broker.answers = None
+                await broker.start()
+                await broker.until(lambda broker: len(broker.published) == 3)
+                assert broker.payloads() == [b"new"] * 3
+
+        run(test)
+        assert 60 < left[1] < left[0] <= 70
+
     def test_drop_oldest_keeps_the_newest_and_counts_the_others(self) -> None:
         async def test() -> None:
             async with fake() as broker, site(broker, queue=3, when_full="drop-oldest") as here:
@@ -281,15 +380,99 @@ class TestTheBrokerAway:
 
         run(test)
 
-    def test_what_a_single_turn_wants_of_it_is_bounded_too(self) -> None:
+    def test_what_nobody_awaits_of_a_single_turn_is_bounded_too(self) -> None:
         async def test() -> None:
             async with fake() as broker, site(broker, queue=5) as here:
                 device = await here.device("a")
                 await broker.stop()
-                # Some are on their way, if the end of the connection hasn't come to be known yet.
-                assert await device.ask("flood 100") in {"70", "80"}
+                assert await device.ask("flood 3000") == "0"
+                while not here.app.stats["commands_failed"]:  # noqa: ASYNC110 - nothing else tells it
+                    await asyncio.sleep(0.001)
                 await broker.start()
                 assert await device.ask("ask hello") == "ok"
+                # Some are on their way, if the end of the connection hasn't come to be known yet.
+                assert 1_980 <= here.app.stats["commands_failed"] <= 1_994
+
+        run(test)
+
+    @pytest.mark.parametrize(
+        ("how", "when_full"),
+        [
+            ("box", "wait"),
+            ("many", "wait"),
+            ("each", "wait"),
+            ("app", "wait"),
+            ("many", "drop-oldest"),
+            ("each", "drop-oldest"),
+        ],
+    )
+    def test_whatever_is_awaited_waits_for_room(self, how: str, when_full: str) -> None:
+        async def test() -> None:
+            async with fake() as broker, site(broker, queue=10, when_full=when_full) as here:
+                device = await here.device("a")
+                await broker.stop()
+                device.send(f"{how} 3000")
+                while here.app.stats["messages_published"] < 10:  # noqa: ASYNC110 - the device isn't answered
+                    await asyncio.sleep(0.001)
+                await broker.start()
+                if how == "each":
+                    assert [await device.read() for _ in range(3000)] == [str(n) for n in range(3000)]
+                else:
+                    assert await device.read() == {"box": "all", "many": "many", "app": "3000"}[how]
+                who = None if how == "app" else "a"
+                assert broker.payloads(who) == [b"%d" % number for number in range(3000)]
+                assert here.app.stats.get("publishes_dropped", 0) == 0
+                assert here.app.stats["commands_failed"] == 0
+
+        run(test)
+
+    def test_acknowledgements_out_of_order_twice_or_of_nothing_change_no_order(self) -> None:
+        async def test() -> None:
+            async with fake() as broker, site(broker) as here:
+                ids: list[int] = []
+
+                def answer(packet: mqtt5.PublishPacket, writer: asyncio.StreamWriter) -> None:
+                    ids.append(packet.packet_id or 0)
+                    if len(ids) == 3:
+                        for packet_id in (ids[2], ids[2], 60_000, ids[0], ids[1], ids[1]):
+                            writer.write(mqtt5.PubAckPacket(packet_id).write())
+
+                broker.answers = answer
+                device = await here.device("a")
+                device.send("each 3")
+                assert [await device.read() for _ in range(3)] == ["0", "1", "2"]
+
+        run(test)
+
+    def test_a_broker_that_refuses_every_second_message_has_only_the_first_acknowledged(self) -> None:
+        async def test() -> None:
+            async with fake() as broker, site(broker) as here:
+                codes = itertools.cycle((0x00, 0x97))
+
+                def answer(packet: mqtt5.PublishPacket, writer: asyncio.StreamWriter) -> None:
+                    body = (packet.packet_id or 0).to_bytes(2, "big") + bytes([next(codes)])
+                    writer.write(bytes([0x40, 3]) + body)
+
+                broker.answers = answer
+                device = await here.device("a")
+                device.send("each 4")
+                assert [await device.read(), await device.read()] == ["0", ""]
+                assert here.ends == [
+                    ("error", "the broker refused the message to 'up': quota exceeded (0x97)")
+                ]
+
+        run(test)
+
+    def test_a_broker_that_never_acknowledges_costs_a_bounded_wait(self) -> None:
+        async def test() -> None:
+            async with fake() as broker, site(broker) as here:
+                broker.holding = True
+                device = await here.device("a")
+                device.send("each 2")
+                await broker.until(lambda broker: len(broker.published) == 2)
+                here.app.connections["a"].terminate()
+                assert await device.read() == ""
+                assert here.app.stats["bytes_dropped.unsent"] == 4
 
         run(test)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exproto_app import SetupError
+from exproto_app import Address, SetupError
 from exproto_app.hosts.mqtt import Url
 
 
@@ -21,6 +21,18 @@ from exproto_app.hosts.mqtt import Url
         (
             "mqtts://gate:p%40ss%3A%2Fw@broker:8884",
             Url(host="broker", port=8884, tls=True, username="gate", password="p@ss:/w"),
+        ),
+        ("mqtt://one,two", Url(host="one", port=1883, others=(Address("two", 1883),))),
+        (
+            "mqtts://gate:a%2Cb@one:1,[::1],three:3/",
+            Url(
+                host="one",
+                port=1,
+                tls=True,
+                username="gate",
+                password="a,b",
+                others=(Address("::1", 8883), Address("three", 3)),
+            ),
         ),
         ("mqtt://gate:@broker", Url(host="broker", port=1883, username="gate", password="")),
     ],
@@ -47,8 +59,11 @@ def test_a_password_is_never_shown() -> None:
         ("mqtt://broker:70000", "the port has to be a number"),
         ("mqtt://u:s3cret@b@broker", "write an @ in a user or password as %40"),
         ("mqtt://u:s3c/ret@broker", "%2F"),
-        ("mqtt://u:s3cret@broker/topic", "has something behind its port"),
+        ("mqtt://u:s3cret@broker/topic", "has extra text after its port"),
         ("mqtt://u:%ff@broker", "have to be UTF-8"),
+        ("mqtt://u:s3cret@one,", "write several brokers like"),
+        ("mqtt://u:s3cret@one,mqtt://two", "write several brokers like"),
+        ("mqtt://u:s3cret@one,two:0", "the port has to be a number"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence_without_the_password(text: str, words: str) -> None:
@@ -68,7 +83,7 @@ def test_files_for_tls_that_cant_be_used(tmp_path: Path) -> None:
         plain.context(file, None, None)
     with pytest.raises(SetupError, match="--mqtt-cert: there is no file"):
         secure.context(None, missing, None)
-    with pytest.raises(SetupError, match="is no CA file"):
+    with pytest.raises(SetupError, match="is not a CA file"):
         secure.context(file, None, None)
     with pytest.raises(SetupError, match="its key can't be used"):
         secure.context(None, file, None)

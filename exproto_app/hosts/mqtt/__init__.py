@@ -1,4 +1,4 @@
-"""The MQTT uplink: any MQTT 5 broker as the gateway's hub, each device a client of it in its own right.
+"""The MQTT uplink: any MQTT broker as the gateway's hub, each device a client of it in its own right.
 
 The gateway's own client publishes for `app.publish`, for connections that haven't registered, and in
 `on_terminated` of one whose session the broker has ended; subscriptions of connections that haven't
@@ -26,6 +26,6 @@ except ImportError:
     raise ExprotoError("an MQTT broker as the hub needs: pip install 'exproto-app[mqtt]'") from None
 
 from .uplink import MqttHub, Options, WhenFull
-from .url import Url
+from .url import Trust, Url
 
-__all__ = ["MqttHub", "Options", "Url", "WhenFull"]
+__all__ = ["MqttHub", "Options", "Trust", "Url", "WhenFull"]

@@ -9,15 +9,20 @@ import attrs
 from mqtt5 import ConnAckPacket, ConnectPacket, Will
 
 from ...commands import Publish, Subscribe
-from ...models import Message
+from ...models import PLAIN, Message
 from ...topics import split_share
-from .packets import IDS, QOS, publish_packet
+from .packets import IDS, QOS, arguments, publish_packet
 
 __all__ = ["Bounds", "Login", "Terms", "connect_packet", "shared_terms", "terms_of"]
 
 GRACE: Final = 120
 """Seconds for which the broker keeps the session of a client that lost its network connection, even if it
 is to end with the device: messages for it wait until the gateway is back."""
+
+
+WILL_DELAY: Final = 2
+"""Seconds for which the broker withholds a will: a device that comes back elsewhere never seems to be gone,
+and one whose gateway is reconnected to the broker soon doesn't either."""
 
 
 @attrs.frozen
@@ -70,13 +75,15 @@ class Terms:
     def misfit(self, command: object) -> str:
         """Return why the broker won't take *command*; empty if it may."""
         match command:
-            case Publish(topic, payload, qos, retain):
+            case Publish(topic, payload, qos, retain, properties):
                 if qos > self.max_qos:
                     return f"the broker takes QoS {self.max_qos} at most, not {qos}"
                 if retain and not self.retain:
                     return "the broker keeps no retained messages"
                 # The lengths of the packet, the topic and the properties, and the identifier, at most.
                 size = len(topic.encode()) + len(payload) + 10
+                if properties is not PLAIN:
+                    size += properties.size
                 if size > self.packet_max:
                     size = len(publish_packet(command, 1, duplicate=False))
                     return self.too_large(size) if size > self.packet_max else ""
@@ -107,7 +114,14 @@ def connect_packet(login: Login, bounds: Bounds, *, again: bool) -> bytes:
         clean_start=not login.session_expiry and not again,
         will=None
         if will is None
-        else Will(will.topic, payload=will.payload, qos=QOS[will.qos], retain=will.retain),
+        else Will(
+            will.topic,
+            payload=will.payload,
+            qos=QOS[will.qos],
+            retain=will.retain,
+            will_delay_interval=WILL_DELAY,
+            **arguments(will.properties),
+        ),
         keep_alive=login.keepalive,
         session_expiry_interval=login.session_expiry or GRACE,
         receive_max=bounds.receive_max,

@@ -6,8 +6,9 @@ from enum import Enum
 from typing import Any, Final, TypeAlias
 
 from ...commands import Outcome, Publish, Subscribe, Unsubscribe
+from ...models import PLAIN
 
-__all__ = ["Blame", "Flight", "Sent", "size_of"]
+__all__ = ["Blame", "Flight", "Sent", "is_safe", "size_of"]
 
 OVERHEAD: Final = 64
 """Bytes that a message in the queue counts beside its topic and payload."""
@@ -37,7 +38,6 @@ class Flight:
         command: Sent,
         outcome: Outcome[Any],
         identifier: int = 0,
-        *,
         retained: bool = True,
         restores: bool = False,
     ) -> None:
@@ -49,7 +49,16 @@ class Flight:
         self.released = False
 
 
+def is_safe(command: Sent) -> bool:
+    """Return whether *command* is a message of QoS 1 or 2."""
+    return type(command) is Publish and command.qos > 0
+
+
 def size_of(command: Sent) -> int:
     """Return what *command* counts in the queue."""
-    payload = len(command.payload) if isinstance(command, Publish) else 0
-    return len(command.topic) + payload + OVERHEAD
+    size = len(command.topic) + OVERHEAD
+    if isinstance(command, Publish):
+        size += len(command.payload)
+        if command.properties is not PLAIN:
+            size += command.properties.size
+    return size

@@ -7,9 +7,8 @@ from typing import Any
 
 from mqtt5 import DisconnectReasonCode, PubAckPacket, PubCompPacket, PublishPacket, PubRecPacket
 
-from ...models import Message
 from .connecting import Bounds
-from .packets import ProtocolError
+from .packets import ProtocolError, message_of
 
 __all__ = ["Incoming"]
 
@@ -36,9 +35,8 @@ class Incoming:
         elif handled is None:
             self._check_room()
             self._handled[packet_id] = False
-            message = Message(packet.topic, packet.payload, qos, packet.retain)
             taken = partial(self._taken, packet_id, qos)
-            self._session.owner.message(message, packet.subscription_ids, taken)
+            self._session.owner.message(message_of(packet, qos), packet.subscription_ids, taken)
 
     def released(self, packet_id: int) -> None:
         """Take a PUBREL: the broker has our PUBREC."""

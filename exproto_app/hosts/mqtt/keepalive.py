@@ -24,6 +24,11 @@ class Keepalive:
         self._heard_at = self._sent_at = now
         self._pinged_at = 0.0
 
+    @property
+    def asked(self) -> bool:
+        """Whether a ping waits for its answer."""
+        return bool(self._pinged_at)
+
     def tick(self, now: float, keepalive: int, bounds: Bounds, *, owed: bool) -> bool:
         """Return whether to ping, with *owed* sooner: the broker has something to acknowledge."""
         if self.heard:
@@ -42,5 +47,5 @@ class Keepalive:
         return True
 
     def overdue(self, now: float, timeout: float) -> bool:
-        """Tell whether a ping has had no answer for *timeout*."""
+        """Return whether a ping has had no answer for *timeout*."""
         return bool(self._pinged_at) and now - self._pinged_at >= timeout

@@ -8,51 +8,47 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from mqtt5 import (
-    PublishPacket,
-    PubRelPacket,
-    PubRelReasonCode,
-    SubAckPacket,
-    UnsubAckPacket,
-    UnsubscribePacket,
-)
+from mqtt5 import PubRelPacket, SubAckPacket, UnsubAckPacket
 
 from ...commands import DONE, Outcome, Publish, Subscribe, Waiter, refused
 from ...errors import DeniedError, UnavailableError
+from ...models import PLAIN
 from .connecting import Bounds, Terms, shared_terms
-from .flights import Blame, Flight, Sent, size_of
-from .packets import IDS, PUBCOMP, PUBREC, ProtocolError, publish_packet, reason_of, subscribe_packet
-from .reasons import NOT_AUTHORIZED, WRONG_PACKET, in_words
+from .dialects import MQTT_5, Dialect
+from .flights import Flight, Sent, is_safe, size_of
+from .packets import (
+    IDS,
+    PUBCOMP,
+    PUBREC,
+    ProtocolError,
+    prefixed,
+)
+from .reasons import in_words
+from .suspicion import Suspicion
 
 __all__ = ["Outgoing"]
 
 log = logging.getLogger("exproto_app")
 
 
-class Outgoing:
+class Outgoing(Suspicion):
     """What one client sends: its packet identifiers, the queue, what is in flight, its subscriptions.
 
     *session* takes the packets; its owner is told what the broker refuses. *ready*: what is published may go
     out at once.
-
-    A broker may end the connection because of one packet, and doesn't say which. Where only one is in flight
-    that it can mean, it is that one. Else they become *suspects*: on the next connections each goes out
-    alone, until the culprit has failed and the others have their acknowledgements.
     """
 
     __slots__ = (
-        "_accused",
         "_bounds",
+        "_dialect",
         "_finishing",
-        "_flights",
         "_last_id",
         "_out",
-        "_owner",
-        "_proof",
+        "_plain_publish",
         "_quota",
         "_session",
-        "_suspects",
-        "_unproved",
+        "_topic",
+        "_topic_bytes",
         "_waiter",
         "_writable",
         "ready",
@@ -63,25 +59,23 @@ class Outgoing:
     )
 
     def __init__(self, session: Any, waiter: Callable[[], Waiter], bounds: Bounds, first_id: int) -> None:
+        super().__init__(session.owner)
         self.ready = False
         self.terms: Terms = shared_terms()
         self.waiting: deque[Flight] | None = None
         self.waiting_bytes = 0
         self.subscriptions: dict[str, tuple[int, int]] | None = None  # QoS and identifier by filter
+        self._dialect: Dialect = MQTT_5
+        self._plain_publish = MQTT_5.plain_publish
         self._session = session
-        self._owner = session.owner
         self._out: list[bytes] = session.out
         self._waiter = waiter
         self._bounds = bounds
-        self._flights: dict[int, Flight] | None = None  # by packet identifier
         self._last_id = first_id
         self._quota = 0
-        self._suspects = 0
-        self._accused: tuple[Publish, str] | None = None  # of QoS 0, if none of the suspects is the culprit
-        self._unproved: Publish | None = None  # of QoS 0, sent last: perhaps the broker hasn't taken it yet
-        self._proof = 0  # the identifier of what was sent behind it
         self._writable = True
         self._finishing = False
+        self._topic, self._topic_bytes = "", b""  # most devices publish to the same one again and again
 
     # --- the network connection
 
@@ -100,6 +94,11 @@ class Outgoing:
         self.ready = False
         self._writable = True
         self._unproved, self._proof = None, 0
+
+    def begin(self, dialect: Dialect, terms: Terms) -> None:
+        """Take note of what the broker speaks, and what it allows."""
+        self._dialect, self.terms = dialect, terms
+        self._plain_publish = dialect.plain_publish
 
     def resume(self, *, present: bool) -> None:
         """Go on with the session that the broker still has (*present*), or build it up anew (4.4)."""
@@ -155,31 +154,43 @@ class Outgoing:
         if flight.released:
             self._session.write(PubRelPacket(packet_id).write())
         else:
-            self._session.write(publish_packet(command, packet_id, duplicate=True))
+            self._session.write(self._dialect.publish(command, packet_id, duplicate=True))
 
     # --- commands
 
-    def publish(self, command: Publish) -> Outcome[None]:
-        """Publish, in order. QoS 0 is done when it is handed to the network, 1 and 2 when acknowledged."""
-        terms, qos = self.terms, command.qos
-        if not self.ready or self.waiting or qos > terms.max_qos or (command.retain and not terms.retain):
-            return self.issue(command)
-        outcome: Outcome[None]
+    def publish(  # noqa: C901 - the hot path is flat
+        self, command: Publish, outcome: Outcome[None] | None = None
+    ) -> Outcome[None]:
+        """Publish, in order. QoS 0 is done when it is handed to the network, 1 and 2 when acknowledged.
+
+        *outcome*: of QoS 1 and 2, what is to be settled then. What is refused at once has another.
+        """
+        terms, qos, retain = self.terms, command.qos, command.retain
+        if not self.ready or self.waiting or qos > terms.max_qos or (retain and not terms.retain):
+            return self.issue(command, outcome=outcome)
+        if qos and self._quota <= 0:
+            return self.issue(command, outcome=outcome)
+        packet_id = 0
+        if qos:
+            packet_id = self._last_id % IDS + 1
+            if self._flights is not None and packet_id in self._flights:
+                packet_id = self._next_id()
+            self._last_id = packet_id
+        if command.properties is PLAIN:
+            if command.topic != self._topic:
+                self._topic_bytes, self._topic = prefixed(command.topic), command.topic
+            packet = self._plain_publish(self._topic_bytes, command.payload, qos << 1 | retain, packet_id)
+        else:
+            packet = self._dialect.publish(command, packet_id, duplicate=False)
+        if len(packet) > terms.packet_max:
+            return refused(self._refusal(command, terms.too_large(len(packet))))
         if not qos:
-            packet = PublishPacket(command.topic, command.payload, retain=command.retain).write()
-            if len(packet) > terms.packet_max:
-                return refused(self._refusal(command, terms.too_large(len(packet))))
             self._unproved = command
             self._proof = 0
             outcome = DONE
         else:
-            if self._quota <= 0:
-                return self.issue(command)
-            packet_id = self._next_id()
-            packet = publish_packet(command, packet_id, duplicate=False)
-            if len(packet) > terms.packet_max:
-                return refused(self._refusal(command, terms.too_large(len(packet))))
-            outcome = Outcome(self._waiter)
+            if outcome is None:
+                outcome = Outcome(self._waiter)
             self._fly(packet_id, Flight(command, outcome))
             self._quota -= 1
         out = self._out  # as the session's `write` has it: this is the hot path
@@ -188,12 +199,21 @@ class Outgoing:
         out.append(packet)
         return outcome
 
-    def issue(self, command: Sent, identifier: int = 0, *, retained: bool = True) -> Outcome[Any]:
+    def issue(
+        self,
+        command: Sent,
+        identifier: int = 0,
+        *,
+        retained: bool = True,
+        outcome: Outcome[Any] | None = None,
+    ) -> Outcome[Any]:
         """Send *command* when its turn comes; that of a subscription is for *retained* messages too."""
         words = self.terms.misfit(command) if self._session.online else ""
         if words:
             return refused(self._refusal(command, words))
-        flight = Flight(command, Outcome(self._waiter), identifier, retained=retained)
+        if outcome is None:
+            outcome = Outcome(self._waiter)
+        flight = Flight(command, outcome, identifier, retained)
         if self._session.online and self._writable and not self.waiting and self._free(command):
             self._launch(flight)
         else:
@@ -204,13 +224,35 @@ class Outgoing:
         return flight.outcome
 
     def drop_oldest(self) -> Flight | None:
-        """Take the oldest message that waits out of the queue, for the caller to fail."""
-        for flight in self.waiting or ():
-            if isinstance(flight.command, Publish):
+        """Take the oldest message that waits and nobody awaits out of the queue, for the caller to fail.
+
+        The newest may be awaited yet.
+        """
+        for flight in tuple(self.waiting or ())[:-1]:
+            awaited = flight.outcome.awaited or flight.outcome.watched
+            if isinstance(flight.command, Publish) and not awaited:
                 self.waiting.remove(flight)  # type: ignore[union-attr] # we iterate over it
                 self.waiting_bytes -= size_of(flight.command)
                 return flight
         return None
+
+    def withdraw(self, command: Publish) -> bool:
+        """Take *command* out of the queue; return whether it was there still.
+
+        What was sent before the network connection was lost waits too. Of QoS 2 the broker may know the
+        identifier, so it is sent again all the same.
+        """
+        sent = {} if self._session.online else self._flights or {}
+        for number, flight in tuple(sent.items()):
+            if flight.command is command and command.qos == 1:
+                del sent[number]
+                return True
+        for flight in self.waiting or ():
+            if flight.command is command:
+                self.waiting.remove(flight)  # type: ignore[union-attr] # we iterate over it
+                self.waiting_bytes -= size_of(command)
+                return True
+        return False
 
     def pending(self) -> list[Flight]:
         """Take out every message that isn't safe yet, the oldest first; other commands fail."""
@@ -219,6 +261,21 @@ class Outgoing:
         self._flights = self.waiting = None
         self.waiting_bytes = self._suspects = 0
         return [flight for flight in flights if isinstance(flight.command, Publish)]
+
+    def take_waiting(self) -> tuple[list[Flight], list[Flight]]:
+        """Return the messages of QoS 1 and 2 that were sent, and take those that wait out of the queue.
+
+        Of suspects each is to go out alone, so they count as sent.
+        """
+        sent = [flight for flight in (self._flights or {}).values() if is_safe(flight.command)]
+        taken = [flight for flight in self.waiting or () if is_safe(flight.command)]
+        if self._suspects:
+            return sent + taken, []
+        if taken:
+            rest = [flight for flight in self.waiting or () if not is_safe(flight.command)]
+            self.waiting, self.waiting_bytes = None, 0
+            self._put_first(rest)
+        return sent, taken
 
     def fail_subscriptions(self, words: str) -> None:
         """Fail what isn't a message: nobody else can carry it out."""
@@ -240,6 +297,10 @@ class Outgoing:
         """Tell the owner when every message is safe."""
         self._finishing = True
 
+    def messages(self) -> list[Flight]:
+        """Return every message that waits, for sending or for an acknowledgement, the oldest first."""
+        return [flight for flight in self._all() if type(flight.command) is Publish]
+
     @property
     def unsafe(self) -> int:
         """How many messages wait, for sending or for an acknowledgement."""
@@ -256,7 +317,7 @@ class Outgoing:
     # --- sending
 
     def _free(self, command: Sent) -> bool:
-        """Tell whether *command* may go out now."""
+        """Return whether *command* may go out now."""
         if self._suspects:
             return not self._flights
         if isinstance(command, Publish) and command.qos:
@@ -268,20 +329,22 @@ class Outgoing:
         command = flight.command
         if type(command) is Publish and not command.qos:
             self._unproved, self._proof = command, 0
-            self._session.write(publish_packet(command, 0, duplicate=False))
+            self._session.write(self._dialect.publish(command, 0, duplicate=False))
             flight.outcome.settle(None)
             return
         packet_id = self._next_id()
         self._fly(packet_id, flight)
+        self._quota -= type(command) is Publish
+        self._session.write(self._packet(flight, packet_id))
+
+    def _packet(self, flight: Flight, packet_id: int) -> bytes:
+        command = flight.command
         if type(command) is Publish:
-            self._quota -= 1
-            packet = publish_packet(command, packet_id, duplicate=False)
-        elif type(command) is Subscribe:
+            return self._dialect.publish(command, packet_id, duplicate=False)
+        if type(command) is Subscribe:
             identifier = flight.identifier if self.terms.subscription_ids else 0
-            packet = subscribe_packet(command, packet_id, identifier, retained=flight.retained)
-        else:
-            packet = UnsubscribePacket(packet_id, [command.topic]).write()
-        self._session.write(packet)
+            return self._dialect.subscribe(command, packet_id, identifier, retained=flight.retained)
+        return self._dialect.unsubscribe(command.topic, packet_id)
 
     def _fly(self, packet_id: int, flight: Flight) -> None:
         if self._flights is None:
@@ -326,7 +389,7 @@ class Outgoing:
     def answered(self, kind: int, packet: memoryview, body: memoryview) -> None:
         """Take a PUBACK, PUBREC or PUBCOMP. Raises `ProtocolError`."""
         packet_id = (body[0] << 8) + body[1]
-        code, words = reason_of(packet, body, 2)
+        code, words = self._dialect.reason(packet, body, 2)
         flight = self._flights.get(packet_id) if self._flights else None
         if kind != PUBREC or (flight is not None and code >= 0x80):
             if kind == PUBCOMP and code == 0x92:
@@ -338,8 +401,7 @@ class Outgoing:
                 self._unproved, self._proof = None, 0
             self._session.write(PubRelPacket(packet_id).write())
         elif code < 0x80:
-            lost = PubRelReasonCode.PACKET_ID_NOT_FOUND
-            self._session.write(PubRelPacket(packet_id, reason_code=lost).write())
+            self._session.write(self._dialect.unknown(packet_id))
 
     def acknowledged(self, packet_id: int, code: int, words: str) -> None:
         """Take the broker's answer to a message of ours. Raises `ProtocolError`."""
@@ -356,7 +418,8 @@ class Outgoing:
             flight.outcome.fail(self._refused(command, words))
         else:
             flight.outcome.settle(None)
-        self._go_on()
+        if self.waiting or self._suspects or self._finishing:
+            self._go_on()
 
     def subscription_answered(self, packet: SubAckPacket | UnsubAckPacket) -> None:
         """Take a SUBACK or UNSUBACK. Raises `ProtocolError`."""
@@ -392,45 +455,3 @@ class Outgoing:
             self.drain()
         elif self._finishing and not self.unsafe:
             self._owner.finished()
-
-    def _refused(self, command: Sent, words: str, text: str = "") -> DeniedError:
-        about = "the message to " if type(command) is Publish else ""
-        return self._refusal(command, words, text or f"the broker refused {about}{command.topic!r}: {words}")
-
-    def _refusal(self, command: Sent, words: str, text: str = "") -> DeniedError:
-        self._owner.denied(command, words)
-        return DeniedError(text or words)
-
-    # --- a packet that the broker ends the connection for
-
-    def blame(self, code: int, words: str) -> Blame:
-        """Find out what the broker means by ending the connection, lest it be sent for ever."""
-        denied = code == NOT_AUTHORIZED
-        if not denied and code not in WRONG_PACKET:
-            return Blame.NOBODY
-        flights = self._flights or {}
-        suspects = [number for number, flight in flights.items() if not flight.released]
-        unproved, self._unproved = self._unproved, None
-        if len(suspects) == 1 and (self._suspects or (denied and unproved is None)):
-            flight = flights.pop(suspects[0])
-            sought, self._accused = self._suspects > 0, None
-            self._clear_suspect()
-            text = "" if denied else f"the broker ended the connection because of this: {words}"
-            flight.outcome.fail(self._refused(flight.command, words, text))
-            return Blame.SOUGHT if sought else Blame.FOUND
-        if suspects:
-            self._suspects = len(suspects)
-            self._accused = None if unproved is None else (unproved, words)
-            return Blame.SOUGHT
-        if unproved is None:
-            return Blame.NOBODY
-        self._refused(unproved, words)
-        return Blame.FOUND
-
-    def _clear_suspect(self) -> None:
-        if not self._suspects:
-            return
-        self._suspects -= 1
-        if not self._suspects and self._accused is not None:
-            accused, self._accused = self._accused, None
-            self._refused(*accused)

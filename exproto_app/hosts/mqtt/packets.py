@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from typing import Any, Final
 
 from mqtt5 import (
@@ -17,6 +18,7 @@ from mqtt5 import (
 )
 
 from ...commands import Publish, Subscribe
+from ...models import PLAIN, Message, Properties
 from .reasons import in_words
 
 __all__ = [
@@ -27,12 +29,17 @@ __all__ = [
     "PINGRESP",
     "PUBACK",
     "PUBCOMP",
+    "PUBLISH",
     "PUBREC",
     "PUBREL",
     "QOS",
     "ProtocolError",
+    "arguments",
     "body_of",
+    "message_of",
     "parsed",
+    "plain_publish",
+    "prefixed",
     "publish_packet",
     "reason_of",
     "subscribe_packet",
@@ -41,13 +48,17 @@ __all__ = [
 log = logging.getLogger("exproto_app")
 
 QOS: Final = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE, QoS.EXACTLY_ONCE)
-CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, PINGRESP, DISCONNECT = 2, 4, 5, 6, 7, 13, 14
+CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, PINGRESP, DISCONNECT = 2, 3, 4, 5, 6, 7, 13, 14
 IDS: Final = 65_535
 PING: Final = bytes(PingReqPacket().write())
 
+_HEAD: Final = struct.Struct(">BB").pack
+_SIZE: Final = struct.Struct(">H").pack
+_BEHIND_TOPIC: Final = struct.Struct(">HB").pack
+
 
 class ProtocolError(Exception):
-    """The broker sent what MQTT 5 doesn't allow; *code* is what it is told."""
+    """The broker sent what MQTT doesn't allow; *code* is what it is told."""
 
     def __init__(self, words: str, code: DisconnectReasonCode = DisconnectReasonCode.PROTOCOL_ERROR) -> None:
         super().__init__(words)
@@ -77,7 +88,7 @@ def parsed(packet: memoryview) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the codec panics at text that isn't UTF-8
-        words = f"it sent {bytes(packet[:32])!r}, which is no packet: {error}"
+        words = f"it sent {bytes(packet[:32])!r}, which is not a packet: {error}"
         raise ProtocolError(words, DisconnectReasonCode.MALFORMED_PACKET) from None
 
 
@@ -97,8 +108,32 @@ def reason_of(packet: memoryview, body: memoryview, at: int) -> tuple[int, str]:
     return code, in_words(code, text)
 
 
+def prefixed(text: str) -> bytes:
+    """Return *text* with its length in front (1.5.4). Raises `struct.error` where it is too long."""
+    data = text.encode()
+    return _SIZE(len(data)) + data
+
+
+def plain_publish(topic: bytes, payload: bytes, flags: int, packet_id: int) -> bytes:
+    """Return a PUBLISH without properties (3.3): the codec takes several times as long for these, the most.
+
+    *topic* is `prefixed`; *flags* are its QoS and whether it is to be retained, as bits of the first byte.
+    """
+    behind = _BEHIND_TOPIC(packet_id, 0) if packet_id else b"\0"
+    size = len(topic) + len(behind) + len(payload)
+    if size < 128:
+        return b"".join((_HEAD(0x30 | flags, size), topic, behind, payload))
+    head = bytearray((0x30 | flags,))
+    while size > 127:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return b"".join((head, topic, behind, payload))
+
+
 def publish_packet(command: Publish, packet_id: int, *, duplicate: bool) -> bytes:
     """Return *command* as a packet; *packet_id* counts with QoS 1 and 2 only."""
+    properties = command.properties
     return PublishPacket(
         command.topic,
         command.payload,
@@ -106,7 +141,42 @@ def publish_packet(command: Publish, packet_id: int, *, duplicate: bool) -> byte
         retain=command.retain,
         packet_id=packet_id if command.qos else None,
         duplicate=duplicate,
+        **({} if properties is PLAIN else arguments(properties)),
     ).write()
+
+
+def arguments(properties: Properties) -> dict[str, Any]:
+    """Return *properties* as the codec takes them, those of a PUBLISH or a will."""
+    return {
+        "payload_format_indicator": int(properties.utf8),
+        "message_expiry_interval": properties.expiry,
+        "content_type": properties.content_type or None,
+        "response_topic": properties.response_topic or None,
+        "correlation_data": properties.correlation_data or None,
+        "user_properties": list(properties.user_properties),
+    }
+
+
+def message_of(packet: PublishPacket, qos: int) -> Message:
+    """Return the message that came in *packet*."""
+    if (
+        packet.message_expiry_interval is None
+        and not packet.user_properties
+        and packet.response_topic is None
+        and packet.correlation_data is None
+        and packet.content_type is None
+        and not packet.payload_format_indicator
+    ):
+        return Message(packet.topic, packet.payload, qos, packet.retain)
+    properties = Properties(
+        packet.message_expiry_interval,
+        packet.content_type or "",
+        packet.response_topic or "",
+        packet.correlation_data or b"",
+        tuple(packet.user_properties),
+        bool(packet.payload_format_indicator),
+    )
+    return Message(packet.topic, packet.payload, qos, packet.retain, properties=properties)
 
 
 def subscribe_packet(command: Subscribe, packet_id: int, identifier: int, *, retained: bool) -> bytes:

@@ -1,4 +1,4 @@
-"""MQTT 5 reason codes, in words and by what follows from them (2.4)."""
+"""Reason codes, as MQTT 5 has them, in words and by what follows from them (2.4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ __all__ = [
     "KICKED",
     "NOT_AUTHORIZED",
     "NO_MQTT5",
+    "NO_MQTT311",
+    "OLD_CODES",
+    "SILENCE",
     "TAKEN_OVER",
+    "TRIED",
     "UNSUPPORTED_VERSION",
     "WRONG_PACKET",
     "in_words",
@@ -63,6 +67,15 @@ NOT_AUTHORIZED: Final = 0x87
 TAKEN_OVER: Final = 0x8E
 UNSUPPORTED_VERSION: Final = 0x84
 
+TRIED: Final = 0x100
+"""No code of a packet: what comes of a CONNECT that only tried a version of MQTT."""
+
+SILENCE: Final = 0x83
+"""Stands for the end of a connection that a broker of MQTT 3.1.1 can't give a reason for."""
+
+OLD_CODES: Final = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
+"""What the codes of MQTT 3.1.1's CONNACK are in MQTT 5 (3.1.1: 3.2.2.3)."""
+
 KICKED: Final = frozenset({0x87, 0x8A, 0x98})
 """Codes of a DISCONNECT by which the broker means this client, not this connection."""
 
@@ -75,8 +88,10 @@ WRONG_PACKET: Final = frozenset(
 """Codes of a DISCONNECT by which the broker means a packet of ours."""
 
 NO_MQTT5: Final = (
-    "the broker doesn't speak MQTT 5; take one that does, such as Mosquitto 1.6 or EMQX 4, or newer"
+    "the broker doesn't speak MQTT 5; take one that does, such as Mosquitto 1.6 or EMQX 4, or newer, or "
+    "allow MQTT 3.1.1 with --mqtt-version auto"
 )
+NO_MQTT311: Final = "the broker doesn't speak MQTT 3.1.1"
 
 
 def in_words(code: int, text: str | None = None) -> str:

@@ -8,14 +8,16 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from ...asyncio_host.reading import limit_reads
 from ...commands import Publish, Subscribe, Unsubscribe
 from ...errors import CommandError, DeniedError, UnavailableError
 from ...models import Message
-from .dialling import Broker, jittered, why
-from .reasons import DENIED, NO_MQTT5, TAKEN_OVER, UNSUPPORTED_VERSION
+from .dialling import BrokerConnections, jittered, why
+from .reasons import DENIED, TAKEN_OVER, UNSUPPORTED_VERSION
 from .session import Blame, Bounds, Login, ProtocolError, Session
+from .versions import Versions
 
-__all__ = ["Client", "Link"]
+__all__ = ["BrokerLink", "LinkUser"]
 
 log = logging.getLogger("exproto_app")
 
@@ -30,11 +32,11 @@ STEADY: Final = 10.0
 HIGH_WATER: Final = 65_536
 """Bytes that may wait in a socket's buffer; then what is published waits in the session's queue."""
 
-MUTE: Final = 3
-"""Times that a broker closes at our CONNECT without a word, until we take it for one of MQTT 3."""
+ONE: Final = 5
+"""Bytes of one acknowledgement at most; more may be several."""
 
 
-class Client(Protocol):
+class LinkUser(Protocol):
     """Who has a session with the broker, and is told what becomes of it; times and bytes are the link's."""
 
     def accepted(self) -> None:
@@ -45,6 +47,10 @@ class Client(Protocol):
         """Take note that the broker won't let the client in, now and later; *words* are its reason."""
         ...
 
+    def offline(self) -> None:
+        """Take note that the network connection is gone, if there was one, and the session with it."""
+        ...
+
     def failed(self, words: str, *, worst: bool) -> None:
         """Take note that the broker is there but ended the session; it is tried again.
 
@@ -52,15 +58,15 @@ class Client(Protocol):
         """
         ...
 
-    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
-        """Take note that the broker refuses *command*."""
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> bool:
+        """Log that the broker refuses *command*; return whether that names the device."""
         ...
 
     def disconnected(self, code: int, words: str, blame: Blame) -> bool:
         """Take note of the broker's DISCONNECT; return whether to connect again."""
         ...
 
-    def message(self, message: Message, ids: list[int], taken: Callable[[], object] | None) -> None:
+    def message(self, message: Message, ids: list[int], acknowledge: Callable[[], object] | None) -> None:
         """Take a message."""
         ...
 
@@ -73,7 +79,7 @@ class Client(Protocol):
         ...
 
 
-class Link(asyncio.Protocol):
+class BrokerLink(asyncio.Protocol):
     """One session on its way to the broker, again and again until it is closed."""
 
     __slots__ = (
@@ -82,17 +88,19 @@ class Link(asyncio.Protocol):
         "_closing",
         "_transport",
         "_wait",
+        "at",
         "broker",
         "client",
         "denied_entry",
         "dialling",
+        "look_at",
         "session",
         "stopped",
         "trouble",
     )
 
     def __init__(
-        self, broker: Broker, client: Client, login: Login, bounds: Bounds, *, first_id: int = 0
+        self, broker: BrokerConnections, client: LinkUser, login: Login, bounds: Bounds, *, first_id: int = 0
     ) -> None:
         self.broker = broker
         self.client = client
@@ -103,9 +111,11 @@ class Link(asyncio.Protocol):
         self._attempts = 0
         self._closed_at = 0.0
         self.dialling = False
+        self.at = 0  # which node of the broker
         self.denied_entry = False  # the broker is there, and won't have this client
         self._closing = False
         self._wait: asyncio.TimerHandle | None = None
+        self.look_at = 0.0
 
     def open(self) -> None:
         """Connect, and stay connected."""
@@ -146,9 +156,10 @@ class Link(asyncio.Protocol):
             self._attempts = 0
 
     def tick(self, now: float) -> None:
-        """See to the keepalive."""
+        """See to the keepalive; *look_at* says from when on to do so again."""
         if self._transport is not None and not self._closing:
             dead = self.session.tick(now)
+            self.look_at = now + self.session.rest
             if self.dialling and not dead and now - self.session.since >= self.broker.patience:
                 dead = f"no CONNACK within {self.broker.patience:g} s"
             if dead:
@@ -157,32 +168,38 @@ class Link(asyncio.Protocol):
     def flush(self) -> None:
         """Write what the session has to send."""
         # One that is closing has failed, and `connection_lost` is about to say so.
-        if self._transport is not None and not self._transport.is_closing():
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
             data = self.session.take()
             if data:
-                self._transport.write(data)
+                transport.write(data)
 
     # --- from asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.look_at = 0.0
         self.dialling = True
         self._closing = False
         if self.stopped:
             self._transport.abort()
             return
+        limit_reads(transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.session.connect(self.broker.loop.time())
+        self.session.connect(self.broker.loop.time(), self._versions.dialect)
         self.flush()
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
         try:
-            self.session.receive(data)
+            if len(data) <= ONE:
+                self.session.receive(data)
+            else:
+                self.broker.receive(self.session.receive, data)
         except ProtocolError as error:
             self.session.broken(error)
             self.flush()
@@ -197,47 +214,60 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         was_online = self.session.online
-        self.session.lost()
-        if self.stopped or self._closing:
+        ends = self.stopped or self._closing
+        before = self._closed_before() if was_online and not ends else 0.0
+        if before > self.broker.away_at and self.session.silenced():
+            return
+        self._session_lost()
+        if ends:
             self._answered()
             return
-        if was_online and self._usurped():
+        if before and self._usurped(before):
             words = "the broker closed it twice without a word, for another client"
             self.disconnected(TAKEN_OVER, words, Blame.NOBODY)
             return
-        if self.dialling and not was_online and exc is None:
-            self.broker.mute += 1
-        words = "it closed the connection" if exc is None else why(exc)
-        if self.broker.mute >= MUTE:
-            words = f"it closes the connection at our CONNECT; perhaps {NO_MQTT5}"
-        self._lost(words)
+        words, anew = "it closed the connection" if exc is None else why(exc), False
+        # Some close before they have read everything, which resets the connection.
+        if self.dialling and not was_online and (exc is None or isinstance(exc, ConnectionResetError)):
+            anew = self._versions.closed(self.session.dialect)
+            if hint := self._versions.hint:
+                words = f"it closes the connection at our CONNECT; {hint}"
+                anew = anew or self.broker.moved(self.at, words)
+        elif before > self.broker.away_at:
+            words = f"{words} again, soon after it let us in; {self._rival()}"
+        self._lost(words, anew=anew)
 
     # --- from the session
 
     def wants_write(self) -> None:
-        self.broker.flush_later(self)
+        broker = self.broker
+        if not broker.unwritten:
+            broker.flush_soon()
+        broker.unwritten.append(self)
 
     def accepted(self) -> None:
-        self.broker.mute = 0
         self.broker.accepted(self)
         self._answered()
         self.client.accepted()
 
     def refused(self, code: int, words: str) -> None:
-        if code in DENIED:
+        if self._versions.refused(self.session.dialect, code):
+            self._drop("", anew=True)
+        elif code in DENIED:
             self._answered()
             self._closing = True
             self._abort()
-            self.session.lost()
-            error: CommandError = UnavailableError(NO_MQTT5)
+            self._session_lost()
+            error: CommandError = UnavailableError(words)
             if code != UNSUPPORTED_VERSION:
                 error = DeniedError(f"the broker refused {self.session.login.clientid!r}: {words}")
             self.client.refused(error, words)
         else:
-            self._drop(f"the broker refused: {words}")
+            words = f"the broker refused: {words}"
+            self._drop(words, anew=self.broker.moved(self.at, words))
 
-    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
-        self.client.denied(command, words)
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> bool:
+        return self.client.denied(command, words)
 
     def disconnected(self, code: int, words: str, blame: Blame) -> None:
         if blame is Blame.SOUGHT:
@@ -249,8 +279,8 @@ class Link(asyncio.Protocol):
             self._closing = True
             self._abort()
 
-    def message(self, message: Message, ids: list[int], taken: Callable[[], object] | None) -> None:
-        self.client.message(message, ids, taken)
+    def message(self, message: Message, ids: list[int], acknowledge: Callable[[], object] | None) -> None:
+        self.client.message(message, ids, acknowledge)
 
     def relieved(self) -> None:
         self.client.relieved()
@@ -260,36 +290,53 @@ class Link(asyncio.Protocol):
 
     # --- inside
 
-    def _usurped(self) -> bool:
-        """Tell whether the broker closed this session twice in a row, soon, and not the gateway's own.
+    def _usurped(self, before: float) -> bool:
+        """Return whether the broker, which closed this session *before* too, leaves the gateway's own alone.
 
         Mosquitto doesn't say that another client has taken the clientid (measured, 2.0.11): it only closes.
         The one that was there first finds out first, since it is the first to have come back.
         """
+        own = self.broker.gateway_client
+        return own is not None and own.session.online and own.session.since < before
+
+    @property
+    def _versions(self) -> Versions:
+        return self.broker.cluster.versions_of(self.at)
+
+    def _rival(self) -> str:
+        clientid = self.session.login.clientid
+        if self is not self.broker.gateway_client:
+            return f"perhaps for another client called {clientid!r}"
+        return f"a second gateway may use the clientid {clientid!r}: give each its own --mqtt-client-id"
+
+    def _closed_before(self) -> float:
+        """Return when the broker closed this session before, if it does so twice in a row, soon; else 0."""
         before, self._closed_at = self._closed_at, self.broker.loop.time()
-        since, own = self.session.since, self.broker.own
-        return (
-            0 < before < since < before + STEADY
-            and self._closed_at - since < STEADY
-            and own is not None
-            and own.session.online
-            and own.session.since < before
-        )
+        since = self.session.since
+        soon = before < since < before + STEADY and self._closed_at - since < STEADY
+        return before if soon else 0.0
 
     def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
-    def _drop(self, words: str, *, away: bool = False) -> None:
-        """Give the network connection up, and try again; *away*: it is no fault of this session."""
+    def _drop(self, words: str, *, away: bool = False, anew: bool = False) -> None:
+        """Give the network connection up, and try again; *away*: it is no fault of this session.
+
+        *anew*: the next time something is done otherwise, so there is nothing to wait for.
+        """
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
-        self._lost(words, away=away)
+        self._lost(words, away=away, anew=anew)
 
-    def _lost(self, words: str, *, away: bool = False) -> None:
+    def _session_lost(self) -> None:
         self.session.lost()
+        self.client.offline()
+
+    def _lost(self, words: str, *, away: bool = False, anew: bool = False) -> None:
+        self._session_lost()
         now = self.broker.loop.time()
         if now - self.session.since > STEADY and not self.dialling:
             self._attempts = 0
@@ -297,7 +344,7 @@ class Link(asyncio.Protocol):
         self._answered(words if silent else None)
         if self.stopped:
             return
-        if silent:
+        if silent or anew:
             self.broker.dial(self)
         else:
             self._again(words)
@@ -305,7 +352,7 @@ class Link(asyncio.Protocol):
     def _answered(self, trouble: str | None = None) -> None:
         if self.dialling:
             self.dialling = False
-            self.broker.answered(trouble)
+            self.broker.answered(trouble, self.at)
 
     def _again(self, words: str) -> None:
         """Wait, longer each time, and dial."""

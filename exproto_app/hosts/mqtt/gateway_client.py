@@ -17,15 +17,15 @@ from ...core import Channel
 from ...errors import CommandError
 from ...models import Message
 from ...topics import Filters, split_share
+from .broker_link import BrokerLink
 from .device import Sender
-from .link import Link
 from .reasons import TAKEN_OVER
 from .session import Blame, Login
 
 if TYPE_CHECKING:
     from .uplink import MqttHub
 
-__all__ = ["Own"]
+__all__ = ["GatewayClient"]
 
 log = logging.getLogger("exproto_app")
 
@@ -34,6 +34,9 @@ OWN: Final = 16
 
 IDENTIFIERS: Final = 8
 """Subscription identifiers remembered of a filter: messages with an older one may be on their way."""
+
+
+RIVAL: Final = "if it is a second gateway, give each its own --mqtt-client-id"
 
 
 @attrs.define(eq=False)
@@ -48,7 +51,7 @@ class Subscription:
     identifiers: list[int] = attrs.field(factory=list)
 
 
-class Own(Sender):
+class GatewayClient(Sender):
     """The gateway's own client: for the app, and for connections that aren't clients themselves."""
 
     __slots__ = ("_filters", "_identifiers", "_next", "_of", "_subscriptions", "up")
@@ -64,7 +67,15 @@ class Own(Sender):
         self._next = count(1)
         clientid = hub.options.client_id or f"exproto-app-{secrets.token_hex(6)}"
         bounds = attrs.evolve(hub.bounds, messages=OWN * hub.bounds.messages, queue=OWN * hub.bounds.queue)
-        self.link = Link(hub.broker, self, Login(clientid, url.username, url.password), bounds)
+        self.link = BrokerLink(hub.broker, self, Login(clientid, url.username, url.password), bounds)
+
+    def use_password(self, password: str) -> None:
+        """Have the next login be with *password*."""
+        session = self.link.session
+        session.login = attrs.evolve(session.login, password=password)
+
+    def client_of(self, channel: Channel | None) -> str:
+        return "" if channel is None or channel.client is None else channel.client.clientid
 
     # --- for connections
 
@@ -109,7 +120,9 @@ class Own(Sender):
         left = partial(self._left, channel, topic, outcome)
         if len(subscription.leaving) < len(subscription.members):
             # The others stay; the answer tells when what came before has come.
-            self._ask(topic, subscription).when_done(left)
+            # MQTT 3.1.1 would bring retained messages again for that.
+            is_5 = self.link.session.dialect.is_5
+            (self._ask(topic, subscription) if is_5 else DONE).when_done(left)
         else:
             self.link.session.unsubscribe(command).when_done(left)
         return outcome
@@ -138,13 +151,24 @@ class Own(Sender):
             del self._identifiers[identifier]
 
     def holds(self, channel: Channel, topic: str) -> bool:
-        """Tell whether *channel* has subscribed to *topic* here."""
+        """Return whether *channel* has subscribed to *topic* here."""
         return topic in self._of.get(channel, ())
+
+    def inherit(self, heir: Channel, older: Channel) -> None:
+        """Have *heir* keep the subscriptions of *older*, and messages for them come to it alone."""
+        for topic in tuple(self._of.get(older, ())):
+            subscription = self._subscriptions[topic]
+            if older in subscription.leaving:
+                continue
+            subscription.members[heir] = subscription.members[older]
+            subscription.leaving.discard(heir)
+            self._of.setdefault(heir, set()).add(topic)
+            self._remove(older, topic, subscription)
 
     def gone(self, channel: Channel) -> None:
         """Forget *channel*."""
         if self._congested is not None:
-            self._congested.discard(channel)
+            self._congested.pop(channel, None)
         for topic in tuple(self._of.get(channel, ())):
             subscription = self._subscriptions[topic]
             if subscription.members.keys() - subscription.leaving == {channel}:
@@ -163,7 +187,7 @@ class Own(Sender):
 
     # --- from the link
 
-    def message(self, message: Message, ids: list[int], taken: Callable[[], object] | None) -> None:
+    def message(self, message: Message, ids: list[int], acknowledge: Callable[[], object] | None) -> None:
         """Give *message* to whoever has subscribed; the broker sends one for each filter that matches."""
         best: dict[Channel, int] = {}
         for topic, newest in self._meant(message.topic, ids):
@@ -180,20 +204,31 @@ class Own(Sender):
                 best[channel] = max(qos, best.get(channel, 0))
         for channel, qos in best.items():
             channel.delivered((message if qos >= message.qos else attrs.evolve(message, qos=qos),))
-        if taken is not None:
-            taken()
+        if acknowledge is not None:
+            acknowledge()
 
     def _meant(self, topic: str, ids: list[int]) -> list[tuple[str, Channel | None]]:
         """Return the filters that a message was sent for, and who subscribed last where that is known."""
         known = [self._identifiers[number] for number in ids if number in self._identifiers]
         if known:
             return list(known)
-        return [(found, None) for found, _ in self._filters.matching(topic)]
+        return [(found, self._newest(found)) for found, _ in self._filters.matching(topic)]
+
+    def _newest(self, topic: str) -> Channel | None:
+        """Return who has subscribed to *topic* last."""
+        identifiers = self._subscriptions[topic].identifiers
+        return self._identifiers[identifiers[-1]][1] if identifiers else None
 
     def accepted(self) -> None:
-        log.info("mqtt = connected to %s as %s", self.hub.url, self.link.session.login.clientid)
+        log.info(
+            "mqtt = connected to %s as %s",
+            self.hub.url.each()[self.link.at],
+            self.link.session.login.clientid,
+        )
         if self.up is not None and not self.up.done():
             self.up.set_result("")
+        if self.hub.backlog is not None:
+            self.hub.backlog.online(self)
 
     def refused(self, error: CommandError, words: str) -> None:
         login = self.link.session.login
@@ -202,8 +237,9 @@ class Own(Sender):
             self.hub.broker.when_away(str(error))
         self.link.retry(str(error))
 
-    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> None:
+    def denied(self, command: Publish | Subscribe | Unsubscribe, words: str) -> bool:
         self.hub.denied(None, self.link.session.login, command, words)
+        return False
 
     def failed(self, words: str, *, worst: bool) -> None:
         if self.up is not None and not self.up.done():
@@ -217,5 +253,7 @@ class Own(Sender):
     def disconnected(self, code: int, words: str, blame: Blame) -> bool:  # noqa: ARG002 - a client's
         if code == TAKEN_OVER:
             clientid = self.link.session.login.clientid
-            log.error("mqtt ! another client uses the clientid of the gateway, %s: %s", clientid, words)
+            log.error(
+                "mqtt ! another client uses the clientid of the gateway, %s: %s; %s", clientid, words, RIVAL
+            )
         return True
