@@ -6,10 +6,14 @@ from typing import Final
 
 import attrs
 
-__all__ = ["LEVEL", "LEVELS", "OVERHEAD", "Bounds", "Budget"]
+__all__ = ["LATE", "LEVEL", "LEVELS", "MESSAGE", "OVERHEAD", "Bounds", "Budget"]
 
 OVERHEAD: Final = 100
-"""Bytes that a waiting message counts beside its topic and payload."""
+"""Bytes that a packet that is to be sent counts beside its own."""
+
+MESSAGE: Final = 300
+LATE: Final = 150
+"""Bytes that a waiting message counts beside its topic and payload, and more where it waits for room."""
 
 LEVEL: Final = 400
 """Bytes that each level of a subscription's topic filter counts: what a node of the hub's tree takes."""
@@ -26,9 +30,9 @@ class Bounds:
     a client; *in_flight* messages to a client that it hasn't acknowledged; *receive_max* messages of QoS 1
     and 2 of a client that aren't finished.
     Bytes: *packet* that a client may send, and its *connect*; *soft* waiting for a client, beyond it
-    publishers that await are made to wait; *queue* waiting for it and unacknowledged, beyond it messages are
-    dropped; *filters* of its subscriptions; *total* of everything that is held for all clients; *write* in
-    one piece.
+    publishers that await are made to wait; *queue* waiting for it and unacknowledged; *filters* of its
+    subscriptions; *total* of everything that is held for all clients; *late* of messages, of all clients,
+    that wait for room in such a queue, beyond it those are dropped that nobody awaits; *write* in one piece.
     Times, in seconds: *connect_time* until a client is logged in; *stall* without a byte read or a message
     acknowledged while something waits; *packet_time* until a packet that has begun is complete; *goodbye* for
     the last bytes; *session_expiry* at most.
@@ -45,7 +49,8 @@ class Bounds:
     soft: int = 262_144
     queue: int = 8_388_608
     filters: int = 2_097_152
-    total: int = 67_108_864
+    total: int = 50_331_648
+    late: int = 33_554_432
     write: int = 32_768
     connect_time: float = 10.0
     stall: float = 30.0
@@ -67,7 +72,7 @@ class Budget:
         self.used = 0
 
     def allows(self, held: int, size: int, *, absent: bool = False) -> bool:
-        """Tell whether somebody who holds *held* bytes may hold *size* more."""
+        """Return whether somebody who holds *held* bytes may hold *size* more."""
         used = self.used + size
         if held + size <= self.share:
             return True

@@ -5,39 +5,38 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from ...commands import Publish, Waiter
+from ...commands import Outcome, Publish, Waiter
+from ...core.takeovers import OFTEN, WINDOW, Takeovers
+from ...errors import UnavailableError
 from ...hub import Member, MemoryHub
 from ...models import ClientInfo, Message
 from .bounds import Bounds, Budget
 from .codec import publish_head
+from .late import Room
 from .packets import V5, Connect, Will
-from .properties import SESSION_EXPIRY, WILL_DELAY
+from .properties import SESSION_EXPIRY, WILL_DELAY, for_message, of_message
 from .reasons import MqttError, Reason
 from .session import Session
 
 if TYPE_CHECKING:
     from .connection import ClientConnection
 
-__all__ = ["Broker"]
+__all__ = ["MqttBroker"]
 
 log = logging.getLogger("exproto_app")
 
-FOREVER: Final = 0xFFFFFFFF
-
-TAKEOVERS: Final = 5
-"""Takeovers of one clientid within `FIGHT` seconds; further ones are refused for as long."""
-
-FIGHT: Final = 10.0
+FEW: Final = 16
+"""Publishers that go on at a time."""
 
 
-class Broker:
+class MqttBroker:
     """The MQTT side of *hub*.
 
     *waiter* makes what publishers wait with, *count* counts what happens; *devices* are those connected, by
-    clientid.
+    clientid. *soon* has `settle_some` called, as long as that says that there is more.
     """
 
     def __init__(
@@ -48,6 +47,7 @@ class Broker:
         waiter: Callable[[], Waiter],
         count: Callable[[str, int], object],
         devices: Mapping[str, Member],
+        soon: Callable[[], object] | None = None,
     ) -> None:
         self.hub = hub
         self.bounds = bounds
@@ -55,15 +55,43 @@ class Broker:
         self.count = count
         self.devices = devices
         self.budget = Budget(self.bounds.total, self.bounds.clients)
+        self.late = Room(self.bounds.late)
         self.sessions: dict[str, Session] = {}
         hub.guests = self.sessions
         self.absent: OrderedDict[str, float] = OrderedDict()  # when each absent session ends, by clientid
         self.now = 0.0
         self._wills: dict[str, tuple[float, Session, Will]] = {}
-        self._takeovers: dict[str, deque[float]] = {}
+        self._takeovers = Takeovers()
         self._last: tuple[Message | None, int] = (None, 0)
         self._packet = b""
         self._sent = 0
+        self._soon = soon
+        self._settling: deque[tuple[Outcome[None], UnavailableError | None]] = deque()
+
+    # --- publishers that wait
+
+    def settle(self, outcomes: Iterable[Outcome[None]], error: UnavailableError | None = None) -> None:
+        """Have publishers go on, in order: many of them in slices, for devices are answered then."""
+        waiting = bool(self._settling)
+        self._settling.extend((outcome, error) for outcome in outcomes)
+        if waiting:
+            return
+        if self._soon is None or len(self._settling) <= FEW:
+            self.settle_some(lambda: False)
+        else:
+            self._soon()
+
+    def settle_some(self, overdue: Callable[[], bool]) -> bool:
+        """Have some go on, until it is *overdue*; return whether there are more."""
+        settling = self._settling
+        while settling and not overdue():
+            for _ in range(min(FEW, len(settling))):
+                outcome, error = settling.popleft()
+                if error is None:
+                    outcome.settle(None)
+                else:
+                    outcome.fail(error)
+        return bool(settling)
 
     # --- logins
 
@@ -97,7 +125,8 @@ class Broker:
                 self._end_oldest()
             session = self.sessions[clientid] = Session(self, client)
         session.client = client
-        session.keep_will(len(connect.will.payload) if connect.will is not None else 0)
+        will = connect.will
+        session.keep_will(0 if will is None else len(will.payload) + of_message(will.properties).size)
         session.expiry = self._expiry(connect)
         return session, before is not None
 
@@ -138,14 +167,16 @@ class Broker:
     def publish_will(self, session: Session, will: Will) -> None:
         """Publish a will, which was checked with its CONNECT."""
         session.keep_will(0)
-        self.publish(session, Publish(will.topic, will.payload, will.qos, will.retain))
+        properties = of_message(will.properties)
+        self.publish(session, Publish(will.topic, will.payload, will.qos, will.retain, properties))
 
     def publish(self, session: Session, command: Publish) -> None:
         """Publish for a client that hears no answer."""
         self.count("door_messages_received", 1)
         outcome = self.hub.serve(session, command)
         if outcome.error is not None:
-            log.warning("%s ! publish failed: %s", session, outcome.error)
+            text = "%s ! publish to %r refused for username %r: %s"
+            log.warning(text, session, command.topic, session.client.username, outcome.error)
 
     def new_clientid(self) -> str:
         """Return a name for a client that gives none."""
@@ -161,9 +192,6 @@ class Broker:
         for clientid, when in tuple(self.absent.items()):
             if when <= now:
                 self.end_session(self.sessions[clientid])
-        for clientid, times in tuple(self._takeovers.items()):
-            if times[-1] < now - FIGHT:
-                del self._takeovers[clientid]
         self.flush_counts()
 
     # --- counting
@@ -172,7 +200,9 @@ class Broker:
         """Return the QoS 0 packet of *message*, the same object for all who get it in a row."""
         last = self._last
         if last[0] is not message or last[1] != version:
-            self._packet = publish_head(message.topic, len(message.payload), version) + message.payload
+            properties = for_message(message.properties)
+            head = publish_head(message.topic, len(message.payload), version, properties=properties)
+            self._packet = head + message.payload
             self._last = (message, version)
         return self._packet
 
@@ -192,6 +222,11 @@ class Broker:
         self.count("door_messages_dropped", number)
         log.warning("%s ! %d messages dropped: %s", session, number, why)
 
+    def expired(self, session: Session, message: Message) -> None:
+        """Count a message that has waited too long for its client; that is as its publisher wants it."""
+        self.count("door_messages_expired", 1)
+        log.debug("%s = message to %r dropped: it expired while it waited", session, message.topic)
+
     def _expiry(self, connect: Connect) -> int:
         most = self.bounds.session_expiry
         if connect.version == V5:
@@ -201,13 +236,13 @@ class Broker:
     def _end_oldest(self) -> None:
         clientid = next(iter(self.absent), None)
         if clientid is None:
-            raise MqttError(f"{len(self.sessions)} sessions are kept, that is the limit", Reason.QUOTA)
+            raise MqttError(
+                f"{len(self.sessions)} sessions are kept already, which is the limit", Reason.QUOTA
+            )
         self.end_session(self.sessions[clientid])
 
     def _check_fight(self, older: ClientConnection, clientid: str) -> None:
-        """Pace two who take one clientid from each other for ever, and tell who they are."""
-        times = self._takeovers.setdefault(clientid, deque(maxlen=TAKEOVERS))
-        if len(times) == TAKEOVERS and times[0] > self.now - FIGHT:
-            words = f"{TAKEOVERS} takeovers of its clientid in {FIGHT:g} s"
+        """Refuse a takeover where two take one clientid from each other again and again."""
+        if not self._takeovers.allows(clientid, self.now):
+            words = f"{OFTEN} takeovers of its clientid in {WINDOW:g} s"
             raise MqttError(f"{words}, the last one by {older.peer}", Reason.BUSY)
-        times.append(self.now)

@@ -52,7 +52,7 @@ ACKS: Final = {
     Kind.PUBCOMP: b"\x70\x02",
 }
 
-SHORT: Final = "a packet is shorter than it says"
+SHORT: Final = "a packet is shorter than its length field says"
 
 
 def head_of(data: bytes, at: int, end: int) -> tuple[int, int] | None:

@@ -30,18 +30,18 @@ from .properties import (
     MAXIMUM_PACKET,
     NONE,
     RECEIVE_MAXIMUM,
+    RESPONSE_TOPIC,
     SESSION_EXPIRY,
     SUBSCRIPTION_IDS_AVAILABLE,
-    WILL_DELAY,
     Properties,
 )
 from .reasons import MqttError, Reason, connack_code
 
 if TYPE_CHECKING:
-    from .broker import Broker
+    from .broker import MqttBroker
     from .session import Session
 
-__all__ = ["ClientConnection", "Host"]
+__all__ = ["ClientConnection", "ConnectionDriver"]
 
 log = logging.getLogger("exproto_app")
 
@@ -57,7 +57,7 @@ BEGINNING_OF_5: Final = b"\x00\x04MQTT\x05"
 """What the body of a CONNECT of MQTT 5 begins with."""
 
 
-class Host(Protocol):
+class ConnectionDriver(Protocol):
     """Who drives a connection."""
 
     def wants_work(self) -> None:
@@ -80,7 +80,7 @@ class Host(Protocol):
 class ClientConnection:
     """The connection of a client at *peer*."""
 
-    def __init__(self, broker: Broker, peer: Address, host: Host, now: float) -> None:
+    def __init__(self, broker: MqttBroker, peer: Address, host: ConnectionDriver, now: float) -> None:
         self.peer = peer
         self.version = V4
         self.maximum = 0  # bytes of a packet that the client takes, 0 for any
@@ -196,7 +196,7 @@ class ClientConnection:
         if keepalive and now - self.heard_at > 1.5 * keepalive:
             self.close(Reason.SILENT, f"silent for {now - self.heard_at:.0f} s")
         elif now - self.moved_at > bounds.stall:
-            self.fail(MqttError(f"it has taken nothing for {bounds.stall:g} s", Reason.QUOTA))
+            self.fail(MqttError(f"it hasn't read anything for {bounds.stall:g} s", Reason.QUOTA))
         elif self.inbound.late(now, bounds.packet_time):
             self.fail(MqttError(f"a packet isn't complete after {bounds.packet_time:g} s"))
 
@@ -228,8 +228,9 @@ class ClientConnection:
             return
         if not admitted:
             self._broker.count("door_clients_denied", 1)
-            words = "%s ! MQTT client%s denied: wrong clientid, username or password"
-            log.warning(words, self.peer, self._name())
+            client = self._client or ClientInfo("")
+            words = "%s ! MQTT login refused: clientid %r, username %r: wrong clientid, username or password"
+            log.warning(words, self.peer, client.clientid, client.username)
             self.close(Reason.BAD_LOGIN, "")
             self._host.denied()
             return
@@ -247,16 +248,20 @@ class ClientConnection:
         self.version = packet.version
         self._connect = packet
         if AUTHENTICATION_METHOD in packet.properties:
-            raise MqttError("it wants an enhanced authentication", Reason.BAD_AUTHENTICATION)
+            raise MqttError("it asks for enhanced authentication", Reason.BAD_AUTHENTICATION)
         if not packet.clientid and packet.version == V4 and not packet.clean_start:
-            raise MqttError("it gives no clientid for a session to be kept", Reason.CLIENTID_INVALID)
+            raise MqttError(
+                "it asks for a session to be kept, but gives no clientid", Reason.CLIENTID_INVALID
+            )
         clientid = packet.clientid or self._broker.new_clientid()
         check_name("clientid", clientid)
         check_name("username", packet.username or "")
         packet.properties = _only(packet.properties, SESSION_EXPIRY, RECEIVE_MAXIMUM, MAXIMUM_PACKET)
         if packet.will is not None:
             check_message_topic(packet.will.topic)
-            packet.will.properties = _only(packet.will.properties, WILL_DELAY)
+            response = packet.will.properties.get(RESPONSE_TOPIC)
+            if response:
+                check_message_topic(response)
         self._client = ClientInfo(clientid, packet.username or "", keepalive=packet.keepalive)
         self.state = LOGIN
         password = packet.password
@@ -344,7 +349,7 @@ class ClientConnection:
         session, expiry = self.session, packet.properties.get(SESSION_EXPIRY)
         if session is not None and expiry is not None:
             if expiry and not session.expiry:
-                raise MqttError("it asks for a session too late", Reason.PROTOCOL_ERROR)
+                raise MqttError("it asks for a session after it connected without one", Reason.PROTOCOL_ERROR)
             session.expiry = min(expiry, self._broker.bounds.session_expiry)
         if packet.code != Reason.WITH_WILL and self._connect is not None:
             self._connect.will = None

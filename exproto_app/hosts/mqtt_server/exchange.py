@@ -28,11 +28,11 @@ from .packets import (
     UnsubAck,
     Unsubscribe,
 )
-from .properties import SUBSCRIPTION_ID, TOPIC_ALIAS
+from .properties import SUBSCRIPTION_ID, TOPIC_ALIAS, of_message
 from .reasons import MqttError, Reason
 
 if TYPE_CHECKING:
-    from .broker import Broker
+    from .broker import MqttBroker
     from .connection import ClientConnection
     from .session import Session
 
@@ -42,6 +42,9 @@ log = logging.getLogger("exproto_app")
 
 PIECE: Final = 50
 """Filters of one packet that are handled before others get their turn."""
+
+SHOWN: Final = 64
+"""Characters of a filter that a line of the log shows."""
 
 REFUSED: Final = 0x80
 PINGRESP: Final = b"\xd0\x00"
@@ -56,12 +59,12 @@ class Exchange:
     acknowledged without waiting, once many are owed.
     """
 
-    def __init__(self, broker: Broker, session: Session, connection: ClientConnection) -> None:
+    def __init__(self, broker: MqttBroker, session: Session, connection: ClientConnection) -> None:
         self.job: Iterator[None] | None = None
         self._broker = broker
         self._session = session
         self._connection = connection
-        self._owed: deque[tuple[int, int, Outcome[None]]] = deque()
+        self._owed: deque[tuple[int, int, Outcome[None], str]] = deque()
 
     def go_on(self) -> None:
         """Do another piece of the job."""
@@ -105,7 +108,10 @@ class Exchange:
             raise MqttError("a PUBLISH has a subscription identifier", Reason.PROTOCOL_ERROR)
         check_message_topic(packet.topic)
         broker, session, connection = self._broker, self._session, self._connection
-        command = PublishCommand(packet.topic, packet.payload, packet.qos, packet.retain)
+        properties = of_message(packet.properties)
+        if properties.response_topic:
+            check_message_topic(properties.response_topic)
+        command = PublishCommand(packet.topic, packet.payload, packet.qos, packet.retain, properties)
         if not packet.qos:
             broker.publish(session, command)
             return
@@ -120,14 +126,14 @@ class Exchange:
         if outcome is DONE and not self._owed:
             connection.send(acknowledge(kind, packet.packet_id))
             return
-        self._owed.append((kind, packet.packet_id, outcome))
+        self._owed.append((kind, packet.packet_id, outcome, packet.topic))
         outcome.when_done(self._settle)
         self._settle()
 
     def _check_unfinished(self) -> None:
         """See that a client of MQTT 5 keeps to what its CONNACK said; MQTT 3.1.1 knows no such limit."""
         limit = self._broker.bounds.receive_max
-        unfinished = self._session.receiving + sum(kind == Kind.PUBACK for kind, _, _ in self._owed)
+        unfinished = self._session.receiving + sum(kind == Kind.PUBACK for kind, *_ in self._owed)
         if unfinished >= limit:
             words = f"{unfinished + 1} of its messages are unfinished, limit is {limit}"
             raise MqttError(words, Reason.RECEIVE_MAXIMUM)
@@ -136,27 +142,30 @@ class Exchange:
         """Acknowledge what the hub has taken, in the order in which it came (4.6)."""
         owed = self._owed
         while owed and (owed[0][2].done or len(owed) > self._broker.bounds.receive_max):
-            kind, packet_id, outcome = owed.popleft()
+            kind, packet_id, outcome, topic = owed.popleft()
             if outcome.error is None:
                 self._connection.send(acknowledge(kind, packet_id))
                 continue
-            log.warning("%s ! publish failed: %s", self._session, outcome.error)
+            text = "%s ! publish to %r refused for username %r: %s"
+            log.warning(text, self._session, topic, self._session.client.username, outcome.error)
             if kind == Kind.PUBREC and self._connection.version == V5:
                 self._session.released(packet_id)
             self._answer(Ack(kind, packet_id, Reason.QUOTA))
 
     def _subscribe(self, packet: Subscribe) -> Iterator[None]:
-        codes, refused, why = [], 0, ""
+        codes, refused, first, why = [], 0, "", ""
         for number, one in enumerate(packet.filters, 1):
             code, words = self._granted(one)
             codes.append(code if self._connection.version == V5 else min(code, REFUSED))
             if words:
-                refused, why = refused + 1, why or words
+                refused += 1
+                if refused == 1:
+                    first, why = _cut(one.topic), words
             if number % PIECE == 0:
                 yield
         if refused:
-            words = "%s ! %d of %d subscriptions refused: %s"
-            log.warning(words, self._session, refused, len(codes), why)
+            text = "%s ! %d of %d subscriptions refused for username %r, the first to %r: %s"
+            log.warning(text, self._session, refused, len(codes), self._session.client.username, first, why)
         self._answer(SubAck(packet.packet_id, codes))
 
     def _granted(self, one: Subscription) -> tuple[int, str]:
@@ -171,7 +180,7 @@ class Exchange:
             raise MqttError("a shared subscription has the option No Local", Reason.PROTOCOL_ERROR)
         if not session.subscribe(one):
             number, size = len(session.subscriptions), session.filter_bytes
-            return Reason.QUOTA, f"it has {number} that count {size} bytes, that is the limit"
+            return Reason.QUOTA, f"it has {number} that take {size} bytes, which is the limit"
         self._broker.hub.subscribe(session, SubscribeCommand(one.topic, one.qos))
         return one.qos, ""
 
@@ -185,3 +194,7 @@ class Exchange:
             if number % PIECE == 0:
                 yield
         self._answer(UnsubAck(packet.packet_id, codes))
+
+
+def _cut(topic: str) -> str:
+    return topic if len(topic) <= SHOWN else f"{topic[:SHOWN]}…"

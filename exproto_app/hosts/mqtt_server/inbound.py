@@ -84,7 +84,7 @@ class Inbound:
             self._data, self._rest = bytes(self._rest), bytearray()
 
     def late(self, now: float, seconds: float) -> bool:
-        """Tell whether the packet that has begun takes longer than *seconds*."""
+        """Return whether the packet that has begun takes longer than *seconds*."""
         if not self._rest or self._data:
             self._since = 0.0
         elif not self._since:

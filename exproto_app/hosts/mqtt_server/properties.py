@@ -6,24 +6,32 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from ... import models
 from .reasons import MqttError, Reason
 
 __all__ = [
     "ASSIGNED_CLIENTID",
     "AUTHENTICATION_METHOD",
+    "CONTENT_TYPE",
+    "CORRELATION_DATA",
+    "EXPIRY",
     "MAXIMUM_PACKET",
     "NONE",
     "RECEIVE_MAXIMUM",
+    "RESPONSE_TOPIC",
     "SESSION_EXPIRY",
     "SUBSCRIPTION_ID",
     "SUBSCRIPTION_IDS_AVAILABLE",
     "TOPIC_ALIAS",
     "USER",
+    "UTF8",
     "WILL",
     "WILL_DELAY",
     "Properties",
     "encode_properties",
     "encode_varint",
+    "for_message",
+    "of_message",
     "read_binary",
     "read_properties",
     "read_text",
@@ -39,6 +47,11 @@ NONE: Final[Properties] = MappingProxyType({})
 LONGEST: Final = 32_768
 """Bytes of the properties of one packet: they are walked through in one go."""
 
+UTF8: Final = 0x01
+EXPIRY: Final = 0x02
+CONTENT_TYPE: Final = 0x03
+RESPONSE_TOPIC: Final = 0x08
+CORRELATION_DATA: Final = 0x09
 SESSION_EXPIRY: Final = 0x11
 ASSIGNED_CLIENTID: Final = 0x12
 AUTHENTICATION_METHOD: Final = 0x15
@@ -105,6 +118,35 @@ ALLOWED: Final = {
 """Which identifiers a packet type may have."""
 
 
+def of_message(properties: Properties) -> models.Properties:
+    """Return those of a PUBLISH or a will that whoever gets the message gets too (3.3.2.3)."""
+    if not properties:
+        return models.PLAIN
+    return models.Properties(
+        properties.get(EXPIRY),
+        properties.get(CONTENT_TYPE, ""),
+        properties.get(RESPONSE_TOPIC, ""),
+        properties.get(CORRELATION_DATA, b""),
+        tuple(properties.get(USER, ())),
+        bool(properties.get(UTF8)),
+    )
+
+
+def for_message(properties: models.Properties) -> Properties:
+    """Return *properties* as a packet has them."""
+    if properties is models.PLAIN:
+        return NONE
+    found = {
+        UTF8: int(properties.utf8),
+        CONTENT_TYPE: properties.content_type,
+        RESPONSE_TOPIC: properties.response_topic,
+        CORRELATION_DATA: properties.correlation_data,
+        USER: list(properties.user_properties),
+    }
+    given = {name: value for name, value in found.items() if value}
+    return given if properties.expiry is None else {EXPIRY: properties.expiry, **given}
+
+
 def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     """Read a variable byte integer at *at*; return it and where it ends."""
     value = shift = 0
@@ -114,22 +156,22 @@ def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if not byte & 0x80:
             if shift and not byte:
-                raise MqttError("a length is written with more bytes than it needs")
+                raise MqttError("a length takes more bytes than it needs")
             return value, at
         shift += 7
         if shift == 28:
             raise MqttError("a length has more than 4 bytes")
-    raise MqttError("a packet is shorter than it says")
+    raise MqttError("a packet is shorter than its length field says")
 
 
 def read_binary(data: bytes, at: int, end: int) -> tuple[bytes, int]:
     """Read bytes behind their length of two bytes; return them and where they end."""
     begin = at + 2
     if begin > end:
-        raise MqttError("a packet is shorter than it says")
+        raise MqttError("a packet is shorter than its length field says")
     stop = begin + (data[at] << 8 | data[at + 1])
     if stop > end:
-        raise MqttError("a packet is shorter than it says")
+        raise MqttError("a packet is shorter than its length field says")
     return data[begin:stop], stop
 
 
@@ -152,7 +194,7 @@ def read_properties(data: bytes, at: int, end: int, packet: int) -> tuple[Proper
         return NONE, at
     stop = at + size
     if stop > end:
-        raise MqttError("a packet is shorter than it says")
+        raise MqttError("a packet is shorter than its length field says")
     if size > LONGEST:
         raise MqttError(f"properties have {size} bytes, limit is {LONGEST}", Reason.TOO_LARGE)
     found: dict[int, Any] = {}
@@ -177,7 +219,7 @@ def _read_value(kind: str, data: bytes, at: int, end: int) -> tuple[Any, int]:
     size = SIZES.get(kind)
     if size is not None:
         if at + size > end:
-            raise MqttError("a packet is shorter than it says")
+            raise MqttError("a packet is shorter than its length field says")
         return int.from_bytes(data[at : at + size], "big"), at + size
     if kind == "text":
         return read_text(data, at, end)

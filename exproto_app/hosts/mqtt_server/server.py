@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol, cast
 
 from ...addresses import APPLICANT, Applicant
+from ...asyncio_host.accepting import Accepting, bind
+from ...asyncio_host.dead_peers import watch_peer
+from ...asyncio_host.reading import limit_reads
 from ...hub import Member, MemoryHub
 from ...models import Address, ClientInfo
 from .bounds import Bounds
-from .broker import Broker
+from .broker import MqttBroker
 from .connection import ClientConnection
 from .reasons import Reason
 
@@ -27,11 +31,14 @@ SLICE: Final = 0.005
 BACKLOG: Final = 65_536
 """Bytes read and not handled beyond which a client isn't read."""
 
+FAREWELL: Final = 0.5
+"""Seconds that all clients together have for their last bytes when the server stops."""
+
 SWEEP: Final = 1.0
 """Seconds between two looks at who is silent, stalled or expired."""
 
 
-class Engine(Protocol):
+class Devices(Protocol):
     """What the server needs of the engine: the connected devices, and its counters."""
 
     @property
@@ -74,40 +81,47 @@ class MqttServer:
         self.bounds = bounds or Bounds()
         self.gate = gate
         self.stopping = False
-        self.broker: Broker
-        self.engine: Engine
-        self.links: set[Link] = set()
-        self.half_open: OrderedDict[Link, None] = OrderedDict()
+        self.broker: MqttBroker
+        self.engine: Devices
+        self.links: set[ClientSocket] = set()
+        self.half_open: OrderedDict[ClientSocket, None] = OrderedDict()
         self.loop: asyncio.AbstractEventLoop
-        self._ready: deque[Link] = deque()
+        self._ready: deque[ClientSocket] = deque()
         self._running = False
-        self._server: asyncio.Server | None = None
+        self._accepting: list[Accepting] = []
+        self._beginning: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event
 
-    async def start(self, engine: Engine) -> None:
+    async def start(self, engine: Devices) -> None:
         """Listen; what happens is counted in *engine*."""
         self.engine = engine
         self.loop = asyncio.get_running_loop()
-        self.broker = Broker(
+        self.broker = MqttBroker(
             self.hub,
             self.bounds,
             waiter=self.loop.create_future,
             count=engine.count,
             devices=engine.clients,
+            soon=self._settle_soon,
         )
         self._empty = asyncio.Event()
-        host = self.address.host or None
-        make = partial(Link, self)
-        self._server = await self.loop.create_server(make, host, self.address.port, reuse_address=True)
-        self.address = Address(*self._server.sockets[0].getsockname()[:2])
+        sockets = bind(self.address)
+        self.address = Address(*sockets[0].getsockname()[:2])
+        who = f"gateway ! mqtt://{self.address}"
+        self._accepting = [Accepting(sock, self._take, engine.count, who) for sock in sockets]
+        try:
+            for accepting in self._accepting:
+                accepting.start()
+        except OSError:  # two that bound the same port learn it when they listen
+            self._accept_no_more()
+            raise
         self._sweep()
 
     async def stop(self) -> None:
         """Let every client go; bounded in time."""
         self.stopping = True
-        if self._server is not None:
-            self._server.close()
+        self._accept_no_more()
         if self._sweeping is not None:
             self._sweeping.cancel()
         for link in tuple(self.links):
@@ -117,11 +131,29 @@ class MqttServer:
         self._empty.clear()
         if self.links:
             empty = asyncio.ensure_future(self._empty.wait())
-            await asyncio.wait([empty], timeout=self.bounds.goodbye)
+            await asyncio.wait([empty], timeout=min(FAREWELL, self.bounds.goodbye))
             for link in tuple(self.links):
                 link.abort()
             await empty
         self.broker.flush_counts()
+
+    def _accept_no_more(self) -> None:
+        for accepting in self._accepting:
+            accepting.close()
+        self._accepting.clear()
+
+    def _take(self, sock: socket.socket, _: object) -> None:
+        task = self.loop.create_task(self._begin(sock))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, sock: socket.socket) -> None:
+        try:
+            transport, _ = await self.loop.connect_accepted_socket(partial(ClientSocket, self), sock)
+            watch_peer(transport, self.bounds.stall)
+        except OSError as error:  # it has gone already
+            log.debug("mqtt ! a connection ended before it began: %s", error)
+            sock.close()
 
     def admits(self, peer: Address) -> bool:
         """Make room for a client, at the cost of one that isn't logged in; count and log who is refused."""
@@ -129,7 +161,7 @@ class MqttServer:
         full = len(self.links) >= bounds.clients
         if self.stopping or (full and not self.half_open):
             self.engine.count("door_clients_refused")
-            words = "%s ! MQTT client refused: %d are connected, that is the limit"
+            words = "%s ! MQTT client refused: %d are connected, which is the limit"
             log.warning(words, peer, len(self.links))
             return False
         if full or len(self.half_open) >= bounds.half_open:
@@ -147,7 +179,7 @@ class MqttServer:
 
         Where all have one, it is the newest: those who come in numbers put each other out, and nobody else.
         """
-        alike: dict[tuple[str, str | None], list[Link]] = {}
+        alike: dict[tuple[str, str | None], list[ClientSocket]] = {}
         for link in reversed(self.half_open):
             alike.setdefault(link.connection.applicant, []).append(link)
         link = max(alike.values(), key=len)[-1]
@@ -157,7 +189,7 @@ class MqttServer:
         del self.half_open[link]
         link.abort()
 
-    def schedule(self, link: Link) -> None:
+    def schedule(self, link: ClientSocket) -> None:
         """Let *link* have its turn soon."""
         if not link.scheduled:
             link.scheduled = True
@@ -166,7 +198,7 @@ class MqttServer:
                 self._running = True
                 self.loop.call_soon(self._run)
 
-    def forget(self, link: Link) -> None:
+    def forget(self, link: ClientSocket) -> None:
         """Let go of *link*: it is closed."""
         if link not in self.links:
             return
@@ -191,6 +223,15 @@ class MqttServer:
         if ready:
             self.loop.call_soon(self._run)
 
+    def _settle_soon(self) -> None:
+        self.loop.call_soon(self._settle_some)
+
+    def _settle_some(self) -> None:
+        """Have publishers go on that waited for room, for a slice of time."""
+        deadline = self.loop.time() + SLICE
+        if self.broker.settle_some(lambda: self.loop.time() >= deadline):
+            self._settle_soon()
+
     def _sweep(self) -> None:
         now = self.loop.time()
         for link in tuple(self.links):
@@ -199,7 +240,7 @@ class MqttServer:
         self._sweeping = self.loop.call_later(SWEEP, self._sweep)
 
 
-class Link(asyncio.Protocol):
+class ClientSocket(asyncio.Protocol):
     """The socket of one client."""
 
     def __init__(self, server: MqttServer) -> None:
@@ -226,6 +267,7 @@ class Link(asyncio.Protocol):
             self._lost = True
             transport.abort()
             return
+        limit_reads(transport)
         size = server.bounds.write
         transport.set_write_buffer_limits(high=size, low=size // 4)
         server.engine.count("door_clients_opened")

@@ -10,6 +10,7 @@ collects messages of QoS 1 and 2 meanwhile, and gives them to the next connectio
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -18,15 +19,17 @@ import attrs
 
 from ...commands import Outcome, refused
 from ...errors import UnavailableError
-from ...models import ClientInfo, Message
+from ...models import PLAIN, ClientInfo, Message
 from ...topics import matches
-from .bounds import LEVEL, OVERHEAD
+from .bounds import LATE, LEVEL, MESSAGE
 from .codec import acknowledge, encode, publish_head
+from .late import LateMessages
 from .packets import Ack, Kind, Subscription
+from .properties import for_message
 from .reasons import Reason
 
 if TYPE_CHECKING:
-    from .broker import Broker
+    from .broker import MqttBroker
     from .connection import ClientConnection
 
 __all__ = ["Session"]
@@ -43,9 +46,11 @@ class Session:
     """The session of one client, which *broker* keeps."""
 
     __slots__ = (
+        "_deadlines",
         "_flights",
         "_flying",
         "_last_id",
+        "_late",
         "_queue",
         "_received",
         "_retained",
@@ -65,7 +70,7 @@ class Session:
         "window",
     )
 
-    def __init__(self, broker: Broker, client: ClientInfo) -> None:
+    def __init__(self, broker: MqttBroker, client: ClientInfo) -> None:
         self.broker = broker
         self.client = client
         self.connection: ClientConnection | None = None
@@ -78,12 +83,14 @@ class Session:
         self.no_local = 0
         self.receiving = 0
         self._queue: deque[Message] = deque()
+        self._deadlines: dict[str, float] | None = None  # when those in the queue expire, by their id
         self._flights: dict[int, Message | None] = {}  # None: received by the client (PUBREC), not finished
         self._flying = 0  # bytes of them
         self._last_id = 0
         self._received: bytearray | None = None  # a bit for each QoS 2 identifier that awaits its PUBREL
         self._will_bytes = 0
         self._room: list[Outcome[None]] = []
+        self._late: LateMessages | None = None  # what doesn't fit into the queue
         self._retained: dict[str, int] = {}  # filters whose retained messages are still to be looked up
         self._retaining: tuple[Iterator[str | None], int] | None = None
 
@@ -93,7 +100,7 @@ class Session:
     @property
     def waiting(self) -> int:
         """How many messages wait, beside those that are unacknowledged."""
-        return len(self._queue)
+        return len(self._queue) + len(self._late or ())
 
     @property
     def in_flight(self) -> int:
@@ -109,7 +116,7 @@ class Session:
             outcome = self._take(message) or outcome
         return outcome
 
-    def _take(self, message: Message) -> Outcome[None] | None:
+    def _take(self, message: Message) -> Outcome[None] | None:  # noqa: PLR0911 - each finds a place
         connection = self.connection
         if self.ended or (connection is None and not message.qos):
             return None
@@ -127,17 +134,75 @@ class Session:
             self._send(message)
             return None
         absent = connection is None
-        if self.held + size > bounds.queue or not budget.allows(self.held, size, absent=absent):
-            words = f"{self.held} bytes wait for it, limits are {bounds.queue} and {budget.total} in all"
-            self.broker.dropped(self, words)
-            return refused(UnavailableError(f"{self} can't take it: {words}")) if message.qos else None
-        self._hold(size)
-        self._queue.append(message)
+        if self._deadlines and self.held + size > bounds.queue:
+            self._drop_expired()
+        full = not self._fits(size)
+        if message.qos and not absent and (full or self._late):
+            if self._late is None:
+                self._late = LateMessages(self.broker.late, self.broker.waiter, self._no_room)
+            return self._late.put(message, size + LATE)
+        if full:
+            error = self._no_room()
+            return refused(error) if message.qos else None
+        self._enqueue(message, size)
         if absent or not message.qos or self.held <= bounds.soft:
             return None
         outcome: Outcome[None] = Outcome(self.broker.waiter)
         self._room.append(outcome)
         return outcome
+
+    def _enqueue(self, message: Message, size: int) -> None:
+        self._hold(size)
+        self._queue.append(message)
+        if message.expiry is not None:
+            if self._deadlines is None:
+                self._deadlines = {}
+            self._deadlines[message.id] = self.broker.now + message.expiry
+
+    def _no_room(self, number: int = 1) -> UnavailableError:
+        """Count and log *number* messages that are dropped; return what their publishers are told."""
+        bounds, late = self.broker.bounds, self.broker.late
+        words = (
+            f"{self.held} bytes wait for it, limits are {bounds.queue} and {self.broker.budget.total} in all"
+        )
+        more = f"{late.used} bytes wait for room, limit is {late.total}"
+        self.broker.dropped(self, f"{words}; {more}", number)
+        return UnavailableError(f"{self} can't take it: {words}; {more}")
+
+    def _fits(self, size: int) -> bool:
+        absent = self.connection is None
+        return self.held + size <= self.broker.bounds.queue and self.broker.budget.allows(
+            self.held, size, absent=absent
+        )
+
+    def _take_late(self) -> bool:
+        """Take what has waited for room into the queue, as far as it fits; return whether anything has."""
+        late, taken = self._late, False
+        while late is not None and len(late) and self._fits(late.next_size - LATE):
+            taken = True
+            message, outcome = late.take()
+            self._enqueue(message, cost(message))
+            if self.held <= self.broker.bounds.soft:
+                outcome.settle(None)
+            else:
+                self._room.append(outcome)
+        return taken
+
+    def _leave_late(self) -> None:
+        """Wait for room no more: nobody is there who makes it."""
+        late, self._late = self._late, None
+        if late is None or not len(late):
+            return
+        if self.ended or not self.expiry:
+            self.broker.settle(late.take_all())
+            return
+        self._late = late
+        while self._take_late():
+            pass
+        self._late = None
+        if len(late):
+            error = self._no_room(len(late))
+            self.broker.settle(late.take_all(), error)
 
     def _flies(self, message: Message) -> bool:
         if not message.qos or not self._flights:
@@ -152,12 +217,41 @@ class Session:
 
     def pump(self) -> None:
         """Send what waits, as far as the client takes it."""
+        self._pump()
+        while self._late and self._take_late():
+            self._pump()
+        self._tell_room()
+
+    def _pump(self) -> None:
         connection, queue = self.connection, self._queue
         while queue and connection is not None and connection.ready and self._flies(queue[0]):
             message = queue.popleft()
             self._hold(-cost(message))
+            if message.expiry is not None and self._deadlines is not None:
+                self._send_in_time(message, self._deadlines.pop(message.id, None))
+            else:
+                self._send(message)
+
+    def _drop_expired(self) -> None:
+        """Make room: forget what has waited too long."""
+        queue, self._queue = self._queue, deque()
+        deadlines, now = self._deadlines or {}, self.broker.now
+        for message in queue:
+            if deadlines.get(message.id, now + 1) > now:
+                self._queue.append(message)
+                continue
+            del deadlines[message.id]
+            self._hold(-cost(message))
+            self.broker.expired(self, message)
+
+    def _send_in_time(self, message: Message, deadline: float | None) -> None:
+        """Send a message that has waited, with the time that it has left (3.3.2.3.3), if there is any."""
+        if deadline is None:
             self._send(message)
-        self._tell_room()
+        elif deadline > self.broker.now:
+            self._send(attrs.evolve(message, expiry=math.ceil(deadline - self.broker.now)))
+        else:
+            self.broker.expired(self, message)
 
     @property
     def sendable(self) -> bool:
@@ -207,7 +301,7 @@ class Session:
         if qos:
             packet_id = self._next_id()
         flags = qos << 1 | message.retain
-        head = publish_head(message.topic, len(payload), connection.version, flags=flags, packet_id=packet_id)
+        head = self._head(message, connection.version, flags, packet_id)
         if connection.maximum and len(head) + len(payload) > connection.maximum:
             self.broker.dropped(self, f"it takes packets of {connection.maximum} bytes at most")
             return
@@ -216,6 +310,15 @@ class Session:
             self._fly(cost(message))
         self.broker.counted_sent()
         connection.send(head, payload)
+
+    @staticmethod
+    def _head(message: Message, version: int, flags: int, packet_id: int) -> bytes:
+        """Return what stands before the payload."""
+        properties = for_message(message.properties)
+        size = len(message.payload)
+        return publish_head(
+            message.topic, size, version, flags=flags, packet_id=packet_id, properties=properties
+        )
 
     def _next_id(self) -> int:
         packet_id = self._last_id
@@ -321,9 +424,7 @@ class Session:
                 connection.send(acknowledge(Kind.PUBREL, packet_id))
                 continue
             flags = 8 | message.qos << 1 | message.retain
-            size = len(message.payload)
-            head = publish_head(message.topic, size, connection.version, flags=flags, packet_id=packet_id)
-            connection.send(head, message.payload)
+            connection.send(self._head(message, connection.version, flags, packet_id), message.payload)
         self._queue.extendleft(reversed(late))
 
     def detach(self) -> None:
@@ -334,6 +435,10 @@ class Session:
         kept = deque(message for message in self._queue if message.qos)
         self._hold(-sum(cost(message) for message in self._queue if not message.qos))
         self._queue = kept
+        if self._deadlines:
+            there = {message.id for message in kept}
+            self._deadlines = {name: when for name, when in self._deadlines.items() if name in there}
+        self._leave_late()
         self._tell_room()
 
     def end(self) -> None:
@@ -345,6 +450,7 @@ class Session:
         self._hold(-self.held)
         self.broker.budget.used -= self.filter_bytes
         self.filter_bytes = 0
+        self._leave_late()
         self._tell_room()
 
     def keep_will(self, size: int) -> None:
@@ -364,13 +470,13 @@ class Session:
     def _tell_room(self) -> None:
         if self._room and (self.connection is None or self.held <= self.broker.bounds.soft // 2):
             room, self._room = self._room, []
-            for outcome in room:
-                outcome.settle(None)
+            self.broker.settle(room)
 
 
 def cost(message: Message) -> int:
     """Return the bytes that a message counts while it waits."""
-    return len(message.payload) + len(message.topic) + OVERHEAD
+    size = len(message.payload) + len(message.topic) + MESSAGE
+    return size if message.properties is PLAIN else size + message.properties.size
 
 
 def filter_cost(topic: str) -> int:

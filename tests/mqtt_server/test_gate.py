@@ -10,9 +10,9 @@ import pytest
 
 from exproto_app import ClientInfo
 from exproto_app.addresses import APPLICANT, AddressLimits, networks
+from exproto_app.core.login_queue import EACH
 from exproto_app.hosts.gateway import Options
 from exproto_app.hosts.gateway.users import Users, hash_password
-from exproto_app.hosts.gateway.waiting import EACH
 from exproto_app.hosts.mqtt_server.codec import encode
 from exproto_app.hosts.mqtt_server.packets import V5, ConnAck, Connect
 from exproto_app.hosts.mqtt_server.reasons import Reason

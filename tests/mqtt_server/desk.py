@@ -7,7 +7,7 @@ from typing import Any
 
 from exproto_app.commands import Outcome, Publish
 from exproto_app.hosts.mqtt_server.bounds import Bounds
-from exproto_app.hosts.mqtt_server.broker import Broker
+from exproto_app.hosts.mqtt_server.broker import MqttBroker
 from exproto_app.hosts.mqtt_server.codec import decode, encode, head_of
 from exproto_app.hosts.mqtt_server.connection import ClientConnection
 from exproto_app.hosts.mqtt_server.packets import ConnAck, Connect, Packet, Subscribe, Subscription
@@ -29,7 +29,7 @@ class Desk:
         self.stats: Counter[str] = Counter()
         self.devices: dict[str, Any] = {}
         self.now = 1.0
-        self.broker = Broker(
+        self.broker = MqttBroker(
             self.hub, Bounds(**bounds), waiter=no_waiter, count=self.count, devices=self.devices
         )
         self.broker.tick(self.now)

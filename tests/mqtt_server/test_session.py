@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from exproto_app.commands import DONE
+from exproto_app.commands import DONE, Outcome
+from exproto_app.hosts.mqtt_server.bounds import Bounds
+from exproto_app.hosts.mqtt_server.broker import FEW, MqttBroker
 from exproto_app.hosts.mqtt_server.packets import (
     V4,
     V5,
@@ -27,15 +29,22 @@ from exproto_app.hosts.mqtt_server.packets import (
 )
 from exproto_app.hosts.mqtt_server.properties import (
     ASSIGNED_CLIENTID,
+    CONTENT_TYPE,
+    CORRELATION_DATA,
+    EXPIRY,
     MAXIMUM_PACKET,
     RECEIVE_MAXIMUM,
+    RESPONSE_TOPIC,
     SESSION_EXPIRY,
     SUBSCRIPTION_IDS_AVAILABLE,
+    USER,
+    UTF8,
     WILL_DELAY,
 )
 from exproto_app.hosts.mqtt_server.reasons import Reason
+from exproto_app.hub import MemoryHub
 
-from .desk import Desk, Peer
+from .desk import Desk, Peer, no_waiter
 
 versions = pytest.mark.parametrize("version", [V4, V5])
 KEPT: dict[int, dict[str, Any]] = {
@@ -297,6 +306,55 @@ def test_publishers_wait_for_a_client_that_has_much_to_read_and_nobody_else_does
     assert desk.stats["door_messages_dropped"] == 0
 
 
+def test_what_is_awaited_waits_for_room_behind_a_full_queue() -> None:
+    desk = Desk(in_flight=2, soft=1_300, queue=2_800, late=5_000)
+    slow = desk.connect("slow", V4)
+    slow.subscribe("t", 1)
+    outcomes = [desk.publish("t", b"%3d" % number, 1) for number in range(20)]
+    for outcome in outcomes:
+        outcome.awaited = True
+    full = desk.publish("t", b"too much", 1)
+    assert str(full.error) == (
+        "mqtt:'slow' can't take it: 2736 bytes wait for it, limits are 2800 and 50331648 in all; "
+        "4994 bytes wait for room, limit is 5000"
+    )
+    seen: list[bytes] = []
+    while packets := slow.got():
+        seen += payloads(packets)
+        acknowledge(slow, packets)
+    assert seen == [b"%3d" % number for number in range(20)]
+    assert all(outcome.done and outcome.error is None for outcome in outcomes)
+    assert desk.broker.late.used == 0
+    assert desk.stats["door_messages_dropped"] == 1
+
+
+def test_of_what_waits_for_room_the_oldest_goes_that_nobody_awaits() -> None:
+    desk = Desk(in_flight=2, soft=1_300, queue=2_800, late=1_000)
+    slow = desk.connect("slow", V4)
+    slow.subscribe("t", 1)
+    outcomes = [desk.publish("t", b"%3d" % number, 1) for number in range(13)]
+    assert [number for number, outcome in enumerate(outcomes) if outcome.error is not None] == [9, 10]
+    seen: list[bytes] = []
+    while packets := slow.got():
+        seen += payloads(packets)
+        acknowledge(slow, packets)
+    assert seen == [b"%3d" % number for number in range(13) if number not in (9, 10)]
+    assert desk.stats["door_messages_dropped"] == 2
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_nobody_waits_for_room_at_a_client_that_has_gone(kept: bool) -> None:
+    desk = Desk(in_flight=2, soft=1_300, queue=2_800, late=5_000)
+    slow = desk.connect("slow", **(KEPT[V5] if kept else {}))
+    slow.subscribe("t", 1)
+    outcomes = [desk.publish("t", b"%3d" % number, 1) for number in range(20)]
+    slow.hang_up()
+    assert all(outcome.done for outcome in outcomes)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    assert len(failed) == (11 if kept else 0), "a session that is kept has no room for these"
+    assert desk.broker.late.used == 0
+
+
 @versions
 def test_a_client_that_publishes_to_itself_makes_its_own_room(version: int) -> None:
     desk = Desk(in_flight=2, soft=500, receive_max=100)
@@ -376,3 +434,93 @@ def test_silence_and_a_slow_login_end_a_connection() -> None:
     desk.pass_time(16, silent)
     assert silent.got()[-1] == Disconnect(Reason.SILENT)
     assert silent.closed
+
+
+PROPERTIES = {
+    UTF8: 1,
+    EXPIRY: 60,
+    CONTENT_TYPE: "text/plain",
+    RESPONSE_TOPIC: "answers",
+    CORRELATION_DATA: b"\x00\x01",
+    USER: [("a", "1"), ("a", "2"), ("b", "")],
+}
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_properties_of_a_message_pass_and_mqtt_3_gets_it_without(qos: int) -> None:
+    desk = Desk()
+    new, old, source = desk.connect("new"), desk.connect("old", 4), desk.connect("source")
+    for peer in (new, old):
+        peer.subscribe("t", qos)
+    number = 1 if qos else 0
+    source.send(Publish("t", b"x", qos, packet_id=number, properties=PROPERTIES))
+    assert new.got() == [Publish("t", b"x", qos, packet_id=number, properties=PROPERTIES)]
+    assert old.got() == [Publish("t", b"x", qos, packet_id=number)]
+
+
+def test_a_message_that_expires_while_its_client_is_away_is_not_sent_and_others_tell_what_is_left() -> None:
+    desk = Desk()
+    peer = desk.connect("peer", clean_start=False, properties={SESSION_EXPIRY: 600})
+    peer.subscribe("t", 1)
+    peer.hang_up()
+    source = desk.connect("source")
+    for number, seconds in enumerate((10, 60), 1):
+        message = Publish("t", b"%d" % seconds, 1, packet_id=number, properties={EXPIRY: seconds})
+        source.send(message)
+    desk.pass_time(20)
+    back = desk.peer()
+    back.send(Connect("peer", V5, **KEPT[V5]))
+    assert back.got()[1:] == [Publish("t", b"60", 1, packet_id=1, properties={EXPIRY: 40})]
+    assert desk.stats["door_messages_expired"] == 1
+
+
+def test_a_full_queue_makes_room_by_what_has_expired() -> None:
+    desk = Desk(queue=100_000)
+    peer = desk.connect("peer", clean_start=False, properties={SESSION_EXPIRY: 600})
+    peer.subscribe("t", 1)
+    peer.hang_up()
+    source = desk.connect("source")
+    source.send(Publish("t", bytes(60_000), 1, packet_id=1, properties={EXPIRY: 10}))
+    source.send(Publish("t", bytes(60_001), 1, packet_id=2))
+    desk.pass_time(20)
+    source.send(Publish("t", bytes(60_002), 1, packet_id=3))
+    back = desk.peer()
+    back.send(Connect("peer", V5, **KEPT[V5]))
+    assert [len(packet.payload) for packet in back.got() if isinstance(packet, Publish)] == [60_002]
+    back.hang_up()
+    source.hang_up()
+    desk.pass_time(1_000)
+    assert desk.broker.budget.used == 0
+
+
+def test_a_will_keeps_its_properties() -> None:
+    desk = Desk()
+    other = desk.connect("other")
+    other.subscribe("w", 1)
+    peer = desk.connect("peer", will=Will("w", b"gone", 1, properties={**PROPERTIES, WILL_DELAY: 0}))
+    peer.hang_up()
+    assert other.got() == [Publish("w", b"gone", 1, packet_id=1, properties=PROPERTIES)]
+
+
+def test_a_response_topic_with_a_wildcard_ends_its_client() -> None:
+    peer = Desk().connect("peer")
+    peer.send(Publish("t", b"x", properties={RESPONSE_TOPIC: "a/+"}))
+    assert peer.closed
+
+
+def test_many_publishers_that_waited_go_on_in_slices_and_in_order() -> None:
+    """Each has devices answered: thousands at once would hold everybody up."""
+    asked: list[str] = []
+    broker = MqttBroker(
+        MemoryHub(), Bounds(), waiter=no_waiter, count=print, devices={}, soon=lambda: asked.append("soon")
+    )
+    outcomes: list[Outcome[None]] = [Outcome(no_waiter) for _ in range(3 * FEW)]
+    broker.settle(outcomes[:FEW])
+    assert all(outcome.done for outcome in outcomes[:FEW])
+    broker.settle(outcomes[FEW:])
+    assert asked == ["soon"]
+    overdue = iter([False, True])
+    assert broker.settle_some(lambda: next(overdue))
+    assert [outcome.done for outcome in outcomes] == [True] * 2 * FEW + [False] * FEW
+    assert not broker.settle_some(lambda: False)
+    assert all(outcome.done for outcome in outcomes)

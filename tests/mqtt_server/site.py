@@ -23,7 +23,7 @@ from exproto_app.models import Address
 
 __all__ = ["PATIENCE", "Client", "Device", "Raw", "Site", "at_a_site", "client"]
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def echo() -> App:
@@ -100,7 +100,7 @@ class Raw:
 
 @attrs.define
 class Site:
-    """A gateway with a door."""
+    """A gateway with an MQTT server."""
 
     gateway: Gateway
     server: MqttServer

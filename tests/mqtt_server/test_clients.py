@@ -1,4 +1,4 @@
-"""The MQTT door of the embedded hub, as MQTT clients and devices use it."""
+"""The MQTT server of the embedded hub, as MQTT clients and devices use it."""
 
 from __future__ import annotations
 
