@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from types import CoroutineType, FrameType
 from typing import Any
@@ -19,10 +19,12 @@ from ..app import App
 from ..commands import Waiter
 from ..core import Channel, Engine, Hub, Sniffer
 from ..core.calls import HandlerCalls
+from ..core.straight import Straight
+from ..handlers import Handler
 from ..ops.logs import WINDOW, Repeats
 from ..ops.timing import Timing
-from ..router import Handler
 from ..runtime import Timer
+from .threads import IdleThreads
 
 __all__ = ["Runner"]
 
@@ -35,12 +37,17 @@ SLOW = 1.0
 """Seconds that a handler may hold everybody up before the watchdog names it."""
 
 EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
-"""Has a task run up to its first wait when it is made, which saves many their way through the loop."""
+"""Runs a task up to its first wait when it is made; many never need the loop then."""
 
 CALLERS = frozenset(
-    {HandlerCalls.__module__, Channel.__module__, Sniffer.__module__, Timing.__module__, __name__}
+    {one.__module__ for one in (HandlerCalls, Straight, Channel, Sniffer, Timing)} | {__name__}
 )
 """The modules that call handlers, and the functions of a router."""
+
+
+def wall() -> int:
+    """Return the time of day, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 class Runner:
@@ -48,7 +55,8 @@ class Runner:
 
     While it runs, what goes wrong again and again is counted instead of logged each time, unless *limit_logs*
     is False. *exits* are the exceptions of a handler that end the whole process; none where that is somebody
-    else's.
+    else's. *dials*: the host sees to the app's `dial` functions, or nobody has to. *wall* returns the time of
+    day, in milliseconds since 1970.
     """
 
     ticks = True
@@ -60,19 +68,24 @@ class Runner:
         *,
         limit_logs: bool = True,
         exits: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit),
+        dials: bool = False,
+        wall: Callable[[], int] = wall,
     ) -> None:
         self.app = app
+        self._dials = dials
         self.exits = exits
         self.loop = asyncio.get_running_loop()
         self.time = _clock(self.loop)
         self.call_soon = self.loop.call_soon
         self.call_later: Callable[..., Timer] = self.loop.call_later
         self.call_from_thread = self.loop.call_soon_threadsafe
+        self.wall = wall
         self.waiter: Callable[[], Waiter] = self.loop.create_future
         self.engine = Engine(app, self, hub)
         self.watchdog = Watchdog(self.loop)
         self._thread = threading.get_ident()
-        self._pool: ThreadPoolExecutor | None = None
+        self.mutex: AbstractContextManager[Any] = threading.RLock()
+        self._threads: IdleThreads | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         self._repeats = Repeats(partial(self.call_from_thread, self._later_sweep)) if limit_logs else None
         self._sweeping: Timer | None = None
@@ -83,6 +96,9 @@ class Runner:
         self.engine.start()
         if self._repeats is not None:
             log.addFilter(self._repeats)
+            self.engine.held_back = self._repeats.again
+        if self.app.dialled and not self._dials:
+            log.warning("app ! @app.dial has no effect here: only exproto-app run connects to devices")
         try:
             for handler in self.app.startup:
                 await _call(handler)
@@ -99,8 +115,6 @@ class Runner:
             await self._run_shutdown()
         finally:
             self.watchdog.stop()
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
             self._tell_repeats()
             self.engine.stop()
 
@@ -138,7 +152,7 @@ class Runner:
             self.loop.call_soon(_raise, error)
 
     def in_other_thread(self) -> bool:
-        """Tell whether this is another thread than the loop's."""
+        """Return whether this is another thread than the loop's."""
         return threading.get_ident() != self._thread
 
     def run_task(
@@ -149,6 +163,7 @@ class Runner:
         *now*: it may begin at once, and *done* be called before this returns, which Python 3.12 and newer do.
         """
         task: asyncio.Future[Any]
+        self.engine.scheduler.begun += 1
         if type(awaitable) is not CoroutineType:
             task = asyncio.ensure_future(_caught(awaitable))
         elif now and EAGER:
@@ -166,9 +181,9 @@ class Runner:
         self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
     ) -> Timer:
         """Run *function* in a thread; *done* gets its result or its exception."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="exproto-app")
-        future: asyncio.Future[Any] = self.loop.run_in_executor(self._pool, function)
+        if self._threads is None:  # a handler that never returns must not keep the process from ending
+            self._threads = IdleThreads(THREADS, "exproto-app")
+        future: asyncio.Future[Any] = self.loop.run_in_executor(self._threads, function)
         future.add_done_callback(partial(self._done, done))
         return future
 
@@ -208,7 +223,7 @@ def _wake(future: asyncio.Future[None]) -> None:
 
 
 class _Exit:
-    """What a coroutine came to that raised one of `EXITS`."""
+    """The result of a coroutine that raised an exit."""
 
     __slots__ = ("error",)
 
@@ -225,7 +240,7 @@ async def _caught(awaitable: Any) -> Any:
 
 
 def _clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return the clock that *loop* goes by, one that goes on while a callback runs."""
+    """Return the clock of *loop*, or one like it that advances while a callback runs."""
     kind = type(loop)
     if kind.time is asyncio.BaseEventLoop.time or kind.__module__.startswith("uvloop"):
         return time.monotonic  # uvloop's own stands still from one turn of the loop to the next
@@ -243,7 +258,7 @@ async def _call(handler: Handler) -> None:
 
 
 class Watchdog:
-    """A thread that tells who holds the event loop up: no code in the loop can see that by itself.
+    """A thread that names the handler that blocks the event loop, which no code in the loop can do.
 
     *awake* is False while the loop rests on purpose, between two calls of a `TestClient`.
     """
@@ -286,7 +301,7 @@ class Watchdog:
         if frame is None:
             return
         stack = "".join(traceback.format_stack(frame)).rstrip()
-        text = "app ! %s has held everybody up for %g s; make it a def with blocking=True. It is here:"
+        text = "app ! %s has blocked all connections for %g s; make it a def with blocking=True. It is here:"
         record = log.makeRecord(log.name, logging.WARNING, __file__, 0, text, (_culprit(frame), SLOW), None)
         record.stack_info = stack
         log.handle(record)

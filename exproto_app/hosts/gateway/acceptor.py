@@ -1,46 +1,31 @@
 """Accepting connections on TCP and TLS: what happens before a device's connection begins.
 
 A connection is judged by its address and takes its place before it costs anything. A TLS handshake begins
-with the device's first byte, so that one who only connects costs a socket; as many as `HANDSHAKES` are under
-way at once, beyond them the oldest of the address with the most of them is given up. Handshakes that fail are
-logged, a few and then counted, as `tls_handshakes_failed`.
-
-Where the system runs out of sockets, accepting pauses and goes on by itself, on every event loop alike:
-asyncio's own server would try again for each connection of its backlog and log each time, uvloop's would say
-nothing.
+when the device's first record is whole, so that one who only connects costs a socket; `Handshakes` says in
+whose turn. Handshakes that fail are logged, a few and then counted, as `tls_handshakes_failed`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from ...asyncio_host.accepting import Accepting
 from ...models import Address
+from .plain import SocketTransport, serves
 from .proxied import HeaderLink
 from .tcp import TcpLink, why_failed
 
 if TYPE_CHECKING:
-    from .door import Door
+    from .endpoint import Endpoint
 
-__all__ = ["Acceptor", "Arrival"]
+__all__ = ["Acceptor", "Arrival", "serve"]
 
 log = logging.getLogger("exproto_app")
-
-BACKLOG: Final = 4096
-"""Connections that the kernel may keep for us while we are busy; its own limit counts too."""
-
-AT_ONCE: Final = 32
-"""Connections that are accepted in one round of the loop; others' devices have their turn then."""
-
-PAUSE: Final = 0.5
-"""Seconds until accepting is tried again after the system had no more sockets."""
-
-QUIET: Final = 10.0
-"""Seconds without such a pause after which the next one is news."""
 
 HANDSHAKE: Final = b"\x16"
 RECORD: Final = 1_024
@@ -50,93 +35,53 @@ FIRST_LOOK: Final = 0.02
 LAST_LOOK: Final = 1.0
 """Seconds between two looks whether it is there."""
 
-GONE: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EPERM})
-"""Errors of `accept` that are those of the connection (accept(2))."""
+
+async def serve(endpoint: Endpoint, sock: socket.socket | None) -> Acceptor:
+    """Serve *endpoint* on *sock*, which is bound already. Raises `OSError`."""
+    assert sock is not None  # noqa: S101 - its scheme has sockets
+    acceptor = Acceptor(endpoint, sock)
+    acceptor.start()
+    return acceptor
 
 
 class Acceptor:
-    """Accepts what comes to *sock*, bound to the address of *door*."""
+    """Accepts what comes to *sock*, bound to the address of *endpoint*."""
 
-    def __init__(self, door: Door, sock: socket.socket) -> None:
-        self.door = door
-        self._sock = sock
+    def __init__(self, endpoint: Endpoint, sock: socket.socket) -> None:
+        self.endpoint = endpoint
         self._loop = asyncio.get_running_loop()
-        self._paused: asyncio.TimerHandle | None = None
-        self._news = -QUIET
-        self._task: asyncio.Task[None] | None = None
+        self._plain = serves(self._loop)
+        scheduler = endpoint.engine.scheduler
+        who = f"gateway ! {endpoint.listen}"
+        self._accepting = Accepting(sock, self._take, endpoint.engine.count, who, lambda: scheduler.crowded)
 
     def start(self) -> None:
         """Listen. Raises `OSError`."""
-        self._sock.setblocking(False)
-        self._sock.listen(BACKLOG)
-        try:
-            self._loop.add_reader(self._sock, self._ready)
-        except NotImplementedError:  # Windows' usual loop has none
-            self._task = self._loop.create_task(self._accept_forever())
+        self._accepting.start()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Do nothing: connections have sockets of their own."""
+
+    def stop(self) -> None:
         """Accept no more."""
-        if self._paused is not None:
-            self._paused.cancel()
-        if self._task is not None:
-            self._task.cancel()
-        else:
-            self._loop.remove_reader(self._sock)
-        self._sock.close()
-
-    async def _accept_forever(self) -> None:
-        while True:
-            try:
-                self._take(*await self._loop.sock_accept(self._sock))
-            except OSError as error:  # noqa: PERF203 - it goes on
-                if error.errno not in GONE:
-                    self._tell(error)
-                    await asyncio.sleep(PAUSE)
-
-    def _ready(self) -> None:
-        for _ in range(AT_ONCE):
-            try:
-                sock, address = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in GONE:
-                    continue
-                self._loop.remove_reader(self._sock)
-                self._tell(error)
-                self._paused = self._loop.call_later(PAUSE, self._again)
-                return
-            sock.setblocking(False)
-            self._take(sock, address)
-
-    def _again(self) -> None:
-        self._paused = None
-        self._loop.add_reader(self._sock, self._ready)
-        self._ready()
-
-    def _tell(self, error: OSError) -> None:
-        """Count a pause, and log the first of a row of them."""
-        self.door.engine.count("accepts_paused")
-        now = self._loop.time()
-        if now - self._news >= QUIET:
-            words = "gateway ! %s accepts nothing until others have gone: %s; see ulimit -n"
-            log.warning(words, self.door.listen, (error.strerror or str(error)).lower())
-        self._news = now
+        self._accepting.close()
 
     def _take(self, sock: socket.socket, address: Any) -> None:
-        door = self.door
-        peer = Address(*address[:2])
-        if door.listen.proxy_protocol:  # the address to be judged is in the header
-            if door.take_place(peer):
-                self._loop.create_task(self._begin(HeaderLink(door, peer), sock))
+        endpoint = self.endpoint
+        peer = Address(*address[:2]) if address and isinstance(address, tuple) else _process(endpoint, sock)
+        if endpoint.listen.proxy_protocol:  # the address to be judged is in the header
+            if endpoint.take_place(peer):
+                self._loop.create_task(self._begin(HeaderLink(endpoint, peer), sock))
             else:
                 sock.close()
-        elif not door.admit(peer):
+        elif not endpoint.admit(peer):
             sock.close()
-        elif door.context is None:
-            self._loop.create_task(self._begin(TcpLink(door, peer), sock))
+        elif endpoint.context is not None:
+            Arrival(endpoint, sock, peer).wait()
+        elif self._plain:
+            self._loop.call_soon(SocketTransport(self._loop, sock, TcpLink(endpoint, peer)).start)
         else:
-            Arrival(door, sock, peer).wait()
+            self._loop.create_task(self._begin(TcpLink(endpoint, peer), sock))
 
     async def _begin(self, link: HeaderLink | TcpLink, sock: socket.socket) -> None:
         try:
@@ -147,12 +92,22 @@ class Acceptor:
             link.never_began()
 
 
+def _process(endpoint: Endpoint, sock: socket.socket) -> Address:
+    """Return whom a Unix socket is connected to: its path, and the other process's number, 0 if unknown."""
+    number = 0
+    option = getattr(socket, "SO_PEERCRED", None)  # Linux has it
+    if option is not None:
+        with contextlib.suppress(OSError):
+            number = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, 12))[0]
+    return Address(endpoint.listen.path, number)
+
+
 class Arrival:
     """A connection to a TLS listener whose handshake is to come, or under way."""
 
-    def __init__(self, door: Door, sock: socket.socket, peer: Address) -> None:
+    def __init__(self, endpoint: Endpoint, sock: socket.socket, peer: Address) -> None:
         self.peer = peer
-        self._door = door
+        self._endpoint = endpoint
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self.since = self._loop.time()
@@ -162,20 +117,25 @@ class Arrival:
         self._pause = FIRST_LOOK / 2
         self._handed_over = False  # the socket, to the event loop, which closes it
 
+    @property
+    def host(self) -> str:
+        """The address that it comes from."""
+        return self.peer.host
+
     def wait(self) -> None:
         """Wait for the first byte."""
-        door = self._door
-        door.pending[self] = None
-        seconds = door.gateway.options.handshake_timeout
+        endpoint = self._endpoint
+        endpoint.pending[self] = None
+        seconds = endpoint.gateway.options.handshake_timeout
         self._late = self._loop.call_later(seconds, self._too_late, seconds)
         try:
-            self._loop.add_reader(self._sock, self._ready)
+            self._loop.add_reader(self._sock.fileno(), self._ready)
         except NotImplementedError:  # Windows' usual loop has none
             self._shake()
 
     def vacate(self, why: str = "its place was needed") -> bool:
-        """Give it up; tell whether it was still half-open."""
-        if self not in self._door.pending:
+        """Give it up; return whether it was still half-open."""
+        if self not in self._endpoint.pending:
             return False
         self._fail(why)
         return True
@@ -194,16 +154,16 @@ class Arrival:
             self._fail(str(error))
             return
         if first:
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self._sock.fileno())
             self._look()
         elif self._leave():  # a load balancer looks whether somebody listens, again and again
             self._close()
-            self._door.probed(self.peer)
+            self._endpoint.probed(self.peer)
 
     def _look(self) -> None:
         """Begin the handshake when its first record is whole: until then it costs no memory of TLS."""
         self._seen = True
-        if self not in self._door.pending:
+        if self not in self._endpoint.pending:
             return
         try:
             head = self._sock.recv(RECORD, socket.MSG_PEEK)
@@ -224,41 +184,43 @@ class Arrival:
         self._fail(f"{what} within {seconds:g} s")
 
     def _shake(self) -> None:
+        self._endpoint.gateway.handshakes.wait(self, self._begin)
+
+    def _begin(self) -> None:
         if self._late is not None:
             self._late.cancel()
-        self._door.gateway.shaking(self)
         self._task = self._loop.create_task(self._handshake())
 
     async def _handshake(self) -> None:
-        door = self._door
-        link = SecureLink(door, self.peer, self)
-        seconds = door.gateway.options.handshake_timeout
+        endpoint = self._endpoint
+        link = SecureLink(endpoint, self.peer, self)
+        seconds = endpoint.gateway.options.handshake_timeout
         self._handed_over = True
         try:
             await self._loop.connect_accepted_socket(
-                lambda: link, self._sock, ssl=door.context, ssl_handshake_timeout=seconds
+                lambda: link, self._sock, ssl=endpoint.context, ssl_handshake_timeout=seconds
             )
         except OSError as error:  # ssl.SSLError is one
             self._fail(why_failed(error, seconds))
+        finally:
+            self._task = None  # what it has raised holds all of this, and it holds what it has raised
 
     def begun(self) -> bool:
-        """Take note that the handshake has succeeded; tell whether the connection still has its place."""
-        self._door.gateway.shaken(self)
-        return self._door.pending.pop(self, self) is not self
+        """Take note that the handshake has succeeded; return whether the connection still has its place."""
+        return self._endpoint.settled(self)
 
     def _fail(self, why: str) -> None:
         if self._leave():
             self._close()
-            self._door.unshaken(self.peer, why)
+            self._endpoint.unshaken(self.peer, why)
 
     def _leave(self) -> bool:
-        """Give the place back, once; tell whether it was still ours."""
-        if self._door.pending.pop(self, self) is self:
+        """Give the place back, once; return whether it was still ours."""
+        if not self._endpoint.settled(self):
             return False
         if self._late is not None:
             self._late.cancel()
-        self._door.gateway.shaken(self)
-        self._door.leave(self.peer)
+        self._endpoint.leave(self.peer)
         return True
 
     def _close(self) -> None:
@@ -266,7 +228,7 @@ class Arrival:
             self._task.cancel()
         if not self._handed_over:
             with contextlib.suppress(NotImplementedError):
-                self._loop.remove_reader(self._sock)
+                self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
 
 
@@ -275,8 +237,8 @@ class SecureLink(TcpLink):
 
     __slots__ = ("_arrival",)
 
-    def __init__(self, door: Door, peer: Address, arrival: Arrival) -> None:
-        super().__init__(door, peer)
+    def __init__(self, endpoint: Endpoint, peer: Address, arrival: Arrival) -> None:
+        super().__init__(endpoint, peer)
         self._arrival: Arrival | None = arrival
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -8,7 +8,7 @@ from ...core import Channel, Sniffer
 from ...models import Address, ConnectionInfo
 from ...tap import Event, Failed, Tap
 
-__all__ = ["BadFrames", "info_of"]
+__all__ = ["BadFrames", "accountable", "info_of"]
 
 
 def info_of(one: Channel | Sniffer) -> ConnectionInfo:
@@ -16,11 +16,16 @@ def info_of(one: Channel | Sniffer) -> ConnectionInfo:
     return one.conn.info if isinstance(one, Channel) else one.info
 
 
-class BadFrames:
-    """An observer and a watcher of an engine: calls *failed* with the address of each bad frame.
+def accountable(info: ConnectionInfo) -> bool:
+    """Return whether a device's address may be banned for what it does.
 
-    UDP doesn't count: its addresses may be forged, to have somebody else banned.
+    On UDP it may be forged, to have somebody else banned; where we have dialled, we know whom we called.
     """
+    return info.socktype not in ("udp", "unix") and not info.target
+
+
+class BadFrames:
+    """An observer and a watcher of an engine: calls *failed* with the address of each bad frame."""
 
     def __init__(self, failed: Callable[[Address], object]) -> None:
         self._failed = failed
@@ -29,7 +34,7 @@ class BadFrames:
     def connected(self, one: Channel | Sniffer) -> None:
         """Take note of a connection."""
         info = info_of(one)
-        if info.socktype != "udp":
+        if accountable(info):
             self._peers[one.id] = info.peername
 
     def ended(self, one: Channel | Sniffer) -> None:

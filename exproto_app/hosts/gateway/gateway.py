@@ -6,33 +6,39 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
 from ...addresses import AddressLimits, Guard
 from ...app import App
+from ...asyncio_host.renewal import Renewal, Source
+from ...asyncio_host.resolving import Resolver
 from ...asyncio_host.runner import Runner
 from ...core import Channel, Engine, Hub
-from ...errors import SetupError
 from ...hub import MemoryHub
-from ...models import Address
-from ...ops.certificates import validity
+from ...models import Address, ConnectionInfo
+from ...ops.backoff import Pace
 from ...router import Router
-from .acceptor import Acceptor
-from .door import Door, HalfOpen
-from .faults import BadFrames, info_of
+from .dialling import DialOptions
+from .dials import Dials, Share
+from .endpoint import Endpoint
+from .faults import BadFrames, accountable, info_of
 from .guests import GuestGate
+from .handshakes import Handshakes
 from .listeners import DEFAULT_LISTEN, Listen
 from .logins import LoginGate
-from .room import Candidate, Room, crowded
-from .sockets import bind, files_left, why_not
-from .tcp import TcpLink
-from .udp import UdpLink, UdpPort
+from .renewing import Lists, follow_identity, warn_of_certificates
+from .room import Room
+from .schemes import Server
+from .sockets import bind, files_left, release, why_not
+from .targets import Target
+from .tcp import address_of
+from .unproved import Unproved
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,12 +47,8 @@ __all__ = ["Gateway", "Options"]
 
 log = logging.getLogger("exproto_app")
 
-
-HANDSHAKES = 100
-"""TLS handshakes that are under way at the same time: each takes some 100 KB of memory, and CPU."""
-
-EXPIRES_SOON = 14
-"""Days before a certificate's end from which on we warn."""
+Sockets: TypeAlias = Sequence[Sequence[socket.socket]]
+"""The sockets of each listener."""
 
 LEAST = 0.5
 """Seconds that the hub has to end, however long the connections took."""
@@ -60,16 +62,21 @@ class Options:
     """What a gateway allows.
 
     *max_connections* in all, in this process; *handshake_timeout*: seconds of a TLS handshake, and of the
-    PROXY header before it; *addresses*: what each address may do; *files*: those that one connection opens,
-    2 where each device has a connection to the broker; *stop_timeout*: seconds that connections, and then the
-    hub, may take to end before they are cut.
+    PROXY header before it; *addresses*: what each address may do; *lists*: files with more networks that may
+    connect, or may not; *files*: those that one connection opens, 2 where each device has a connection to the
+    broker; *stop_timeout*: seconds that connections, and then the hub, may take to end before they are cut;
+    *dial*: how targets are dialled; *keepalive*: seconds of silence after which the kernel asks a TCP device
+    whether it is there, None for the system's, two hours mostly.
     """
 
     max_connections: int = 10_000
     handshake_timeout: float = 10.0
     addresses: AddressLimits = attrs.field(factory=AddressLimits)
+    lists: Lists = attrs.field(factory=Lists)
     files: int = 1
     stop_timeout: float = 5.0
+    dial: DialOptions = attrs.field(factory=DialOptions)
+    keepalive: float | None = None
 
 
 @runtime_checkable
@@ -85,12 +92,24 @@ class Networked(Protocol):
         ...
 
 
+@runtime_checkable
+class Renewable(Protocol):
+    """A hub that is made of files, some of which may change while it works."""
+
+    def sources(self) -> Iterable[Source]:
+        """Return what is read again then."""
+        ...
+
+
 class Gateway:
     """*app* on *listeners* of its own, with a *hub* in memory unless another is given.
 
-    *sockets*: for each listener those that are bound already, by a process that shares or outlives this one;
-    they are closed with the gateway. Use it as an async context manager, or `start` and `stop` it. Raises
-    `SetupError` for listeners that don't fit the app or can't be opened.
+    *dial* has targets that it connects to, and *dial_file* more, one a line; the app's `dial` functions yield
+    others. *sockets*: for each listener those that are bound already, by a process that shares or outlives
+    this one, or a function that returns them when they are to be served; they are closed with the gateway.
+    *share*: this process's part of what is dialled. Use it as an async context manager, or `start` and `stop`
+    it. Raises `SetupError` for listeners and targets that don't fit the app, and for listeners that can't be
+    opened.
     """
 
     def __init__(
@@ -100,25 +119,38 @@ class Gateway:
         *,
         hub: Hub | None = None,
         options: Options | None = None,
-        sockets: Sequence[Sequence[socket.socket]] | None = None,
+        dial: Sequence[Target | str] = (),
+        dial_file: str | Path | None = None,
+        share: Share | None = None,
+        sockets: Sockets | Callable[[], Sockets] | None = None,
     ) -> None:
         self.app = app
         self.options = options or Options()
         self.hub = hub or MemoryHub()
         self.guard = Guard(self.options.addresses)
         self.guests = GuestGate(self)
+        self.renewal = Renewal()
         self.stopping = False
+        self._started = False
         self.runner: Runner
+        self.resolver: Resolver
         parsed = [Listen.parse(listen) if isinstance(listen, str) else listen for listen in listeners]
-        self._doors = [
-            Door(self, number, listen, listen.routers(app)) for number, listen in enumerate(parsed)
+        self.endpoints = [
+            Endpoint(self, number, listen, listen.routers(app)) for number, listen in enumerate(parsed)
         ]
+        self.share = share or Share()
+        self.pace = Pace(self.options.dial.rate)
+        targets = [Target.parse(target) if isinstance(target, str) else target for target in dial]
+        self.dials = Dials(self, targets, dial_file)
         most = [listen.max_connections for listen in parsed]
-        self.room = Room(self.options.max_connections, most, self._candidates)
-        self._shaking: dict[HalfOpen, str] = {}
+        if self.dials.wanted:  # they are as one more listener
+            most.append(None)
+        self._unproved = Unproved(self)
+        shared = frozenset(endpoint.number for endpoint in self.endpoints if endpoint.listen.kind.datagrams)
+        self.room = Room(self.options.max_connections, most, self._unproved.oldest, shared=shared)
+        self.handshakes: Handshakes
         self._sockets = sockets
-        self._acceptors: list[Acceptor] = []
-        self._ports: list[UdpPort] = []
+        self._servers: list[Server] = []
         self.addresses: list[tuple[Listen, Sequence[Router[Any]], Address]] = []
 
     @property
@@ -129,25 +161,32 @@ class Gateway:
     @property
     def serving(self) -> bool:
         """Whether the listeners are open."""
-        return bool(self.addresses) and not self.stopping
+        return self._started and not self.stopping
 
     @property
     def listening(self) -> list[tuple[str, str]]:
         """The listeners that are open, for each protocol: its name, and the URL."""
         return [
-            (router.name, f"{listen.scheme}://{address}")
+            (router.name, listen.at(address))
             for listen, routers, address in self.addresses
             for router in routers
         ]
 
+    def gauges(self) -> dict[str, float]:
+        """Return what is measured beside the connections."""
+        if not self.dials.wanted:
+            return {}
+        return {"dial_targets": len(self.dials.targets), "dial_targets_up": self.dials.up}
+
     async def start(self) -> None:
         """Start the app, then open the listeners."""
-        for door in self._doors:
-            door.context = door.listen.tls()
-        self._look_at_certificates()
+        self._read_files()
         self._limit_files()
-        self._gate = LoginGate(self.hub, self.login_failed)
-        self.runner = Runner(self.app, self._gate.as_hub())
+        self.resolver = Resolver()
+        self.handshakes = Handshakes(asyncio.get_running_loop().call_soon)
+        self._gate = LoginGate(self.hub, self._login_failed)
+        self.runner = Runner(self.app, self._gate.as_hub(), dials=True)
+        self.runner.engine.when_denied = self._login_failed
         if isinstance(self.hub, Networked):
             await self.hub.start(self.runner.engine)
         try:
@@ -156,56 +195,61 @@ class Gateway:
             if isinstance(self.hub, Networked):
                 await self.hub.stop()
             raise
+        self.runner.engine.observers += (self._unproved,)
         try:
             if self.options.addresses.bad_frames is not None:
                 self._watch_frames()
-            for number, door in enumerate(self._doors):
-                sockets = self._sockets[number] if self._sockets is not None else bind(door.listen)
-                names = [Address(*sock.getsockname()[:2]) for sock in sockets]
-                await self._serve(door, list(sockets))
-                self.addresses += [(door.listen, door.routers, name) for name in names]
+            given = self._sockets() if callable(self._sockets) else self._sockets
+            for number, endpoint in enumerate(self.endpoints):
+                if endpoint.listen.kind.kind is None and not self.share.has(endpoint.listen):
+                    continue
+                sockets = bind(endpoint.listen) if given is None else given[number]
+                names = [address_of(sock.getsockname()) for sock in sockets]
+                await self._serve(endpoint, list(sockets))
+                if not names:
+                    names = [Address(endpoint.listen.host or endpoint.listen.path, endpoint.listen.port)]
+                self.addresses += [(endpoint.listen, endpoint.routers, name) for name in names]
+            await self.dials.start()
+            self.renewal.start()
+            self._started = True
         except BaseException:
             await self.stop()
             raise
 
+    def _read_files(self) -> None:
+        """Read what is read again when it changes: certificates, keys, lists of networks."""
+        for endpoint in self.endpoints:
+            if endpoint.listen.kind.tls and not endpoint.listen.kind.dialled:
+                follow_identity(endpoint)
+        warn_of_certificates([endpoint.listen for endpoint in self.endpoints])
+        self.options.lists.follow(self)
+        self.renewal.add(self.dials.source())
+        if isinstance(self.hub, Renewable):
+            for source in self.hub.sources():
+                self.renewal.add(source)
+
     def renew(self) -> None:
-        """Read certificates, keys and CAs again, for handshakes from now on.
+        """Have everything be read again that comes from files, and ask what is to be dialled.
 
-        If one is wrong, those from before stay. Devices that are connected stay so.
+        What is wrong is told, and what was read before stays. Devices that are connected stay so.
         """
-        try:
-            contexts = [door.listen.tls() for door in self._doors]
-        except SetupError as error:
-            log.error("gateway ! not renewed: %s; the certificates from before stay", error)  # noqa: TRY400 - the sentence is enough
-            return
-        for door, context in zip(self._doors, contexts, strict=True):
-            door.context = context
-        log.info("gateway = certificates read again")
-        self._look_at_certificates()
-
-    def _look_at_certificates(self) -> None:
-        """Warn of certificates that aren't good, or not for long."""
-        now = datetime.now(timezone.utc)
-        for listen in {door.listen.cert: door.listen for door in self._doors if door.context}.values():
-            for each in validity(listen.cert or ""):
-                trouble = each.trouble(now)
-                if not trouble and each.days(now) < EXPIRES_SOON:
-                    trouble = f"it expires in {each.days(now)} days"
-                if trouble:
-                    log.warning("gateway ! the certificate %s of %s: %s", listen.cert, listen, trouble)
+        self.renewal.ask()
 
     async def stop(self) -> None:
         """Stop accepting, end every connection, close."""
-        for acceptor in self._acceptors:
-            acceptor.close()
-        for port in self._ports:
-            port.stop_reading()
+        self.renewal.stop()
+        self.dials.stop()
+        if self._sockets is None:  # else they outlive this process
+            for listen, _, _ in self.addresses:
+                release(listen)
+        for server in self._servers:
+            server.stop()
         # Those that are accepted already come in, so that they get a proper end.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.stopping = True
-        for door in self._doors:
-            for link in tuple(door.pending):
+        for endpoint in self.endpoints:
+            for link in tuple(endpoint.pending):
                 link.give_up()
         self._gate.stop()
         until = self.runner.time() + self.options.stop_timeout
@@ -215,10 +259,10 @@ class Gateway:
         await stopping
         if isinstance(self.hub, Networked):
             await self._stop_hub(self.hub, max(LEAST, until - self.runner.time()))
-        for port in self._ports:
-            port.close()
-        self._acceptors.clear()
-        self._ports.clear()
+        for server in self._servers:
+            await server.close()
+        self._servers.clear()
+        self.dials.close()
 
     def _give_up(self) -> None:
         """Cut the connections that are still there; tell what is lost with them."""
@@ -253,20 +297,13 @@ class Gateway:
     ) -> None:
         await self.stop()
 
-    def shaking(self, one: HalfOpen) -> None:
-        """Count a TLS handshake that begins; beyond the limit another one is given up for it."""
-        if len(self._shaking) >= HANDSHAKES:
-            crowded(self._shaking.items()).vacate("too many handshakes are under way")
-        self._shaking[one] = one.peer.host
+    def _login_failed(self, info: ConnectionInfo) -> None:
+        self.login_failed(info.peername, ban=accountable(info))
 
-    def shaken(self, one: HalfOpen) -> None:
-        """Take note that it has ended."""
-        self._shaking.pop(one, None)
-
-    def login_failed(self, peer: Address, socktype: str) -> None:
-        """Count a refused login; an address with too many of them is banned, but for UDP's, which lie."""
+    def login_failed(self, peer: Address, *, ban: bool) -> None:
+        """Count a refused login; an address with too many of them is banned, if it may be."""
         self.runner.engine.count("logins_failed")
-        if socktype != "udp" and self.guard.failed(peer.host, "failed_logins", self.runner.time()):
+        if ban and self.guard.failed(peer.host, "failed_logins", self.runner.time()):
             self._ban(peer, "failed logins")
 
     def _watch_frames(self) -> None:
@@ -286,32 +323,9 @@ class Gateway:
         log.warning("%s ! banned for %g s: too many %s within a minute", peer, seconds, why)
         for one in self.runner.engine.connections():
             info = info_of(one)
-            if self.guard.same(info.peername.host, peer.host) and info.socktype != "udp":
+            if accountable(info) and self.guard.same(info.peername.host, peer.host):
                 one.end("error", f"its address is banned: too many {why}")
         self.guests.end(partial(self.guard.same, peer.host))
-
-    def _candidates(self) -> Iterator[Candidate]:
-        """Yield the connections that have proved nothing yet."""
-        for door in self._doors:
-            for half in door.pending:
-                yield Candidate("half-open", door.number, half.since, half.vacate)
-        for one in self.runner.engine.connections():
-            link: Any = one.link
-            info = info_of(one)
-            kind = "udp" if info.socktype == "udp" else "tcp"
-            if not _proved(one, kind):
-                vacate = partial(self._vacate, link, info.peername, kind)
-                yield Candidate(kind, link.number, one.since, vacate)
-
-    def _vacate(self, link: TcpLink | UdpLink, peer: Address, kind: str) -> bool:
-        one: Any = link.channel
-        if one is None or _proved(one, kind) or not link.vacate():
-            return False
-        engine = self.runner.engine
-        engine.count("connections_evicted")
-        engine.count(f"connections_evicted.{kind}")
-        log.info("%s ! connection closed: it had proved nothing, and its place was needed", peer)
-        return True
 
     def _limit_files(self) -> None:
         """Take no more connections than the system allows files, but for a few that others need."""
@@ -320,31 +334,20 @@ class Gateway:
             return
         self.room.sockets = max(1, (left - SPARE_FILES) // self.options.files)
         if self.room.sockets < self.options.max_connections:
-            words = "gateway ! open files suffice for %d connections, not for %d; see ulimit -n"
+            words = "gateway ! the open-file limit allows %d connections, not %d; raise it, see ulimit -n"
             log.warning(words, self.room.sockets, self.options.max_connections)
 
-    async def _serve(self, door: Door, sockets: list[socket.socket]) -> None:
-        """Serve *door* on *sockets*; close those that can't be served."""
-        loop = asyncio.get_running_loop()
+    async def _serve(self, endpoint: Endpoint, sockets: list[socket.socket]) -> None:
+        """Serve *endpoint* on *sockets*; close those that can't be served."""
+        serve = endpoint.listen.kind.load()
         try:
+            if endpoint.listen.kind.kind is None:
+                self._servers.append(await serve(endpoint, None))
             while sockets:
-                if door.listen.scheme == "udp":
-                    _, port = await loop.create_datagram_endpoint(lambda: UdpPort(door), sock=sockets[0])
-                    self._ports.append(port)
-                else:
-                    acceptor = Acceptor(door, sockets[0])
-                    acceptor.start()
-                    self._acceptors.append(acceptor)
+                self._servers.append(await serve(endpoint, sockets[0]))
                 del sockets[0]
         except OSError as error:  # two that bound the same port learn it when they listen
-            raise why_not(door.listen, error) from None
+            raise why_not(endpoint.listen, error) from None
         finally:
             for sock in sockets:
                 sock.close()
-
-
-def _proved(one: Any, kind: str) -> bool:
-    """Tell whether a channel or sniffer may keep its place: it has registered, or said something on TCP."""
-    if getattr(one, "client", None) is not None:
-        return True
-    return kind == "tcp" and getattr(one, "frames_received", 0) > 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from ...models import Address
-from .door import REFUSED
+from .endpoint import REFUSED
 
 if TYPE_CHECKING:
     from .gateway import Gateway
@@ -51,7 +51,7 @@ class GuestGate:
 
     def login_failed(self, peer: Address) -> None:
         """Count a refused login."""
-        self._gateway.login_failed(peer, "tcp")
+        self._gateway.login_failed(peer, ban=True)
 
     def _refused(self, peer: Address, why: str, level: int, words: str) -> None:
         count = self._gateway.runner.engine.count

@@ -11,21 +11,24 @@ from ...addresses import APPLICANT, Applicant
 from ...commands import Command, Outcome, Register, refused
 from ...core import Channel, Hub
 from ...errors import DeniedError, UnavailableError
-from ...models import Address
+from ...models import ConnectionInfo
 
 __all__ = ["LoginGate"]
 
 log = logging.getLogger("exproto_app")
 
-Failed = Callable[[Address, str], object]
-"""Gets the address of a device whose login was refused, and its socktype."""
+Failed = Callable[[ConnectionInfo], object]
+"""Gets how a device is connected whose login was refused."""
 
 
 class LoginGate:
     """A hub in front of *hub*, which it asks for everything; logins that it refuses are told to *failed*."""
 
     def __init__(self, hub: Hub, failed: Failed) -> None:
+        if hub.broker_side is None:
+            raise TypeError(f"{hub} carries out nothing for the devices of a gateway")
         self._hub = hub
+        self._broker_side = hub.broker_side
         self._failed = failed
         self.publish, self.gone = hub.publish, hub.gone
         self._stopping = False
@@ -50,30 +53,38 @@ class LoginGate:
     def __str__(self) -> str:
         return str(self._hub)
 
+    @property
+    def broker_side(self) -> LoginGate:
+        """Carries out what devices ask: this."""
+        return self
+
+    def judges(self, channel: Channel, command: Register) -> bool:
+        """Return whether a login may be refused."""
+        return self._broker_side.judges(channel, command)
+
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
         """Carry out what a device's connection asks."""
         if type(command) is not Register:
-            return self._hub.execute(channel, command)
+            return self._broker_side.execute(channel, command)
         if self._stopping:
             return refused(UnavailableError("the gateway stops"))
         host = channel.conn.info.peername.host
         applicant = Applicant(host, lambda: channel.gone, lambda: channel.closing is not None)
         before = APPLICANT.set(applicant)
         try:
-            asked = self._hub.execute(channel, command)
+            asked = self._broker_side.execute(channel, command)
         finally:
             APPLICANT.reset(before)
         if asked.done and asked.error is None:
             return asked
         outcome: Outcome[Any] = Outcome(channel.engine.runtime.waiter)
         self._pending[outcome] = applicant
-        asked.when_done(partial(self._answered, channel, command.client.clientid, applicant, outcome))
+        asked.when_done(partial(self._answered, channel, applicant, outcome))
         return outcome
 
     def _answered(
         self,
         channel: Channel,
-        clientid: str,
         applicant: Applicant,
         outcome: Outcome[Any],
         answer: Outcome[Any],
@@ -88,7 +99,5 @@ class LoginGate:
         if applicant.busy:
             error = UnavailableError("too many logins wait already; try again")
         elif isinstance(error, DeniedError) and not channel.gone:
-            info = channel.conn.info
-            log.warning("%s ! login as %r refused, from %s", channel, clientid, info.peername)
-            self._failed(info.peername, info.socktype)
+            self._failed(channel.conn.info)
         outcome.fail(error)

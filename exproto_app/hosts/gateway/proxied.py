@@ -11,7 +11,7 @@ from .proxy import Proxied, header
 from .tcp import TcpLink, why_failed
 
 if TYPE_CHECKING:
-    from .door import Door
+    from .endpoint import Endpoint
 
 __all__ = ["HeaderLink"]
 
@@ -22,10 +22,10 @@ class HeaderLink(asyncio.BufferedProtocol):
     What follows, a TLS handshake for example, finds its bytes still unread.
     """
 
-    def __init__(self, door: Door, peer: Address) -> None:
+    def __init__(self, endpoint: Endpoint, peer: Address) -> None:
         self.peer = peer
         self.since = asyncio.get_running_loop().time()
-        self._door = door
+        self._endpoint = endpoint
         self._judged: Address | None = None  # the device, once its address counts
         self._transport: asyncio.Transport
         self._sockname: Address
@@ -35,24 +35,30 @@ class HeaderLink(asyncio.BufferedProtocol):
         self._room = memoryview(bytearray(next(self._header)))
         self._filled = 0
         self._upgrade: asyncio.Task[None] | None = None
+        self._headed = False  # the header is there, and a handshake follows
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         sockname = transport.get_extra_info("sockname")
-        if not sockname or self._door.gateway.stopping:  # gone before we looked
+        if not sockname or self._endpoint.gateway.stopping:  # gone before we looked
             self._transport.abort()
             self.never_began()
             return
         self._sockname = Address(*sockname[:2])
-        self._door.pending[self] = None
-        seconds = self._door.gateway.options.handshake_timeout
+        self._endpoint.pending[self] = None
+        seconds = self._endpoint.gateway.options.handshake_timeout
         self._late = asyncio.get_running_loop().call_later(
             seconds, self._refuse, f"no PROXY header within {seconds:g} s"
         )
 
+    @property
+    def host(self) -> str:
+        """The address that it comes from."""
+        return self.peer.host
+
     def never_began(self) -> None:
         """Give the place back that the connection had taken."""
-        self._door.leave(self._judged)
+        self._endpoint.leave(self._judged)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         return self._room[self._filled :]
@@ -73,16 +79,16 @@ class HeaderLink(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         if self._seen or self._filled:
-            self._refuse("it ended before its PROXY header was there")
+            self._refuse("it ended before its PROXY header was complete")
         elif self._leave():  # the load balancer looks whether somebody listens, again and again
             self._transport.abort()
-            self._door.probed(self.peer)
+            self._endpoint.probed(self.peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._seen or self._filled:
-            self._refuse(f"it was lost before its PROXY header was there ({exc})")
+            self._refuse(f"it was lost before its PROXY header was complete ({exc})")
         elif self._leave():
-            self._door.probed(self.peer)
+            self._endpoint.probed(self.peer)
 
     def give_up(self) -> None:
         """Close the connection, because the gateway stops."""
@@ -92,29 +98,28 @@ class HeaderLink(asyncio.BufferedProtocol):
             self._upgrade.cancel()
 
     def vacate(self, why: str = "its place was needed") -> bool:
-        """Give it up; tell whether it was still half-open."""
-        if self not in self._door.pending:
+        """Give it up; return whether it was still half-open."""
+        if self not in self._endpoint.pending:
             return False
-        shaking = self._upgrade is not None
+        shaking = self._headed
         self.give_up()
         if shaking:
-            self._door.unshaken(self.peer, why)
+            self._endpoint.unshaken(self.peer, why)
         else:
-            self._door.headless(self.peer, why, self._seen + bytes(self._room[: self._filled]))
+            self._endpoint.headless(self.peer, why, self._seen + bytes(self._room[: self._filled]))
         return True
 
     def _refuse(self, why: str) -> None:
         if self._leave():
-            self._door.headless(self.peer, why, self._seen + bytes(self._room[: self._filled]))
+            self._endpoint.headless(self.peer, why, self._seen + bytes(self._room[: self._filled]))
             self._transport.abort()
 
     def _leave(self) -> bool:
-        """Give the place among the connections back, once; tell whether it was still ours."""
-        if self._door.pending.pop(self, self) is self:
+        """Give the place among the connections back, once; return whether it was still ours."""
+        if not self._endpoint.settled(self):
             return False
         self._forget_timer()
-        self._door.gateway.shaken(self)
-        self._door.leave(self._judged)
+        self._endpoint.leave(self._judged)
         return True
 
     def _forget_timer(self) -> None:
@@ -127,51 +132,52 @@ class HeaderLink(asyncio.BufferedProtocol):
         self._forget_timer()
         if proxied is not None:
             self.peer, self._sockname = proxied.source, proxied.destination
-            if not self._door.judge(self.peer):
+            if not self._endpoint.judge(self.peer):
                 self._leave()
                 self._transport.abort()
                 return
             self._judged = self.peer
-        if self._door.context is not None:
+        if self._endpoint.context is not None:
             self._transport.pause_reading()  # until the task runs nobody reads
-            self._door.gateway.shaking(self)
-            self._upgrade = asyncio.get_running_loop().create_task(self._start_tls())
+            self._headed = True
+            self._endpoint.gateway.handshakes.wait(self, self._shake)
             return
-        link = TcpLink(self._door, self.peer)
+        link = TcpLink(self._endpoint, self.peer)
         self._transport.pause_reading()
         self._transport.set_protocol(link)
         self._transport.resume_reading()  # uvloop changes how it reads only when reading begins anew
-        del self._door.pending[self]
+        del self._endpoint.pending[self]
         link.begin(self._transport, self._sockname)
 
+    def _shake(self) -> None:
+        self._upgrade = asyncio.get_running_loop().create_task(self._start_tls())
+
     async def _start_tls(self) -> None:
-        door = self._door
-        early = Early()
+        endpoint = self._endpoint
+        early = EarlyReads()
         try:
             transport: Any = await asyncio.get_running_loop().start_tls(
                 self._transport,
                 early,
-                cast("Any", door.context),
+                cast("Any", endpoint.context),
                 server_side=True,
-                ssl_handshake_timeout=door.gateway.options.handshake_timeout,
+                ssl_handshake_timeout=endpoint.gateway.options.handshake_timeout,
             )
         except (OSError, asyncio.CancelledError) as error:  # ssl.SSLError is an OSError
             if self._leave() and isinstance(error, OSError):
-                door.unshaken(self.peer, why_failed(error, door.gateway.options.handshake_timeout))
+                endpoint.unshaken(self.peer, why_failed(error, endpoint.gateway.options.handshake_timeout))
             self._transport.abort()
             return
-        if self not in door.pending:  # the gateway stopped meanwhile
+        if not endpoint.settled(self):  # the gateway stopped meanwhile
             transport.abort()
             return
-        del door.pending[self]
-        door.gateway.shaken(self)
-        link = TcpLink(door, self.peer)
+        link = TcpLink(endpoint, self.peer)
         transport.set_protocol(link)
         link.begin(transport, self._sockname)
         early.hand_over(link)
 
 
-class Early(asyncio.Protocol):
+class EarlyReads(asyncio.Protocol):
     """Keeps what TLS brings before `start_tls` has returned: a few reads, in one round of the loop."""
 
     def __init__(self) -> None:

@@ -9,19 +9,15 @@ registered, or has said something on TCP, keeps its place.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 import attrs
 
-__all__ = ["Candidate", "Room", "crowded"]
+__all__ = ["Candidate", "Room"]
 
 RESERVED: Final = 0.1
 """Part of all places that is kept for the listeners, in equal shares."""
-
-SCAN: Final = 25e-6
-"""Seconds, for each connection, between two looks for those that may give way: about 20 times their cost."""
 
 PATIENCE: Final = {"half-open": 1.0, "udp": 0.0, "tcp": 5.0}
 """Seconds that each kind has to prove something before its place may be taken."""
@@ -29,42 +25,40 @@ PATIENCE: Final = {"half-open": 1.0, "udp": 0.0, "tcp": 5.0}
 KINDS: Final = (("half-open", "udp", "tcp"), ("half-open", "tcp"))
 """Who gives way to a newcomer on TCP, in that order; the latter where sockets are short."""
 
-Key = TypeVar("Key")
-
 
 @attrs.frozen(eq=False)
 class Candidate:
-    """A connection that may have to give way, of the listener of that *number*; *since* when it began.
+    """A connection that may have to give way; *since* when it began.
 
-    *kind* is `half-open`, `udp` or `tcp`. *vacate* gives its place up at once, and tells whether it still had
-    one.
+    *vacate* gives its place up at once, and tells whether it still had one.
     """
 
-    kind: str
-    number: int
     since: float
     vacate: Callable[[], bool]
 
 
-class Candidates(Protocol):
-    def __call__(self) -> Iterable[Candidate]:
-        """Return the connections that have proved nothing yet."""
-        ...
+Oldest: TypeAlias = Callable[[str, int], "Candidate | None"]
+"""Returns the oldest connection that has proved nothing yet, of a kind and at the listener of a number.
+
+The kinds are `half-open`, `udp` and `tcp`.
+"""
 
 
 @attrs.define(eq=False)
 class Room:
-    """*limit* places in all, of which sockets may have *sockets*; *most* has each listener's own limit."""
+    """*limit* places in all, of which sockets may have *sockets*; *most* has each listener's own limit.
+
+    *shared*: the listeners whose connections share one socket.
+    """
 
     limit: int
     most: list[int | None]
-    candidates: Candidates
+    oldest: Oldest
     sockets: int | None = None
+    shared: frozenset[int] = frozenset()
     open: list[int] = attrs.field(init=False)
     open_sockets: int = 0
     evicted: int = 0
-    _waiting: dict[tuple[str, int], deque[Candidate]] = attrs.field(factory=dict)
-    _scanned: float | None = None
 
     def __attrs_post_init__(self) -> None:
         self.open = [0] * len(self.most)
@@ -74,10 +68,14 @@ class Room:
         """How many places are taken."""
         return sum(self.open)
 
-    def enter(self, number: int, now: float, *, datagrams: bool) -> str:
-        """Take a place at listener *number*; return nothing, or which limit there is no way around."""
+    def enter(self, number: int, now: float, *, datagrams: bool, proved: bool = False) -> str:
+        """Take a place at listener *number*; return nothing, or which limit there is no way around.
+
+        Who sends *datagrams* needs no socket; its address may be forged, unless it has *proved* it.
+        """
         why = self._full(number, datagrams=datagrams)
-        while why and self._make_room(number, now, datagrams=datagrams, why=why):
+        forgeable = datagrams and not proved
+        while why and self._make_room(number, now, why, forgeable=forgeable):
             why = self._full(number, datagrams=datagrams)
         if not why:
             self.open[number] += 1
@@ -121,35 +119,20 @@ class Room:
         """The places that each listener has to itself."""
         return int(self.limit * RESERVED) // len(self.open)
 
-    def _make_room(self, number: int, now: float, *, datagrams: bool, why: str) -> bool:
-        """Have one connection give way; tell whether one did."""
+    def _make_room(self, number: int, now: float, why: str, *, forgeable: bool) -> bool:
+        """Have one connection give way; return whether one did."""
         numbers = [number]
         if why in ("gateway", "files"):  # the most crowded listener first; each keeps its own share
             numbers += [at for at, count in enumerate(self.open) if count > self._share and at != number]
             numbers.sort(key=lambda at: -self.open[at])
-        for kind in ("udp",) if datagrams else KINDS[why == "files"]:
+        if why == "files":
+            numbers = [at for at in numbers if at not in self.shared]
+        for kind in ("udp",) if forgeable else KINDS[why == "files"]:
             for at in numbers:
-                waiting = self._find(kind, at, now)
-                while waiting and now - waiting[0].since >= PATIENCE[kind]:
-                    if waiting.popleft().vacate():
-                        self.evicted += 1
-                        return True
+                candidate = self.oldest(kind, at)
+                if candidate is None or now - candidate.since < PATIENCE[kind]:
+                    continue
+                if candidate.vacate():
+                    self.evicted += 1
+                    return True
         return False
-
-    def _find(self, kind: str, number: int, now: float) -> deque[Candidate]:
-        """Return what may give way, the oldest first; rarely looked up anew."""
-        found = self._waiting.get((kind, number))
-        if not found and (self._scanned is None or now - self._scanned >= SCAN * self.total):
-            self._scanned = now
-            self._waiting.clear()
-            for candidate in sorted(self.candidates(), key=lambda candidate: candidate.since):
-                self._waiting.setdefault((candidate.kind, candidate.number), deque()).append(candidate)
-            found = self._waiting.get((kind, number))
-        return found if found is not None else deque()
-
-
-def crowded(under_way: Iterable[tuple[Key, str]]) -> Key:
-    """Return the oldest of what is *under_way* from the host that has most of it: keys and hosts, by age."""
-    items = list(under_way)
-    most, _ = Counter(host for _, host in items).most_common(1)[0]
-    return next(key for key, host in items if host == most)

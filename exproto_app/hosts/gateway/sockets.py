@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import socket
+import stat
 import sys
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +13,7 @@ from typing import Any, TypeAlias
 from ...errors import SetupError, not_opened
 from .listeners import Listen
 
-__all__ = ["bind", "files_left", "share", "share_again", "why_not"]
+__all__ = ["bind", "files_left", "release", "share", "share_again", "why_not"]
 
 Bound: TypeAlias = tuple[int, Any]
 """A family of addresses, and an address as its sockets have it."""
@@ -22,7 +24,16 @@ def bind(listen: Listen, option: str = "--listen") -> list[socket.socket]:
 
     Raises `SetupError` for what can't be opened.
     """
+    if listen.kind.unix:
+        return [_bind_file(listen, option)]
     return _bind(listen, _addresses(listen), shared=False, option=option)
+
+
+def release(listen: Listen) -> None:
+    """Remove the file of a Unix socket, while it is still open, so that nobody else's is removed."""
+    if listen.kind.unix:
+        with contextlib.suppress(OSError):
+            Path(listen.path).unlink()
 
 
 def share(listen: Listen, count: int) -> list[list[socket.socket]]:
@@ -30,6 +41,9 @@ def share(listen: Listen, count: int) -> list[list[socket.socket]]:
 
     A port 0 is chosen once. Raises `SetupError`, for a port that somebody else shares too.
     """
+    if listen.kind.unix:  # it has one queue, from which each takes
+        sock = _bind_file(listen, "--listen")
+        return [[sock], *([sock.dup()] for _ in range(count - 1))]
     # Sockets that share don't see others that do so, of a gateway that is already running for example.
     probes = bind(listen)
     addresses: list[Bound] = [(probe.family, probe.getsockname()) for probe in probes]
@@ -39,11 +53,15 @@ def share(listen: Listen, count: int) -> list[list[socket.socket]]:
 
 
 def share_again(family: int, kind: int, address: Any) -> socket.socket:
-    """Bind an *address* that others share once more. Raises `OSError`."""
+    """Open a socket for an *address* that others share once more. Raises `OSError`.
+
+    One for datagrams gets its part of them as soon as it is bound, so that is for whoever reads them to do.
+    """
     sock = socket.socket(family, kind)
     try:
         _set_up(sock, shared=True)
-        sock.bind(address)
+        if kind != socket.SOCK_DGRAM:
+            sock.bind(address)
     except OSError:
         sock.close()
         raise
@@ -51,15 +69,18 @@ def share_again(family: int, kind: int, address: Any) -> socket.socket:
 
 
 def _addresses(listen: Listen) -> list[Bound]:
-    kind = socket.SOCK_DGRAM if listen.scheme == "udp" else socket.SOCK_STREAM
-    host = listen.host or ("0.0.0.0" if listen.scheme == "udp" else None)  # noqa: S104 - asked for by leaving the host out
+    kind = listen.kind.kind
+    if kind is None:
+        return []
     try:
-        infos = socket.getaddrinfo(host, listen.port, type=kind, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(listen.host or None, listen.port, type=kind, flags=socket.AI_PASSIVE)
     except socket.gaierror:
-        raise SetupError(f"{listen} can't be opened: there is no host {listen.host!r} here") from None
+        raise SetupError(
+            f"{listen} can't be opened: the host name {listen.host!r} can't be resolved"
+        ) from None
     addresses: list[Bound] = list(dict.fromkeys((int(info[0]), info[4]) for info in infos))
     # A datagram is answered from one address; a name may stand for several.
-    return addresses[:1] if listen.scheme == "udp" else addresses
+    return addresses[:1] if listen.kind.datagrams and listen.host else addresses
 
 
 def _bind(
@@ -68,9 +89,8 @@ def _bind(
     sockets: list[socket.socket] = []
     try:
         for family, address in addresses:
-            kind = socket.SOCK_DGRAM if listen.scheme == "udp" else socket.SOCK_STREAM
             try:
-                sock = socket.socket(family, kind)
+                sock = socket.socket(family, listen.kind.kind or socket.SOCK_STREAM)
             except OSError:
                 if len(addresses) > 1:  # a system without IPv6
                     continue
@@ -83,6 +103,50 @@ def _bind(
             sock.close()
         raise why_not(listen, error, option) from None
     return sockets
+
+
+def _bind_file(listen: Listen, option: str) -> socket.socket:
+    """Return a Unix socket, bound in place of one that a process has left behind."""
+    family = getattr(socket, "AF_UNIX", None)
+    if family is None:
+        raise SetupError(f"{listen} can't be opened: this system has no Unix sockets")
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        _clear(sock, listen, option)
+        sock.bind(listen.path)
+        if listen.mode is not None:  # nobody can connect before it listens
+            Path(listen.path).chmod(listen.mode)
+    except OSError as error:
+        sock.close()
+        raise why_not(listen, error, option) from None
+    except SetupError:
+        sock.close()
+        raise
+    return sock
+
+
+def _clear(sock: socket.socket, listen: Listen, option: str) -> None:
+    """Remove the file of a Unix socket on which nobody listens any more."""
+    path = Path(listen.path)
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        words = f"{path} exists and isn't a socket; remove it, or choose another with {option}"
+        raise SetupError(f"{listen} can't be opened: {words}")
+    with contextlib.closing(socket.socket(sock.family, socket.SOCK_STREAM)) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(listen.path)
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:  # its backlog is full
+            pass
+    words = f"another program listens there; stop it or choose another with {option}"
+    raise SetupError(f"{listen} can't be opened: {words}")
 
 
 def _set_up(sock: socket.socket, *, shared: bool) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from ...asyncio_host.dead_peers import watch_peer
+from ...asyncio_host.reading import limit_kernel, limit_reads
 from ...core import Intake
-from ...models import Address, Certificate, ConnectionInfo
+from ...models import Address, Certificate
+from .plain import SocketTransport
 
 if TYPE_CHECKING:
-    from .door import Door
+    from .endpoint import Endpoint
 
-__all__ = ["TcpLink", "why_failed"]
+__all__ = ["TcpLink", "address_of", "certificate_of", "why_failed"]
 
 LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETRESET})
 """Errors of a device that went away without a word."""
@@ -25,14 +27,15 @@ LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.
 class TcpLink(asyncio.Protocol):
     """The asyncio end of one connection: feeds its channel and drains it."""
 
-    __slots__ = ("_channel", "_door", "_secure", "_transport", "data_received", "peer")
+    __slots__ = ("_channel", "_endpoint", "_secure", "_transport", "data_received", "peer")
 
     answers = False
-    fence = None
+    broker_side = None
+    confirm = None
 
-    def __init__(self, door: Door, peer: Address) -> None:
+    def __init__(self, endpoint: Endpoint, peer: Address) -> None:
         self.peer = peer
-        self._door = door
+        self._endpoint = endpoint
         self._channel: Intake | None = None
         self._transport: asyncio.Transport
         self._secure = False
@@ -50,6 +53,8 @@ class TcpLink(asyncio.Protocol):
         self._channel = channel
         feed = self._received if channel is None else channel.received
         self.data_received = feed  # type: ignore[assignment] # as said above
+        if type(self._transport) is SocketTransport:
+            self._transport.set_protocol(self)
 
     # --- from asyncio
 
@@ -60,29 +65,28 @@ class TcpLink(asyncio.Protocol):
             self._transport.abort()
             self.never_began()
             return
-        self.begin(self._transport, Address(*sockname[:2]))
+        self.begin(self._transport, address_of(sockname))
 
     def never_began(self) -> None:
         """Give the place back that the connection had taken."""
-        self._door.leave(self.peer)
+        self._endpoint.leave(self.peer)
 
     def begin(self, transport: asyncio.Transport, sockname: Address) -> None:
         """Begin the connection, which has its place."""
-        if self._door.gateway.stopping:
+        if self._endpoint.gateway.stopping:
             transport.abort()
             self.never_began()
             return
         self._transport = transport
-        sock: socket.socket | None = transport.get_extra_info("socket")
-        if sock is not None:
-            with contextlib.suppress(OSError):  # it may be gone already
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        limits, options = self._endpoint.engine.limits, self._endpoint.gateway.options
+        watch_peer(transport, limits.stall, options.keepalive)
+        limit_kernel(transport)
+        limit_reads(transport)
         self._secure = transport.get_extra_info("ssl_object") is not None
         certificate = _certificate(transport.get_extra_info("peercert")) if self._secure else None
-        info = ConnectionInfo("ssl" if self._secure else "tcp", self.peer, sockname, certificate)
-        engine = self._door.engine
-        transport.set_write_buffer_limits(high=engine.limits.outbox)
-        engine.connected(self, info, self._door.routers)
+        info = self._endpoint.info(self.peer, sockname, certificate)
+        transport.set_write_buffer_limits(high=limits.outbox)
+        self._endpoint.connected(self, info)
 
     def _received(self, data: bytes) -> None:
         if self._channel is not None:
@@ -108,28 +112,32 @@ class TcpLink(asyncio.Protocol):
         del self.data_received  # it would keep the channel, or this, alive
         if channel is None:
             return
-        self._door.leave(self.peer)
+        self._endpoint.leave(self.peer)
         lost = isinstance(exc, OSError) and exc.errno in LOST
         channel.terminated("lost" if lost else "device closed", str(exc or ""))
 
     # --- from the gateway
 
     def vacate(self) -> bool:
-        """Give the connection's place to somebody else; tell whether it still had one."""
+        """Give the connection's place to somebody else; return whether it still had one."""
         channel, self._channel = self._channel, None
         if channel is None:
             return False
-        self._door.leave(self.peer)
+        self._endpoint.leave(self.peer)
         self._transport.abort()
-        channel.terminated("lost", "it had said nothing, and its place was needed")
+        channel.terminated("lost", "it hadn't sent anything, and its place was needed")
         return True
 
     @property
-    def number(self) -> int:
-        """The listener's number."""
-        return self._door.number
+    def endpoint(self) -> Endpoint:
+        """The listener."""
+        return self._endpoint
 
     # --- from the channel
+
+    @property
+    def buffered(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     @property
     def write(self) -> Callable[[bytes], object]:
@@ -156,11 +164,22 @@ class TcpLink(asyncio.Protocol):
             self._transport.resume_reading()
 
 
+def address_of(name: Any) -> Address:
+    """Return a socket's name, or its peer's: of a Unix socket, its path, empty where it has none."""
+    if isinstance(name, tuple):
+        return Address(*name[:2])
+    return Address(name if isinstance(name, str) else repr(name), 0)
+
+
 def _certificate(peercert: dict[str, Any] | None) -> Certificate | None:
-    """Return what the ssl module tells of a certificate, the name parts last first (RFC 4514)."""
+    """Return what the ssl module tells of a certificate."""
     if not peercert:
         return None
-    pairs = [pair for group in peercert.get("subject", ()) for pair in group]
+    return certificate_of([pair for group in peercert.get("subject", ()) for pair in group])
+
+
+def certificate_of(pairs: Sequence[tuple[str, str]]) -> Certificate:
+    """Return a certificate whose subject has *pairs*; the last of them stands first (RFC 4514)."""
     short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
     short |= {"localityName": "L", "stateOrProvinceName": "ST"}
     dn = ",".join(f"{short.get(name, name)}={value}" for name, value in reversed(pairs))

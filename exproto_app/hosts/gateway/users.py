@@ -13,7 +13,6 @@ import secrets
 import sys
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,9 +20,11 @@ from typing import Final
 import attrs
 
 from ...addresses import APPLICANT, Applicant
+from ...asyncio_host.renewal import Source
+from ...asyncio_host.threads import IdleThreads
+from ...core.login_queue import EACH, MOST, Login, LoginQueue
 from ...errors import SetupError
 from ...models import ClientInfo
-from .waiting import EACH, MOST, Login, Waiting
 
 __all__ = ["Users", "hash_password"]
 
@@ -71,11 +72,12 @@ def _parse(text: str) -> Hash:
     return Hash(cost, *(base64.b64decode(part, validate=True) for part in padded))
 
 
-def _give_way() -> None:
-    """Have the system run this thread when others, the event loop for one, have nothing to do."""
+def _give_way(steps: int) -> None:
+    """Have this thread give way to others, the event loop for one: *steps* of 19, which is to all of them."""
     if sys.platform == "linux":  # where a thread has a priority of its own
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            before = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, before + steps))
 
 
 @attrs.define(eq=False)
@@ -96,31 +98,36 @@ class Users:
     for a file that can't be read, with its line.
 
     A check takes some 50 ms of CPU. It is done for names that are there and whose password isn't known yet;
-    then it tells right from wrong by memory, until the line changes. `Waiting` has what waits for a check.
+    then it tells right from wrong by memory, until the line changes. `LoginQueue` has what waits for a check.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._stamp: tuple[int, int] | None = None
+        self._followed = False
         self._hashes: dict[str, Hash] = {}
         # What was right or wrong lately, by a hash that is of no use to anybody else.
         self._key = secrets.token_bytes(32)
         self._right: dict[str, tuple[bytes, bytes]] = {}
         self._wrong: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
-        self._threads = ThreadPoolExecutor(CHECKS, thread_name_prefix="exproto-app users")
-        self._slow_threads = ThreadPoolExecutor(
-            1, thread_name_prefix="exproto-app suspects", initializer=_give_way
-        )
-        self._waiting: Waiting[_Check] = Waiting()
+        self._threads = IdleThreads(CHECKS, "exproto-app users", partial(_give_way, 5))
+        self._slow_threads = IdleThreads(1, "exproto-app suspects", partial(_give_way, 19))
+        self._waiting: LoginQueue[_Check] = LoginQueue()
         self._checking = 0
         self._takes = 0.05  # seconds, as of the last check
         self._read()
 
+    def follow(self) -> Source:
+        """Return what the file is read again by, as soon as it has changed; logins don't look at it then."""
+        self._followed = True
+        return Source("users", f"names in {self._path}", lambda: (self._path,), self._load, self._take)
+
     async def __call__(self, client: ClientInfo, password: str | None) -> bool:
-        """Tell whether *client* may register; the work is done in a thread."""
+        """Return whether *client* may register; the work is done in a thread."""
         if password is None:
             return False
-        self._read_again()
+        if not self._followed:
+            self._read_again()
         try:
             return await self._judge(client, password)
         except asyncio.CancelledError:  # the event loop ends; nobody waits for the answer
@@ -128,26 +135,26 @@ class Users:
 
     async def _judge(self, client: ClientInfo, password: str) -> bool:
         name = client.username or client.clientid
-        quick = hmac.digest(self._key, password.encode(errors="surrogatepass"), "sha256")
+        fingerprint = hmac.digest(self._key, password.encode(errors="surrogatepass"), "sha256")
         known = self._hashes.get(name)
-        verdict = self._remembered(name, quick, known)
+        verdict = self._remembered(name, fingerprint, known)
         if verdict is None and known is not None:
-            return await self._check(name, password, quick, known)
+            return await self._check(name, password, fingerprint, known)
         if not verdict:
             # As long as a check takes, so that nobody learns which names there are.
             await asyncio.sleep(self._takes)
         return bool(verdict)
 
-    def _remembered(self, name: str, quick: bytes, known: Hash | None) -> bool | None:
-        """Tell what is known without a check: a name has one password, so one that was right tells others."""
+    def _remembered(self, name: str, fingerprint: bytes, known: Hash | None) -> bool | None:
+        """Return what is known without a check: a name has one password, so any other is wrong."""
         if known is None:
             return None
         digest, right = self._right.get(name, (b"", b""))
         if digest == known.digest:
-            return hmac.compare_digest(right, quick)
-        return False if self._wrong.get((name, quick)) == known.digest else None
+            return hmac.compare_digest(right, fingerprint)
+        return False if self._wrong.get((name, fingerprint)) == known.digest else None
 
-    async def _check(self, name: str, password: str, quick: bytes, known: Hash) -> bool:
+    async def _check(self, name: str, password: str, fingerprint: bytes, known: Hash) -> bool:
         """Have the password checked when it is its turn."""
         loop = asyncio.get_running_loop()
         applicant = APPLICANT.get() or Applicant("", lambda: False)
@@ -160,9 +167,9 @@ class Users:
         if right is None:
             return False
         if right:
-            self._right[name] = known.digest, quick
+            self._right[name] = known.digest, fingerprint
         else:
-            self._wrong[name, quick] = known.digest
+            self._wrong[name, fingerprint] = known.digest
             if len(self._wrong) > WRONG:
                 self._wrong.popitem(last=False)
         return right
@@ -179,18 +186,18 @@ class Users:
             login.work.answer.set_result(None)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        for out in self._waiting.drop_gone():
-            self._refuse(out)
         # The last thread isn't for names that somebody guesses at.
         while self._checking < CHECKS:
             login = self._waiting.next(innocent=self._checking == CHECKS - 1)
             if login is None:
-                return
+                break
             self._checking += 1
             work = login.work
             threads = self._slow_threads if self._waiting.suspects(login) else self._threads
             done = loop.run_in_executor(threads, work.known.of, work.password)
             done.add_done_callback(partial(self._checked, loop, login))
+        for out in self._waiting.drop_gone():
+            self._refuse(out)
 
     def _checked(
         self, loop: asyncio.AbstractEventLoop, login: Login[_Check], done: asyncio.Future[bytes]
@@ -220,14 +227,18 @@ class Users:
     def _read(self) -> None:
         try:
             stat = self._path.stat()
-            if (stat.st_mtime_ns, stat.st_size) == self._stamp:
-                return
+        except OSError as error:
+            raise self._unreadable(error) from None
+        if (stat.st_mtime_ns, stat.st_size) != self._stamp:
             self._stamp = (stat.st_mtime_ns, stat.st_size)
+            self._take(self._load())
+
+    def _load(self) -> dict[str, Hash]:
+        """Return what is known of each name. Raises `SetupError`."""
+        try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise SetupError(
-                f"{self._path} can't be read: {(error.strerror or str(error)).lower()}"
-            ) from None
+            raise self._unreadable(error) from None
         except UnicodeDecodeError:
             raise SetupError(f"{self._path} is not UTF-8 text") from None
         hashes = {}
@@ -241,6 +252,12 @@ class Users:
                 what = "has no password hash" if separator else "has no ':'"
                 remedy = "make the line with exproto-app hash-password NAME"
                 raise SetupError(f"{self._path}, line {number} {what}; {remedy}") from None
+        return hashes
+
+    def _take(self, hashes: dict[str, Hash]) -> None:
         if not hashes:
-            log.warning("users ! %s names nobody, so nobody may register", self._path)
+            log.warning("users ! %s has no users, so nobody may register", self._path)
         self._hashes = hashes
+
+    def _unreadable(self, error: OSError) -> SetupError:
+        return SetupError(f"{self._path} can't be read: {(error.strerror or str(error)).lower()}")
