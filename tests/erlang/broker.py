@@ -21,7 +21,7 @@ from exproto_app.hosts.emqx42.terms import Atom, Opaque, decode, encode
 
 __all__ = ["MISSING", "PASSWORD", "PATIENCE", "Broker", "Device", "Vm", "packages"]
 
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds until a wait is given up."""
 
 PASSWORD: Final = "s3cret"
@@ -179,8 +179,8 @@ class Broker:
                 self.levels.append(level)
             case (("authenticate" | "check_acl") as function, client):
                 self.asked.append((str(function), {str(key): value for key, value in client.items()}))
-            case ("socket_closed", _):
-                self.socket_closed = True
+            case ("socket_closed", what):
+                self.socket_closed = what == "true"
             case ("dropped", size):
                 self.datagrams_dropped.append(size)
             case ("published", topic, payload, qos, sender):
@@ -241,6 +241,12 @@ class Broker:
     def raw(self, data: bytes) -> None:
         """Write *data* as one frame."""
         self.vm.request(Atom("raw"), self.id, data)
+
+    @property
+    def called(self) -> list[tuple[str, str]]:
+        """The functions of the broker that the driver has called, each in a process of its own."""
+        called: list[tuple[str, str]] = self.vm.request(Atom("called"), self.id)
+        return called
 
     @property
     def os_pid(self) -> int:

@@ -5,6 +5,8 @@
 %% again when it dies; a connection is a process of its own, with the rules measured on the real broker:
 %% one callback at a time, casts handled after it has returned, and nobody validates: a wrong type is a crash.
 %%
+%% What is sent to the process that owns the port, and is nothing that it knows, it passes on to the driver.
+%%
 %% It is as unkind as the broker: terms that Python has no type for come wrapped; closing a UDP peer closes the
 %% socket of all; a hook that misses a key is skipped, and the default is to allow; a subscription under
 %% another id than the first kills the connection; "discard" is an unexpected call.
@@ -17,7 +19,8 @@
     module,               % the callback module
     next = 1,             % the number of the next call
     sent = #{},           % calls that wait for the driver's answer: number => {Pid, Ref}
-    calls = #{}           % calls by the driver: number => true
+    calls = #{},          % calls by the driver: number => true
+    called = []           % what it has called
 }).
 
 -record(conn, {
@@ -125,16 +128,32 @@ command({kick, Dev}, _, Known) ->
     Pid ! {'$gen_call', {self(), make_ref()}, kick},
     {ok, Known};
 command({mqtt, ClientId}, _, Known) ->
-    %% A plain MQTT client: it leaves when it is told to.
+    %% A plain MQTT client: it tells others of its name to go, is announced, and leaves when it is told to.
     Control = self(),
+    Topic = <<"$SYS/brokers/emqx@127.0.0.1/clients/", ClientId/binary, "/connected">>,
+    Listeners = [Subs || {Id, {_, Subs}} <- maps:to_list(Known), is_integer(Id)],
     Pid = spawn(fun() ->
+        receive go -> ok end,
+        [route(Subs, message(emqx_mod_presence, 0, Topic, <<"{}">>)) || Subs <- Listeners],
         receive {'$gen_call', {From, Ref}, discard} -> From ! {Ref, ok} end,
         ets:delete_object(emqx_channel, {ClientId, self()}),
         Control ! {out, {event, mqtt, {discarded, ClientId}}}
     end),
-    ets:insert(emqx_channel, {ClientId, Pid}),
-    ets:insert(emqx_channel_conn, {{ClientId, Pid}, emqx_connection}),
+    spawn(fun() ->
+        discard(ClientId),
+        ets:insert(emqx_channel, {ClientId, Pid}),
+        ets:insert(emqx_channel_conn, {{ClientId, Pid}, emqx_connection}),
+        Pid ! go
+    end),
     {ok, Known};
+command({kill, Dev}, _, Known) ->
+    #{{dev, Dev} := Pid} = Known,
+    exit(Pid, kill),
+    {ok, Known};
+command({mailbox, Dev}, _, Known) ->
+    #{{dev, Dev} := Pid} = Known,
+    {message_queue_len, Number} = process_info(Pid, message_queue_len),
+    {Number, Known};
 command({mail, Dev, Mail}, _, Known) ->
     #{{dev, Dev} := Pid} = Known,
     Pid ! Mail,
@@ -154,6 +173,10 @@ command({call, Id, Function, Arguments}, Ref, Known) ->
     #{Id := {Listener, _}} = Known,
     Control = self(),
     spawn_link(fun() -> Control ! {out, {reply, Ref, call(Listener, Function, Arguments)}} end),
+    {later, Known};
+command({called, Id}, Ref, Known) ->
+    #{Id := {Listener, _}} = Known,
+    Listener ! {called, self(), Ref},
     {later, Known};
 command({os_pid, Id}, Ref, Known) ->
     #{Id := {Listener, _}} = Known,
@@ -278,7 +301,18 @@ serve(L = #listener{port = Port, sent = Sent}) ->
             ended({exit_status, Status}, L);
         {'EXIT', Port, Reason} ->
             ended({port_closed, Reason}, L);
-        _ ->
+        {called, To, Ref} ->
+            To ! {out, {reply, Ref, L#listener.called}},
+            serve(L);
+        {'EXIT', _, _} ->
+            serve(L);
+        {deliver, Message} ->
+            %% The broker names the filter, not the topic.
+            [Filter | _] = [Each || {_, Each, _, _, _} <- ets:match_object(L#listener.subs, {self(), '_', '_', '_', '_'})],
+            port_command(Port, term_to_binary({'M', prepared({deliver, Filter, Message})})),
+            serve(L);
+        Message ->
+            port_command(Port, term_to_binary({'M', prepared(Message)})),
             serve(L)
     end.
 
@@ -286,9 +320,16 @@ ended(Reason, L = #listener{id = Id, port = Port, sent = Sent, control = Control
     catch port_close(Port),
     Control ! {out, {event, Id, {down, text(Reason)}}},
     maps:foreach(fun(_, {Pid, Ref}) -> Pid ! {answer, Ref, {error, Reason}} end, Sent),
+    restarting(erlang:monotonic_time(millisecond) + ?RESTART, Reason, L).
+
+%% What ends because its call went unanswered ends before there is a driver that could be told.
+restarting(Until, Reason, L) ->
     receive
-        {stop, To, Ref} -> To ! {out, {reply, Ref, ok}}
-    after ?RESTART ->
+        {stop, To, Ref} -> To ! {out, {reply, Ref, ok}};
+        {call, From, Ref, terminated, _} ->
+            From ! {answer, Ref, {error, Reason}},
+            restarting(Until, Reason, L)
+    after max(0, Until - erlang:monotonic_time(millisecond)) ->
         started(L)
     end.
 
@@ -299,13 +340,13 @@ heard({'M', rex, {'$gen_cast', {cast, erlang, exit, [Pid, kill], _}}}, L) -> exi
 heard({'C', Number, Module, Function, Arguments, 'L'}, L = #listener{port = Port, subs = Subs, options = Options}) ->
     port_command(Port, function(Number, Module, Function, Arguments, Subs, Options)),
     L;
-heard({'C', Number, Module, Function, Arguments, Context}, L = #listener{calls = Calls})
+heard({'C', Number, Module, Function, Arguments, Context}, L = #listener{calls = Calls, called = Called})
         when is_atom(Module), is_atom(Function), is_list(Arguments), is_atom(Context),
              not is_map_key(Number, Calls) ->
     #listener{subs = Subs, options = Options} = L,
     Listener = self(),
     spawn(fun() -> Listener ! {done, Number, function(Number, Module, Function, Arguments, Subs, Options)} end),
-    L#listener{calls = Calls#{Number => true}};
+    L#listener{calls = Calls#{Number => true}, called = [{Module, Function} | Called]};
 heard({'P', Text}, L = #listener{id = Id, control = Control}) ->
     case unicode:characters_to_binary(Text) of
         Binary when is_binary(Binary) -> Control ! {out, {event, Id, {log, Binary}}}, L;
@@ -392,13 +433,26 @@ apply_in(emqx_access_control, check_acl, [Client, What, Topic], Subs, Options)
     Rule = fun(_) -> case Topic of <<"denied/", _/binary>> -> deny; _ -> allow end end,
     case Options of
         #{check_acl := Answer} -> Answer;
+        #{crashing := true} -> allow;
         _ -> hook(Rule, Client, ?KEYS, allow)
     end;
-apply_in(emqx_hooks, lookup, ['client.authenticate'], _, #{crashing := true}) ->
-    [{callback, {fun erlang:hd/1, []}, undefined, 0}];
+apply_in(emqx_hooks, run_fold, ['client.check_acl', Arguments, Default], Subs, Options) ->
+    case Options of
+        #{old := true} -> error(undef);
+        #{crashing := true} -> Default;
+        #{nobody_judges := true} -> Default;
+        _ -> apply_in(emqx_access_control, check_acl, Arguments, Subs, Options)
+    end;
+apply_in(emqx_hooks, lookup, [Hook], _, #{crashing := true}) when Hook =:= 'client.authenticate'; Hook =:= 'client.check_acl' ->
+    %% One that wouldn't have been called, and each form of a function.
+    [{callback, {fun erlang:hd/1, []}, fun erlang:is_list/1, 0},
+     {callback, fun (_, _) -> ok end, undefined, 0}, {callback, fun (_, _, _, _) -> ok end, undefined, 0}];
+apply_in(emqx_hooks, lookup, ['client.connected'], _, _) ->
+    [{callback, {emqx_mod_presence, on_client_connected, [[{qos, 0}]]}, undefined, 0}];
 apply_in(emqx_hooks, lookup, [_], _, _) -> [];
 apply_in(erlang, apply, [Fun, Arguments], _, _) when is_function(Fun) -> apply(Fun, Arguments);
 apply_in(erlang, self, [], _, _) -> self();
+apply_in(erlang, is_process_alive, [Pid], _, _) -> is_process_alive(Pid);
 apply_in(erlang, exit, [Pid, kill], _, _) -> exit(Pid, kill);
 apply_in(erlang, process_info, [Pid, dictionary], _, _) -> process_info(Pid, dictionary);
 apply_in(ets, lookup, [emqx_submon, Key], _, _) -> ets:lookup(emqx_submon, Key);
@@ -410,6 +464,33 @@ apply_in(lists, foreach, [Log, Lines], Subs, _) when is_function(Log, 1) ->
     [{owner, Id, Control, _}] = ets:lookup(Subs, owner),
     [Control ! {out, {event, Id, {log, Level, Line}}} || Line <- Lines, is_list(unicode:characters_to_list(Line))],
     ok;
+apply_in(lists, map, [Function, Arguments], Subs, Options) when is_function(Function, 1) ->
+    {module, Module} = erlang:fun_info(Function, module),
+    {name, Name} = erlang:fun_info(Function, name),
+    [apply_in(Module, Name, [Argument], Subs, Options) || Argument <- Arguments];
+apply_in(emqx_broker, subscribe, [Filter], Subs, _) ->
+    {Group, Words} = parsed(Filter),
+    ets:insert(Subs, {self(), Filter, Group, Words, 0}),
+    ok;
+apply_in(application, get_env, [emqx_exproto, listeners], _, #{listener := udp}) ->
+    {ok, [{"devices", udp, {"0.0.0.0", 7993}, [{acceptors, 8}]}]};
+apply_in(emqx_exproto_driver_mngr, lookup, ['devices:udp'], Subs, Options = #{listener := udp}) ->
+    apply_in(emqx_exproto_driver_mngr, lookup, ['devices:tcp'], Subs, Options);
+apply_in(esockd, listener, [{'devices:udp', {"0.0.0.0", 7993}}], Subs, _) ->
+    [{server, Pid}] = ets:lookup(Subs, server),
+    Pid;
+apply_in(sys, get_state, [Pid], _, _) when is_pid(Pid) -> {state, 'devices:udp', hd(erlang:ports()), 7993};
+apply_in(erlang, port_info, [Port], Subs, _) when is_port(Port) ->
+    case ets:member(Subs, socket_closed) of
+        true -> undefined;
+        false -> [{name, "udp_inet"}]
+    end;
+apply_in(esockd, reopen, ['devices:udp', {"0.0.0.0", 7993}], Subs, _) ->
+    [{owner, Id, Control, _}] = ets:lookup(Subs, owner),
+    [exit(Pid, kill) || {conn, Pid} <- ets:lookup(Subs, conn)],
+    ets:delete(Subs, socket_closed),
+    Control ! {out, {event, Id, {socket_closed, false}}},
+    {ok, self()};
 apply_in(application, get_env, [emqx_exproto, listeners], _, _) ->
     {ok, [{"other", udp, {"0.0.0.0", 7994}, []}, {"devices", tcp, {"0.0.0.0", 7993}, [{acceptors, 8}]}]};
 apply_in(emqx_exproto_driver_mngr, lookup, ['devices:tcp'], Subs, Options) ->
@@ -538,6 +619,9 @@ mail({'$gen_call', {From, Ref}, info}, C = #conn{client = Client, info = Facts, 
                    clientinfo => Client, conn_state => connected, session => #{}, will_msg => State,
                    sockinfo => #{active_n => 100}}},
     C;
+mail({system, {To, Tag}, resume}, C) ->
+    To ! {Tag, ok},
+    C;
 mail({'$gen_cast', Request}, C) -> request(Request, C);
 mail({outgoing, Data}, #conn{socktype = udp}) when byte_size(Data) > ?DATAGRAM -> {stop, {shutdown, {sock_closed, emsgsize}}};
 mail({outgoing, Data}, C) ->
@@ -580,9 +664,7 @@ request({register, Map}, C = #conn{client = Client}) ->
     _ = case Name of undefined -> ok; _ -> string:lowercase(Name) end,
     true = lists:all(fun valid/1, maps:to_list(Map)),
     #{clientid := Id} = Map,
-    Others = [{Pid, Module} || {_, Pid} <- ets:lookup(emqx_channel, Id),
-                               {_, Module} <- ets:lookup(emqx_channel_conn, {Id, Pid})],
-    [catch gen:call(Pid, '$gen_call', discard, 5000) || {Pid, _} <- Others],
+    discard(Id),
     ets:insert(emqx_channel, {Id, self()}),
     ets:insert(emqx_channel_conn, {{Id, self()}, emqx_exproto_conn}),
     told(C, {registered, Map}),
@@ -613,6 +695,11 @@ request({unsubscribe, Topic}, C = #conn{subs = Subs}) ->
     told(C, {unsubscribed, Topic}),
     C;
 request(_, C) -> C.
+
+discard(Id) ->
+    Others = [Pid || {_, Pid} <- ets:lookup(emqx_channel, Id), _ <- ets:lookup(emqx_channel_conn, {Id, Pid})],
+    [catch gen:call(Pid, '$gen_call', discard, 5000) || Pid <- Others],
+    ok.
 
 valid({proto_name, undefined}) -> true;
 valid({proto_ver, Version}) -> is_binary(Version) orelse is_integer(Version);
@@ -724,8 +811,8 @@ looped(Listener, Padding, State, Number) ->
         looped(Listener, Padding, State, Number + 1)
     end.
 
-%% Calls for many connections at once, all sent before the first answer is looked at; answers whether answers
-%% and echoes came complete and in the order of the calls.
+%% Calls for many connections at once, all sent before the first answer is looked at; answers whether each
+%% connection got its answer and its echo. Between connections there is no order.
 burst(Listener, Count, Rounds) ->
     Self = self(),
     Pids = [spawn_link(fun() -> forward(Self, Number) end) || Number <- lists:seq(1, Count)],
@@ -748,7 +835,8 @@ burst(Listener, Count, Rounds) ->
 
 burst_calls(Listener, Function, Calls) ->
     [Listener ! {call, self(), Number, Function, Arguments} || {Number, Arguments} <- Calls],
-    [receive {answer, Ref, Result} -> Number = Ref, Result end || {Number, _} <- Calls].
+    Answers = maps:from_list([receive {answer, Number, Result} -> {Number, Result} end || _ <- Calls]),
+    [maps:get(Number, Answers) || {Number, _} <- Calls].
 
 forward(To, Number) ->
     receive {'$gen_cast', {send, Data}} -> To ! {echo, Number, Data} end,

@@ -248,9 +248,10 @@ def test_a_handler_that_fails_is_in_the_log_and_its_device_closed(start: Start) 
         ("import no_such_thing\n", ("ModuleNotFoundError", "no_such_thing", "device.py")),
         ("def broken(:\n", ("SyntaxError", "device.py")),
         ("raise SystemExit('I quit')\n", ("I quit",)),
+        ("raise KeyboardInterrupt\n", ("KeyboardInterrupt", "device.py")),
         ("print('no app here')\n", ("device.py", "app")),
     ],
-    ids=["import", "syntax", "exit", "no app"],
+    ids=["import", "syntax", "exit", "interrupt", "no app"],
 )
 def test_an_app_that_cant_be_imported_is_in_the_log(start: Start, text: str, words: tuple[str, ...]) -> None:
     broker = start(text)
@@ -260,13 +261,35 @@ def test_an_app_that_cant_be_imported_is_in_the_log(start: Start, text: str, wor
     assert len(broker.ups) == 1
 
 
-def test_a_wrong_callback_module_is_in_the_log(start: Start) -> None:
-    broker = start(ECHO, module="no_such_module")
-    broker.connect().expect_end()
-    broker.expect_log("no_such_module", "ModuleNotFoundError")
-    other = start(ECHO, module="json")
-    other.connect().expect_end()
-    other.expect_log("json is no callback module of exproto-app gen-driver")
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("json", "json/__init__.py is no callback module of gen-driver"), ("main", "search_path has main.py")],
+)
+def test_a_listener_that_is_not_ours_is_one_sentence_in_the_log(
+    start: Start, module: str, words: str
+) -> None:
+    """Its devices are closed, whatever calls; the sentence says what to do."""
+    broker = start(ECHO, module=module)
+    for _ in range(2):
+        broker.connect().expect_end()
+    broker.expect_log(
+        words, "set its driver_callback_module to exproto_default, or", "out of its driver_search_path"
+    )
+    assert "Traceback" not in broker.log
+
+
+def test_two_folders_of_gen_driver_in_one_search_path_are_told(start: Start, tmp_path: Path) -> None:
+    """The first one's message loop serves the other's module, which may be of another version."""
+    other = tmp_path / "other"
+    texts = generate.files(
+        str(tmp_path / "device.py"), [("exproto_other", "default")], [], stock=False, acl=False
+    )
+    generate.write(other, list(texts), force=False)
+    broker = start(ECHO, module="exproto_other", env={"PYTHONPATH": f"{tmp_path}/driver:{other}"})
+    device = broker.connect()
+    device.send(b"hello\n")
+    device.expect(b"hello\n")
+    broker.expect_log(f"is in {other}, but the message loop in {tmp_path}/driver", "one folder of gen-driver")
 
 
 def test_noise_reaches_the_log_and_never_the_port(start: Start) -> None:
@@ -479,6 +502,16 @@ def answer(process: subprocess.Popen[bytes]) -> tuple[Any, Any]:
     return term[0], term[1]
 
 
+def refuse_calls(process: subprocess.Popen[bytes]) -> None:
+    """Refuse whatever the driver asks of the broker, until it has ended."""
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        while head := process.stdout.read(4):
+            term = decode(process.stdout.read(struct.unpack(">I", head)[0]))
+            if term[0] == "C":
+                write(process, frame_of((Atom("e"), term[1], (Atom("erlang"), Atom("undef"), b"", []))))
+
+
 @pytest.mark.parametrize("rest", [b"", b"\x00", b"\x00\x00\x00\x10", b"\x00\x00\x00\x10half"], ids=str)
 def test_the_end_of_the_stream_in_a_frame(process: subprocess.Popen[bytes], rest: bytes) -> None:
     write(process, nonsense(1) + rest)
@@ -497,9 +530,11 @@ def test_a_call_for_another_module_is_refused(process: subprocess.Popen[bytes]) 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process(process: subprocess.Popen[bytes], number: int) -> None:
+    """It waits for the answers that the broker still owes it, as `test_broker_calls.py` has it."""
     write(process, nonsense(1))
     assert answer(process) == ("e", 1)
     process.send_signal(number)
+    refuse_calls(process)
     assert process.wait(PATIENCE) == 0
 
 
@@ -509,12 +544,21 @@ def test_frames_in_pieces_and_too_large_ones(process: subprocess.Popen[bytes]) -
     assert answer(process) == ("e", 1)
     write(process, b"".join(map(nonsense, range(2, 500))))
     assert [answer(process) for _ in range(2, 500)] == [("e", number) for number in range(2, 500)]
+    # Whoever made a call that is too large waits for an answer all the same.
     size = 70_000_000
-    write(process, struct.pack(">I", size))
+    call = encode((Atom("C"), 500, Atom("exproto_default"), Atom("deliver"), []))
+    for piece in (struct.pack(">I", size + len(call)), call[:30], call[30:]):
+        write(process, piece)
     for _ in range(70):
         write(process, bytes(size // 70))
-    write(process, nonsense(500))
-    assert answer(process) == ("e", 500)
+    assert answer(process) == ("r", 500)
+    deep: Any = []
+    for _ in range(250):
+        deep = [deep]
+    call = encode((Atom("C"), 501, Atom("exproto_default"), Atom("deliver"), [deep]))
+    call = call.replace(encode(deep)[1:], b"l\0\0\0\1" * 300 + b"j" * 301)
+    write(process, struct.pack(">I", len(call)) + call)
+    assert answer(process) == ("r", 501)
 
 
 def test_a_device_of_a_process_that_died_is_closed(start: Start) -> None:
@@ -668,7 +712,7 @@ def resident(pid: int) -> int:
 
 
 def test_a_burst_of_ten_thousand_callbacks(start: Start, vm: Vm) -> None:
-    """Nothing is lost, answers come first in first out, and memory doesn't grow from burst to burst."""
+    """Nothing is lost, and memory doesn't grow from burst to burst."""
     broker = start(ECHO)
     sizes = []
     for _ in range(6):

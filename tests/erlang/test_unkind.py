@@ -10,116 +10,11 @@ import pytest
 
 from exproto_app.hosts.emqx42.terms import Atom
 
-from .broker import Broker, Device, Vm
+from .broker import Device, Vm
 from .conftest import Start
+from .device_app import APP, echoes, registered
 
 pytestmark = pytest.mark.system
-
-APP = """
-import asyncio, logging
-from exproto_app import App, CommandError, Connection, Message, Router
-from exproto_app.framing import Line
-
-app = App(framing=Line(limit=2_000_000))
-
-async def outcome(verb) -> bytes:
-    try:
-        await verb
-    except CommandError as error:
-        return f"{type(error).__name__}: {error}".encode()
-    return b"done"
-
-@app.on_received(b"register ")
-async def register(conn: Connection, frame: bytes) -> bytes:
-    clientid, _, password = frame[9:].decode().partition(" ")
-    return await outcome(conn.register(clientid, password=password or None))
-
-@app.on_received(b"login ")
-async def login(conn: Connection, frame: bytes) -> None:
-    await conn.register(frame[6:].decode(), password="s3cret")
-    await conn.publish("login/" + conn.client.clientid, b"1")
-    await conn.publish("login/" + conn.client.clientid, b"2")
-
-@app.on_received(b"publish ")
-def publish(conn: Connection, frame: bytes) -> None:
-    conn.publish("up", frame[8:])
-
-@app.on_received(b"ask ")
-async def ask(conn: Connection, frame: bytes) -> bytes:
-    return await outcome(conn.publish(frame[4:].decode(), b"x"))
-
-@app.on_received(b"app ")
-async def announce(conn: Connection, frame: bytes) -> bytes:
-    return await outcome(app.publish(frame[4:].decode(), b"by the app"))
-
-@app.on_received(b"subscribe ")
-async def subscribe(conn: Connection, frame: bytes) -> bytes:
-    return await outcome(conn.subscribe(frame[10:].decode()))
-
-@app.on_received(b"bye")
-def bye(conn: Connection, frame: bytes) -> bytes:
-    conn.terminate()
-    return b"so long"
-
-@app.on_received(b"raise")
-def fail(conn: Connection, frame: bytes) -> None:
-    raise LookupError("out of luck")
-
-@app.on_received(b"silence")
-def silence(conn: Connection, frame: bytes) -> None:
-    conn.start_timer(0.01)
-
-@app.on_received(b"large")
-def large(conn: Connection, frame: bytes) -> None:
-    conn.send(b"x" * 70_000)
-
-@app.on_received(b"flood")
-async def flood(conn: Connection, frame: bytes) -> None:
-    for _ in range(100):
-        await conn.send(b"x" * 100_000)
-
-@app.on_received(b"print ")
-def show(conn: Connection, frame: bytes) -> bytes:
-    print(frame[6:].decode())
-    logging.getLogger("mine").error("wrong")
-    logging.getLogger("mine").info("right")
-    return b"shown"
-
-@app.on_received(b"much")
-def much(conn: Connection, frame: bytes) -> bytes:
-    print("\\n".join(f"line {number}" for number in range(20_000)))
-    return b"printed"
-
-@app.on_received(b"cert")
-def cert(conn: Connection, frame: bytes) -> bytes:
-    return repr(conn.info.peercert).encode()
-
-@app.on_received
-def echo(conn: Connection, frame: bytes) -> bytes:
-    return frame
-
-@app.on_deliver
-def deliver(conn: Connection, message: Message) -> bytes:
-    return message.payload
-
-@app.on_terminated
-def gone(conn: Connection, reason: str) -> None:
-    who = conn.client.clientid if conn.client else "nobody"
-    app.publish(f"gone/{who}", reason.encode())
-"""
-
-
-def echoes(device: Device) -> None:
-    device.send(b"hello\n")
-    device.expect(b"hello\n")
-
-
-def registered(broker: Broker, name: str, socktype: str = "tcp") -> Device:
-    device = broker.connect(socktype)
-    device.send(b"register %s\n" % name.encode())
-    device.expect(b"done\n")
-    return device
-
 
 # --- UDP: all peers share a socket
 
@@ -174,6 +69,24 @@ def test_udp_peers_from_before_a_restart_cost_the_listener_nothing(start: Start)
         device.wait(lambda device: device.closed)
         echoes(device)
     assert not broker.socket_closed
+
+
+def test_the_socket_of_a_udp_listener_is_opened_again(start: Start) -> None:
+    """A process that dies at work leaves calls unanswered, and their peers' ends close it."""
+    broker = start(APP, behaves={"listener": Atom("udp")})
+    devices = [broker.connect("udp") for _ in range(10)]
+    for device in devices:
+        echoes(device)
+    devices[0].send(b"sleep\n")
+    for device in devices[1:]:
+        device.send(b"hello\n")
+    broker.kill_driver()
+    broker.expect_log("the socket of the UDP listener devices:udp is closed; it is opened again")
+    broker.vm.wait(lambda: not broker.socket_closed, "the socket")
+    for device in devices:
+        device.wait(lambda device: device.closed)
+        device.send(b"hello again\n")
+        device.wait(lambda device: device.received.endswith(b"hello again\n"))
 
 
 def test_an_app_that_cant_be_imported_costs_the_udp_listener_nothing(start: Start) -> None:
@@ -247,6 +160,16 @@ def test_a_login_with_a_password_right_before_the_hang_up_is_finished(start: Sta
         assert broker.published(f"gone/d{number}") == b"device closed"
 
 
+def test_a_busy_process_finishes_logins_of_devices_that_hang_up(start: Start) -> None:
+    broker = start(APP)
+    devices = [broker.connect() for _ in range(50)]
+    for number, device in enumerate(devices):
+        device.send(b"busy d%d\n" % number)
+        device.hang_up()
+    for number in range(len(devices)):
+        assert broker.published(f"gone/d{number}") == b"device closed"
+
+
 def test_a_connection_from_before_a_restart_is_resumed(start: Start) -> None:
     text = APP.replace("App(framing", "App(resume=True, framing")
     broker = start(text)
@@ -257,6 +180,16 @@ def test_a_connection_from_before_a_restart_is_resumed(start: Start) -> None:
     broker.publish("down", b"still there")
     device.expect(b"still there\n")
     echoes(device)
+
+
+def test_a_resumed_connection_is_taken_over(start: Start) -> None:
+    broker = start(APP.replace("App(framing", "App(resume=True, framing"))
+    older = registered(broker, "d1")
+    broker.kill_driver()
+    echoes(older)
+    newer = registered(broker, "d1")
+    older.expect_end()
+    echoes(newer)
 
 
 # --- authentication and ACL
@@ -327,6 +260,27 @@ def test_a_plugin_whose_hook_crashes_lets_nobody_in(start: Start) -> None:
     device.send(b"register d1 s3cret\n")
     device.wait(lambda device: device.received.endswith(b"\n"))
     assert device.received.startswith(b"DeniedError: the broker refuses 'd1'")
+    assert b"s3cret" not in device.received
+    assert "s3cret" not in broker.log
+
+
+def test_an_acl_whose_hooks_crash_allows_nothing(start: Start) -> None:
+    broker = start(APP, acl=True, behaves={"crashing": Atom("true")})
+    device = broker.connect()
+    device.send(b"ask up\nsubscribe down\n")
+    device.wait(lambda device: device.received.count(b"\n") == 2)
+    for line in device.received.splitlines():
+        assert line.startswith(b"DeniedError: the broker's ACL gives no answer to ")
+        assert b"a plugin's hook crashed" in line
+    assert broker.messages == []
+
+
+@pytest.mark.parametrize("what", ["old", "nobody_judges"])
+def test_where_no_rule_fits_the_brokers_default_counts(start: Start, what: str) -> None:
+    broker = start(APP, acl=True, behaves={what: Atom("true")})
+    device = broker.connect()
+    device.send(b"ask up\nask denied/1\n")
+    device.expect(b"done\nDeniedError: the broker's ACL doesn't allow to publish 'denied/1'\n")
 
 
 def test_the_acl_holds_behind_the_hang_up_too(start: Start) -> None:
@@ -395,6 +349,50 @@ def test_two_that_register_at_once_leave_one(start: Start) -> None:
         left = second if first.closed else first
         left.expect(b"done\n")
         echoes(left)
+
+
+def test_logins_ask_no_process_of_the_broker_for_each_device(start: Start) -> None:
+    broker = start(APP)
+    first = broker.connect()
+    for _ in range(20):  # meanwhile the process has looked for connections from before its start
+        echoes(first)
+    devices = [broker.connect() for _ in range(50)]
+    for number, device in enumerate(devices):
+        device.send(b"register d%d\nask up\n" % number)
+    for device in devices:
+        device.expect(b"done\ndone\n")
+    # At most the first one, which may have been there when the process began.
+    assert broker.called.count(("emqx_exproto_conn", "info")) <= 1
+    assert ("emqx_cm", "lookup_channels") not in broker.called  # told together, see the tests of `Calls`
+
+
+def test_an_mqtt_client_ends_when_a_device_takes_its_name(start: Start, vm: Vm) -> None:
+    broker = start(APP)
+    gone: list[Any] = []
+    vm.owners["mqtt"] = gone.append
+    vm.request(Atom("mqtt"), b"d1")
+    echoes(registered(broker, "d1"))
+    vm.wait(lambda: gone == [(Atom("discarded"), b"d1")], "the client's end")
+
+
+@pytest.mark.parametrize("name", ["d1", "site/1/d1", "\N{SNOWMAN}"])
+def test_a_device_ends_when_an_mqtt_client_takes_its_name(start: Start, vm: Vm, name: str) -> None:
+    broker = start(APP.replace("App(framing", "App(slash=True, framing"))
+    device, other = registered(broker, name), registered(broker, "d2")
+    vm.request(Atom("mqtt"), name.encode())
+    assert broker.published(f"gone/{name}") == b"taken over"
+    device.expect_end()
+    echoes(other)
+
+
+def test_a_device_that_came_later_than_an_mqtt_client_stays(start: Start) -> None:
+    broker = start(APP)
+    device = registered(broker, "d1")
+    for node in ("emqx@127.0.0.1", "other@127.0.0.1"):
+        broker.publish(f"$SYS/brokers/{node}/clients/d1/connected", b"{}")
+        broker.publish(f"$SYS/brokers/{node}/clients/d1/disconnected", b"{}")
+    registered(broker, "d2")
+    echoes(device)
 
 
 # --- the process starts anew
@@ -468,7 +466,49 @@ def test_a_device_that_never_reads_is_lost(start: Start) -> None:
     device.wait(lambda device: device.closed)
 
 
+def test_what_a_device_publishes_is_bounded_in_the_broker_too(start: Start, vm: Vm) -> None:
+    broker = start(APP)
+    device, other = broker.connect(), broker.connect()
+    device.mail(Atom("stop_reading"))
+    device.send(b"hello\nmany 8000\n")
+    for _ in range(20):
+        echoes(other)
+    assert vm.request(Atom("mailbox"), device.id) < 4_500
+    device.mail(Atom("reads_again"))
+    device.expect(b"hello\n")
+    device.expect(b"all\n")
+    published = [int(payload) for topic, payload, *_ in broker.messages if topic == "many"]
+    assert published == [*range(8_000)]
+
+
+def test_a_connection_whose_process_ends_without_a_word_ends_here_too(start: Start, vm: Vm) -> None:
+    soon = "import exproto_app.hosts.emqx42.liveness as liveness\nliveness.SWEEP = 0.05\n"
+    broker = start(soon + APP)
+    for socktype in ("tcp", "udp"):
+        device, other = registered(broker, socktype, socktype), registered(broker, "d2", socktype)
+        vm.request(Atom("kill"), device.id)
+        assert broker.published(f"gone/{socktype}") == b"lost"
+        echoes(other)
+        echoes(registered(broker, socktype, socktype))
+
+
 # --- bad input
+
+
+def test_messages_that_no_client_could_have_published(start: Start, vm: Vm) -> None:
+    broker = start(APP)
+    device = broker.connect()
+    echoes(device)
+
+    def message(payload: Any, qos: Any = 0) -> Any:
+        parts = {"id": bytes(16), "qos": qos, "from": Atom("a_plugin"), "topic": b"t", "payload": payload}
+        return [*((Atom(name), value) for name, value in parts.items()), (Atom("timestamp"), 1)]
+
+    batch = [message(b"one"), message(Atom("undefined")), message([b"t", [119], [[111]]]), message(b"", 7), 8]
+    assert broker.call("deliver", device.pid, batch, Atom("undefined"))[0] == "ok"
+    device.expect(b"one\ntwo\n")
+    broker.expect_log("a message that can't be read is dropped", "this is no message", "('qos'), 7)")
+    echoes(device)
 
 
 def test_a_broker_whose_functions_all_fail(start: Start) -> None:
@@ -487,3 +527,43 @@ def test_a_broker_whose_functions_all_fail(start: Start) -> None:
     device.hang_up()
     device.wait(lambda device: device.closed)
     assert broker.messages == []
+
+
+CUT = """
+import os, signal
+from exproto_app import App, Connection
+from exproto_app.framing import Line
+
+app = App(framing=Line())
+
+@app.on_received
+def echo(conn: Connection, frame: bytes) -> bytes:
+    return frame
+
+@app.on_received(b"cut")
+def cut(conn: Connection, frame: bytes) -> None:
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if fd > 2 and os.readlink(f"/proc/self/fd/{fd}").startswith(("pipe:", "socket:")):
+                os.write(fd, b"\\0\\0\\1\\0\\x83h")  # half a frame
+        except OSError:
+            pass
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_driver_that_dies_in_the_middle_of_a_frame_costs_its_own_listener_its_devices_only(
+    start: Start,
+) -> None:
+    """The next one begins with a whole frame, and other listeners go on."""
+    broker, other = start(CUT), start(CUT)
+    device, stranger = broker.connect(), other.connect()
+    device.send(b"hello\n")
+    device.expect(b"hello\n")
+    device.send(b"cut\n")
+    device.expect_end()
+    broker.vm.wait(lambda: len(broker.ups) == 2, "the next driver")
+    for one in (broker.connect(), stranger):
+        one.send(b"still here\n")
+        one.expect(b"still here\n")
+    assert len(other.ups) == 1

@@ -5,31 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from ...commands import (
     DONE,
     Command,
-    Fence,
     Outcome,
+    Pending,
     Publish,
     Register,
     Subscribe,
+    Unconfirmed,
     Unsubscribe,
-    Waiter,
     refused,
 )
-from ...core import Channel
+from ...core import Channel, Context
 from ...errors import ClosedError, CommandError, DeniedError, UnavailableError
 from . import facts
 from .calls import Calls, framed
+from .hooks import Acl
 from .link import ErlangLink
+from .past import Past
 from .register import Registration
 from .terms import Atom, Opaque
 
 __all__ = ["BrokerHub"]
 
 log = logging.getLogger("exproto_app")
+
+PRESENCE: Final = "emqx_mod_presence"
+"""The broker's module that announces clients."""
+
+APP_PUBLISHES: Final = 10_000
+"""Messages of the app itself that are on their way to the broker at a time; what is more waits."""
 
 
 class BrokerHub(Calls):
@@ -39,31 +47,33 @@ class BrokerHub(Calls):
     for its connection processes ask nobody.
     """
 
+    broker_side = None
     keeps_wills = False
     keeps_sessions = False
+    many_clients = False
+    has_properties = False
+    roams = False
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         super().__init__(write)
         self.acl, self.ordered = False, True
-        self.waiter: Callable[[], Waiter] = self._loop.create_future
-        self.call_later = self._loop.call_later
-        self.serves: Callable[[bytes], bool] = lambda _: False  # the process says which pids are its own
+        self.serves: Callable[[bytes, str], bool] = lambda *_: False  # the process knows its own clients
         self._said_retain = False
         self._said_takeover = False
+        self._engine: Context | None = None
+        self._app_publishes = 0
+        self._acl_hooks = Acl(self)
 
     def ask_acl(self) -> None:
         """Ask the broker before each publish and subscribe; then commands don't keep their order any more."""
         self.acl, self.ordered = True, False
 
-    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
-        """Tell whether a login may be refused."""
-        return command.password is not None
+    def attach(self, context: Context) -> None:
+        """Serve *context*, which is told when the app publishes too much; the clock is the broker's."""
+        self._engine = context
 
-    def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
-        """Hand *command* to the connection's process."""
-        link = channel.link
-        if not isinstance(link, ErlangLink):
-            raise TypeError(f"{link!r} is no link of this hub")
+    def execute(self, channel: Channel, link: ErlangLink, command: Command) -> Outcome[Any]:
+        """Hand *command* to the process of *link*, which is the link of *channel*."""
         match command:
             case Publish():
                 request: tuple[Any, ...] = self._message(channel, command)
@@ -77,7 +87,8 @@ class BrokerHub(Calls):
             case Unsubscribe(topic):
                 link.subscriptions.pop(topic, None)
                 link.cast((Atom("unsubscribe"), topic.encode()))
-                return Fence(partial(_ask, channel, link), None)
+                link.bound(channel)
+                return Unconfirmed(partial(_ask, channel, link), None)
             case Register():
                 return Registration(self, channel, link, command).begin()
 
@@ -87,8 +98,17 @@ class BrokerHub(Calls):
         outcome: Outcome[None] = Outcome(self.waiter)
         sender = Atom("exproto_app")
         record = facts.message_record(command.topic, command.payload, command.qos, sender)
+        self._app_publishes += 1
+        if self._app_publishes >= APP_PUBLISHES and self._engine is not None:
+            self._engine.congested()
+        outcome.when_done(self._app_published)
         self._publish(record, outcome)
         return outcome
+
+    def _app_published(self, _: Outcome[None]) -> None:
+        self._app_publishes -= 1
+        if self._app_publishes == APP_PUBLISHES // 2 and self._engine is not None:
+            self._engine.relieved()
 
     def rescue(self, link: ErlangLink, done: Callable[[], None]) -> None:
         """Publish what the process of *link*, which ends and waits for us, was cast and will never look at.
@@ -113,24 +133,38 @@ class BrokerHub(Calls):
 
         def passed(outcome: Outcome[None]) -> None:
             if outcome.error is None:
-                link.pass_fences()
+                link.confirm_all()
             else:
                 log.warning("broker ! what a device published last is lost: %s", outcome.error)
             done()
 
         self.call("erlang", "process_info", [Opaque(link.pid), Atom("messages")], found)
 
+    def registered(self, channel: Channel, command: Register, older: Channel | None) -> None:
+        """Do nothing: the broker has a session for each connection."""
+
+    def move(self, older: Channel, heir: Channel) -> None:
+        """Do nothing: it isn't asked to."""
+
     def gone(self, channel: Channel) -> None:
         """Do nothing: the broker's process is gone too."""
 
-    def tell_where_takeover_ends(self) -> None:
-        """Say once what nobody here can see to."""
-        if not self._said_takeover:
-            self._said_takeover = True
-            words = "an MQTT client that connects with the name of a connected device doesn't end the device"
+    def tell_of_takeover(self) -> None:
+        """Say once who ends whom."""
+        if self._said_takeover:
+            return
+        self._said_takeover = True
+
+        def found(answer: object, error: CommandError | None) -> None:
+            watched = error is None and PRESENCE in str(answer)
+            words = "and ends itself when an MQTT client takes its name"
+            if not watched:
+                words = f"but doesn't end when an MQTT client takes its name: {PRESENCE} isn't loaded"
             log.info(
-                "broker = a device that registers ends older connections of its name, MQTT's too; %s", words
+                "broker = a device that registers ends older connections of its name, MQTT's too, %s", words
             )
+
+        self.call("emqx_hooks", "lookup", [Atom("client.connected")], found)
 
     def mail(self, pid: bytes, message: object) -> None:
         """Send *message* to the process *pid*."""
@@ -141,37 +175,42 @@ class BrokerHub(Calls):
     ) -> Outcome[Any]:
         """Cast *request*, if the broker's ACL is asked and allows it."""
         if not self.acl or link.superuser:
-            self._cast(link, request)
-            return Fence(partial(_ask, channel, link), value)
+            cast = self._cast(channel, link, request, value)
+            link.bound(channel)
+            return cast
         if link.info is None:
             return refused(DeniedError("nobody knows whose connection this is"))
         what = str(request[0])
-        outcome: Outcome[Any] = Outcome(self.waiter)
+        outcome: Outcome[Any] = Pending(self.waiter)
 
         def done(answer: object, error: CommandError | None) -> None:
             if error is not None:
                 outcome.fail(DeniedError(f"the broker's ACL gives no answer to {what} {topic!r}: {error}"))
             elif answer == "allow" and isinstance(answer, Atom):
-                self._cast(link, request)
-                outcome.settle(value)
+                outcome.follow(self._cast(channel, link, request, value))
             else:
                 outcome.fail(DeniedError(f"the broker's ACL doesn't allow to {what} {topic!r}"))
 
         who = facts.access(channel.client, link.info)
-        self.call("emqx_access_control", "check_acl", [who, Atom(what), topic.encode()], done)
+        self._acl_hooks.check([who, Atom(what), topic.encode()], done)
         return outcome
 
-    def _cast(self, link: ErlangLink, request: tuple[Any, ...]) -> None:
-        """Cast *request*; what the process of a device that leaves would lose goes past it."""
+    def _cast(
+        self, channel: Channel, link: ErlangLink, request: tuple[Any, ...], value: object
+    ) -> Outcome[Any]:
+        """Cast *request*; what the process of a device that leaves would lose goes past it.
+
+        Return its outcome, which has that *value*.
+        """
         match request:
             case ("subscribe", topic, qos):
                 link.subscriptions[topic.decode()] = qos
             case ("publish", record):
                 if link.ending or link.channel is None:
-                    self._publish_past(link, record)
-                    return
-                link.published = True
+                    return self._publish_past(link, record)
+                link.published_to += 1
         link.cast(request)
+        return Unconfirmed(partial(_ask, channel, link), value)
 
     def _sender(self, channel: Channel) -> bytes | Atom:
         return channel.client.clientid.encode() if channel.client is not None else Atom("exproto_app")
@@ -183,13 +222,10 @@ class BrokerHub(Calls):
 
     def _publish_past(self, link: ErlangLink, record: object) -> Outcome[None]:
         """Publish *record* without the process of *link*, behind what was published before in this way."""
-        outcome: Outcome[None] = Outcome(self.waiter)
-        before, link.last = link.last, outcome
-        if before is None:
-            self._publish(record, outcome)
-        else:
-            before.when_done(lambda _: self._publish(record, outcome))
-        return outcome
+        if link.past is None:
+            link.past = Past(self)
+        link.last = link.past.publish(record)
+        return link.last
 
     def _publish(self, record: object, outcome: Outcome[None]) -> None:
         def published(answer: object, error: CommandError | None) -> None:
@@ -219,4 +255,4 @@ def _ask(channel: Channel, link: ErlangLink) -> Outcome[None]:
         return DONE
     if channel.gone:
         return refused(ClosedError(f"the connection is closed: {channel.reason}"))
-    return link.fence()
+    return link.confirm()

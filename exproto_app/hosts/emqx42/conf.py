@@ -16,7 +16,17 @@ import attrs
 from ...errors import SetupError
 from ...names import HARMFUL
 
-__all__ = ["KNOWN", "LIMITS", "Listener", "broker_config", "clashes", "listeners"]
+__all__ = [
+    "GOOD",
+    "KNOWN",
+    "LIMITS",
+    "PORT",
+    "Listener",
+    "Planned",
+    "broker_config",
+    "clashes",
+    "listeners",
+]
 
 PORT: Final = 7993
 
@@ -36,18 +46,34 @@ LIMITS: Final = {
 }
 """For 100,000 devices. `idle_timeout` ends who says nothing at first, whatever the protocol has it do."""
 
+GOOD: Final = {**LIMITS, "recbuf": "4MB"}
+"""What to write for an option that is low; the kernel's `net.core.rmem_max` bounds the last one."""
+
 LOW: Final = {
     "max_connections": ("1024", 100_000, "connections"),
     "max_conn_rate": ("1024000", 1_000, "new connections a second"),
     "backlog": ("1024", 1_024, "connections that wait to be accepted"),
     "active_n": ("100", 10, "packets between two looks at the socket"),
     "idle_timeout": ("30s", 60, "seconds until the first byte"),
+    "recbuf": ("8KB", 65_536, "bytes of datagrams that wait in the kernel"),
 }
 """The schema's default, what is low, and of what."""
 
 HEAD: Final = """\
 ## These lines take the place of the whole emqx_exproto.conf. The one that EMQX comes with has a listener of
 ## its own, "protoname", on port 7993, and with two listeners on one port the plugin doesn't start."""
+
+CIPHERS: Final = ",".join(
+    f"ECDHE-{key}-AES{size}-GCM-SHA{digest}"
+    for size, digest in ((256, 384), (128, 256))
+    for key in ("ECDSA", "RSA")
+)
+
+CERTIFICATE: Final = {"certfile": "etc/certs/cert.pem", "keyfile": "etc/certs/key.pem"}
+
+OWN_CERTIFICATE: Final = """\
+## certfile and keyfile: put your own here. These come with EMQX, and everybody has their key. Where EMQX was
+## installed from a package, they are in /etc/emqx/certs."""
 
 LARGEST: Final = 1_048_576
 
@@ -81,7 +107,7 @@ class Listener:
     def low(self) -> Iterator[tuple[str, str, str]]:
         """Yield the options that are low: the name, what it comes to, and of what."""
         for option, (default, least, what) in LOW.items():
-            if option == "backlog" and self.port is not None and self.port[0] == "udp":
+            if option == ("backlog" if self.port is not None and self.port[0] == "udp" else "recbuf"):
                 continue
             value = self.options.get(option, default)
             number = _number(value)
@@ -90,9 +116,12 @@ class Listener:
 
 
 def _number(value: str) -> float | None:
-    """Return what *value* comes to, a duration in seconds; None if it is neither."""
+    """Return what *value* comes to, in seconds if it is a duration, in bytes if a size; else None."""
     if re.fullmatch(r"\d+", value):
         return int(value)
+    size = re.fullmatch(r"(\d+)([KMG])B", value, re.IGNORECASE)
+    if size is not None:
+        return float(int(size[1]) << {"K": 10, "M": 20, "G": 30}[size[2].upper()])
     parts = _DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
@@ -136,21 +165,48 @@ def clashes(known: Sequence[Listener]) -> Iterator[tuple[Listener, Listener]]:
                 yield first, listener
 
 
-def broker_config(out: Path, modules: Sequence[tuple[str, str]]) -> str:
+@attrs.frozen
+class Planned:
+    """A listener to be written: its *kind* is `tcp`, `ssl`, `udp` or `dtls`."""
+
+    module: str
+    protocol: str
+    port: int
+    kind: str = "tcp"
+
+    def options(self, out: Path) -> dict[str, str]:
+        """Return what has to stand there of it; *out* is the folder of its callback module."""
+        options = {
+            "driver": "python3",
+            "driver_search_path": str(out),
+            "driver_callback_module": self.module,
+            **LIMITS,
+        }
+        if self.kind in ("udp", "dtls"):
+            del options["backlog"]
+            options["recbuf"] = GOOD["recbuf"]
+        if self.kind in ("ssl", "dtls"):
+            version = "tlsv1.2" if self.kind == "ssl" else "dtlsv1.2"
+            options |= {**CERTIFICATE, "tls_versions": version, "ciphers": CIPHERS}
+        return options
+
+
+def broker_config(out: Path, planned: Sequence[Planned]) -> str:
     """Return what belongs into `emqx_exproto.conf`."""
     if HARMFUL.search(str(out)):
         raise SetupError(
             f"{str(out)!r} can't stand in emqx_exproto.conf, a value is one line; choose another --out"
         )
     lines = [HEAD]
-    for number, (module, protocol) in enumerate(modules):
-        listener = "exproto.listener." + re.sub(r"\W", "_", protocol)
-        options = {
-            "driver": "python3",
-            "driver_search_path": str(out),
-            "driver_callback_module": module,
-            **LIMITS,
-        }
-        lines.append(f"{listener} = tcp://0.0.0.0:{PORT + number}")
-        lines += [f"{listener}.{option} = {value}" for option, value in options.items()]
+    if any(one.kind in ("ssl", "dtls") for one in planned):
+        lines.append(OWN_CERTIFICATE)
+    names: set[str] = set()
+    for one in planned:
+        name = re.sub(r"\W", "_", one.protocol)
+        if name in names:
+            name += f"_{one.kind}_{one.port}"
+        names.add(name)
+        listener = f"exproto.listener.{name}"
+        lines.append(f"{listener} = {one.kind}://0.0.0.0:{one.port}")
+        lines += [f"{listener}.{option} = {value}" for option, value in one.options(out).items()]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from ...errors import ExprotoError, SetupError
 from ...ops.recorder import KEEP, SIZE
 from ...ops.recorder import record as start_recording
 from ...target import load
+from .generate import written
 
 __all__ = ["Driver", "driver_of"]
 
@@ -60,16 +61,40 @@ class Driver:
 
 def driver_of(module: str) -> Driver:
     """Import the callback module of the listener. Raises `ExprotoError` if it isn't one of gen-driver."""
-    imported = importlib.import_module(module)
+    folder = _folder()
+    try:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ExprotoError(
+            f"no folder of its driver_search_path has {module}.py; {_remedy(folder)}"
+        ) from None
     driver = getattr(imported, "driver", None)
     if not isinstance(driver, Driver):
-        raise ExprotoError(f"{module} is no callback module of exproto-app gen-driver: it has no driver")
-    # The loop stands in a folder of its own in the folder that gen-driver wrote.
-    loop = Path(getattr(sys.modules.get("erlport.cli"), "__file__", None) or __file__).resolve().parents[2]
+        where = getattr(imported, "__file__", None) or "it"
+        raise ExprotoError(f"{where} is no callback module of gen-driver; {_remedy(folder)}")
     beside = Path(imported.__file__ or "").resolve().parent
-    if loop != beside and "erlport.cli" in sys.modules:
+    if folder not in (None, beside):
         words = (
             "port ! %s is in %s, but the message loop in %s: give driver_search_path one folder of gen-driver"
         )
-        log.warning(words, module, beside, loop)
+        log.warning(words, module, beside, folder)
     return driver
+
+
+def _folder() -> Path | None:
+    """Return the folder that gen-driver wrote and our loop was started from, as `python3 -m erlport.cli`."""
+    started = sys.modules["__main__"]
+    if getattr(started.__spec__, "name", "") != "erlport.cli" or started.__file__ is None:
+        return None
+    return Path(started.__file__).resolve().parents[2]
+
+
+def _remedy(folder: Path | None) -> str:
+    """Return what to do about a listener that has our message loop, from *folder*, but no module of ours."""
+    modules = " or ".join(one.module for one in written(folder)) if folder is not None else ""
+    return (
+        f"set its driver_callback_module to {modules or 'what gen-driver printed'}, or, if it is for another "
+        f"driver, take {folder or 'the folder of gen-driver'} out of its driver_search_path"
+    )

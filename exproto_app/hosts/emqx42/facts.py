@@ -11,7 +11,7 @@ from ...models import Address, Certificate, ClientInfo, ConnectionInfo, Message,
 from .. import reasons
 from .terms import Atom, Opaque, TermError
 
-__all__ = ["client_map", "connection_info", "message_record", "messages", "reason", "text"]
+__all__ = ["client_map", "connection_info", "message_record", "readable", "reason", "text"]
 
 UNDEFINED: Final = Atom("undefined")
 
@@ -64,25 +64,45 @@ def connection_info(term: Any) -> ConnectionInfo:
         raise TermError(f"this says nothing about a connection: {error!r}") from None
 
 
-def messages(terms: Any) -> list[Message]:
-    """Read the list of proplists that `deliver` gets. Raises `TermError`."""
+def readable(terms: object) -> tuple[list[Message], list[str]]:
+    """Read a list of messages of the broker; return them, and what is wrong with those that can't be read.
+
+    A plugin of the broker may publish what no MQTT client can.
+    """
+    if not isinstance(terms, list):
+        return [], [f"this is no list of messages: {terms!r:.200}"]
+    found, wrong = [], []
+    for term in terms:
+        try:
+            found.append(_message(term))
+        except TermError as error:  # noqa: PERF203 - each by itself
+            wrong.append(str(error))
+    return found, wrong
+
+
+def _message(term: Any) -> Message:
+    """Read one message. Raises `TermError`."""
     try:
-        found = []
-        for term in terms:
-            facts = dict(term)
-            found.append(
-                Message(
-                    facts["topic"].decode(errors="replace"),
-                    facts["payload"],
-                    facts["qos"],
-                    id=facts["id"].hex(),
-                    sender=text(facts["from"]),
-                    timestamp=facts["timestamp"],
-                )
-            )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TermError(f"this is no list of messages: {error!r}") from None
-    return found
+        facts = dict(term)
+        return Message(
+            facts["topic"].decode(errors="replace"),
+            _binary(facts["payload"]),
+            (0, 1, 2).index(facts["qos"]),
+            id=facts["id"].hex(),
+            sender=text(facts["from"]),
+            timestamp=facts["timestamp"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise TermError(f"this is no message: {error!r} in {term!r:.200}") from None
+
+
+def _binary(term: Any) -> bytes:
+    """Return the bytes of an iolist."""
+    if isinstance(term, bytes):
+        return term
+    if not isinstance(term, list):
+        raise TypeError(f"{type(term).__name__} is no payload")
+    return b"".join(bytes((item,)) if isinstance(item, int) else _binary(item) for item in term)
 
 
 def reason(term: object) -> tuple[Reason, str]:
@@ -151,6 +171,13 @@ def message_record(topic: str, payload: bytes, qos: int, sender: bytes | Atom) -
     return (Atom("message"), guid, qos, sender, {}, {}, topic.encode(), payload, now // 1_000_000)
 
 
+def topic(record: object) -> bytes:
+    """Return the topic of a `#message{}`, empty if it is none."""
+    if isinstance(record, tuple) and len(record) > 6 and record[0] == "message":
+        return record[6] if isinstance(record[6], bytes) else b""
+    return b""
+
+
 def peer(info: ConnectionInfo) -> tuple[tuple[int, ...], int]:
     """Return the device's address and port as Erlang has them."""
     return peerhost(info), info.peername.port
@@ -163,6 +190,19 @@ def problem(answer: object) -> str:
     return ""
 
 
+def failure(error: object) -> str:
+    """Return why a function of the broker crashed, and where, without its arguments: they may be secret."""
+    match error:
+        case ("erlang", _, reason, [(module, function, arity, *_), *_]):
+            what = reason[0] if isinstance(reason, tuple) and reason else reason
+            number = len(arity) if isinstance(arity, list) else arity
+            return f"{what if isinstance(what, Atom) else 'error'} in {module}:{function}/{number}"
+        case ("erlang", _, reason, _):
+            what = reason[0] if isinstance(reason, tuple) and reason else reason
+            return what if isinstance(what, Atom) else "error"
+    return text(error)
+
+
 def is_pid(term: object) -> bool:
-    """Tell whether *term* is a process."""
+    """Return whether *term* is a process."""
     return isinstance(term, Opaque) and term.is_pid

@@ -29,7 +29,7 @@ MARK: Final = "Written by exproto-app gen-driver"
 """By this a file is known as ours, to be overwritten."""
 
 _MODULE: Final = '''\
-"""The protocol {protocol!r} of {what} for EMQX 4.2.
+"""The protocol {name} of {what} for EMQX 4.2.
 
 {mark}; it holds no logic, so it stays as it is when the app changes.
 """
@@ -207,6 +207,7 @@ def files(
             f"{module}.py",
             _MODULE.format(
                 protocol=protocol,
+                name=_in_docstring(repr(protocol)),
                 what=_in_docstring(target),
                 target=target,
                 mark=MARK,

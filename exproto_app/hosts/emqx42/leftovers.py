@@ -2,7 +2,8 @@
 
 One that says nothing would be known by its first event only, and what the broker had for the device would be
 lost with that. So they are listed at the start: which driver is ours, its listener, that listener's
-connections, each of which is asked before it is met: what answers and has called `init` by then is ours.
+connections, each of which is asked before it is met: what answers and has called `init` by then is ours. Each
+is closed, or resumed where the router says so (rule 8).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from ...core import Intake
 from ...errors import CommandError
 from . import facts
-from .terms import Atom, Opaque
+from .link import ErlangLink
+from .terms import Atom, Opaque, TermError
+from .udp_listener import UdpListener
 
 if TYPE_CHECKING:
-    from .broker import BrokerHub
+    from .process import Process
 
 __all__ = ["Leftovers"]
 
@@ -26,19 +30,75 @@ log = logging.getLogger("exproto_app")
 AT_ONCE: Final = 64
 """Connections that are asked at the same time."""
 
+EARLY: Final = 1_000
+"""Events that may wait while the broker is asked about a connection."""
+
 MANAGER: Final = "emqx_exproto_driver_mngr"
 
 
 class Leftovers:
-    """Looks for them; *found* gets the callback module, a pid, and what that process tells of itself."""
+    """Looks for them, and sees to each that speaks first."""
 
-    def __init__(self, hub: BrokerHub, found: Callable[[str, bytes, object], None]) -> None:
-        self._hub = hub
-        self._found = found
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._hub = process.hub
+        self._early: dict[
+            bytes, list[Callable[[Intake], object]]
+        ] = {}  # events of those that are asked about
         self._own: Opaque | None = None
         self._module = ""
         self._pids: Iterator[bytes] = iter(())
         self._listeners: list[Any] = []
+
+    def event(self, pid: bytes, feed: Callable[[Intake], object]) -> None:
+        """Take an event of a connection that this process never saw."""
+        if pid in self._process.ended_links:
+            return
+        early = self._early.get(pid)
+        if early is not None:
+            if len(early) < EARLY:
+                early.append(feed)
+            else:
+                log.warning("port ! an event of a connection from before our start is dropped")
+            return
+        link = self._process.meet(pid)
+        if link is None:
+            return
+        self._early[pid] = [feed]
+        link.ask(partial(self._informed, link))
+
+    def forget(self, pid: bytes) -> None:
+        """Let go of what waits of a connection that has ended."""
+        self._early.pop(pid, None)
+
+    def _informed(self, link: ErlangLink, about: object, error: object) -> None:
+        """Resume a connection, now that the broker has told of it."""
+        events = self._early.pop(link.pid, None)
+        if events is None or link.pid in self._process.links:
+            return
+        try:
+            known: Any = about
+            info = facts.connection_info(known[Atom("conninfo")])
+        except (TermError, KeyError, TypeError) as wrong:
+            log.warning("port ! a connection from before our start can't be resumed: %s", error or wrong)
+            link.close()
+            return
+        self._process.connected(link, info, resumed=True)
+        for event in events:
+            if link.channel is not None:
+                event(link.channel)
+
+    def _found(self, pid: bytes, about: object) -> None:
+        """Take a connection that has said nothing yet."""
+        process = self._process
+        if pid in process.links or pid in process.ended_links or pid in self._early:
+            return
+        link = process.meet(pid)
+        if link is not None:
+            self._early[pid] = []
+            self._informed(link, about, None)
+
+    # --- the list of them
 
     def look(self) -> None:
         """Begin with the process that owns our port: the drivers of the broker are known by it."""
@@ -46,7 +106,7 @@ class Leftovers:
 
     def _is(self, own: object, error: CommandError | None) -> None:
         if isinstance(own, Opaque) and own.is_pid:
-            self._own = own
+            self._own = self._hub.own = own
             arguments: list[Any] = [Atom("emqx_exproto"), Atom("listeners")]
             self._hub.call("application", "get_env", arguments, self._configured)
         else:
@@ -74,6 +134,8 @@ class Leftovers:
         match answer:
             case ("ok", dict() as driver) if error is None and driver.get(Atom("pid")) == self._own:
                 self._module = str(driver.get(Atom("cbm")))
+                if kind == "udp":
+                    UdpListener(self._hub, name, listen_on).watch()
                 done = partial(self._listener, kind)
                 self._hub.call("esockd", "listener", [(name, listen_on)], done)
             case _:
@@ -109,7 +171,7 @@ class Leftovers:
 
     def _answered(self, pid: bytes, about: object, error: CommandError | None) -> None:
         if error is None and isinstance(about, dict):
-            self._found(self._module, pid, about)
+            self._process.when_started(self._module, partial(self._found, pid, about))
         self._next()
 
     def _give_up(self, what: str, why: object) -> None:

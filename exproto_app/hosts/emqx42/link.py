@@ -12,26 +12,41 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from struct import Struct
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ...commands import Outcome, Waiter
-from ...core import Intake
+from ...commands import Command, Outcome, Register, Waiter
+from ...core import Channel, Intake
 from ...errors import ClosedError, CommandError, UnavailableError
 from ...models import ConnectionInfo
 from . import facts
 from .terms import Atom, Opaque, TermError, body
 
-__all__ = ["CAST", "Caller", "ErlangLink", "cast_frame"]
+if TYPE_CHECKING:
+    from .past import Past
+
+__all__ = ["CAST", "ErlangLink", "HubCalls", "cast_frame"]
 
 log = logging.getLogger("exproto_app")
 
 CAST: Final = Atom("$gen_cast")
 
 PROBE: Final = 262_144
-"""Bytes on their way to a connection process, beyond which it is asked whether it has taken them."""
+"""Bytes sent to a device by its process, beyond which that is asked whether it has taken them."""
 
 FULL: Final = 1_048_576
 """Bytes that it hasn't taken, beyond which nothing more is sent: the device doesn't read."""
+
+PROBE_REQUESTS: Final = 1_048_576
+"""Bytes of requests, such as publishes, beyond which the process is asked likewise."""
+
+FULL_REQUESTS: Final = 8_388_608
+"""Bytes of requests that it hasn't taken, beyond which it is asked for nothing more.
+
+EMQX ends a process with 32,000 messages in its mailbox.
+"""
+
+REQUEST_COST: Final = 256
+"""Bytes that a request counts beside its own."""
 
 DATAGRAM: Final = 65_507
 """Bytes of a datagram; with one that can't leave a peer's own process would close the socket of all."""
@@ -48,14 +63,26 @@ _DATAGRAM: Final = b"h\x03" + body(Atom("datagram"))
 Done = Callable[[Any, CommandError | None], None]
 
 
-class Caller(Protocol):
+class HubCalls(Protocol):
     """What a link asks of the hub."""
 
     write: Callable[[bytes], None]
     waiter: Callable[[], Waiter]
 
+    def execute(self, channel: Channel, link: ErlangLink, command: Command, /) -> Outcome[Any]:
+        """Carry out what the connection of *link* asks of the broker."""
+        ...
+
     def call(self, module: str, function: str, arguments: list[Any], done: Done, /) -> None:
         """Call a function of the broker; *done* gets its result or an error."""
+        ...
+
+    def reach(self, pid: bytes, done: Done, /) -> int | None:
+        """Have *done* called when the process *pid* has handled all that was sent to it before."""
+        ...
+
+    def give_up(self, number: int, error: CommandError, /) -> None:
+        """Fail the question of this number."""
         ...
 
 
@@ -79,13 +106,16 @@ class ErlangLink:
     __slots__ = (
         "_asking",
         "_cast",
+        "_confirmed_to",
+        "_congested",
         "_datagram",
         "_early",
-        "_fences",
         "_full",
         "_hub",
         "_info",
         "_probing",
+        "_questions",
+        "_requested",
         "_send",
         "_size",
         "_taken_to",
@@ -93,8 +123,9 @@ class ErlangLink:
         "ended",
         "ending",
         "last",
+        "past",
         "pid",
-        "published",
+        "published_to",
         "registration",
         "rescued",
         "subscriptions",
@@ -105,20 +136,29 @@ class ErlangLink:
     )
 
     answers = False
+    buffered = 0
 
-    def __init__(self, hub: Caller, pid: bytes, *, ended: Callable[[ErlangLink], None] | None = None) -> None:
+    @property
+    def broker_side(self) -> ErlangLink:
+        """Carries out what the connection asks of the broker: this."""
+        return self
+
+    def __init__(
+        self, hub: HubCalls, pid: bytes, *, ended: Callable[[ErlangLink], None] | None = None
+    ) -> None:
         self._hub = hub
         self.pid = pid
         self.channel: Intake | None = None
         self.ended = ended  # is told when the process was ended without `terminated`
         self.withheld: bytes | None = None
-        self.published = False
+        self.published_to = self._confirmed_to = 0  # messages cast, and those that the process has taken
         self.rescued = False
         self.ending = False
         self.superuser = False
         self.registration: Hurried | None = None  # the register under way
         self.subscriptions: dict[str, int] = {}
-        self.last: Outcome[None] | None = None  # of what was published past the process
+        self.past: Past | None = None  # once something is published past the process
+        self.last: Outcome[None] | None = None  # of the last that was
         self.udp: bool | None = None  # None: not known
         self.write: Callable[[bytes], object] = self._write
         self._info: ConnectionInfo | None = None
@@ -127,10 +167,11 @@ class ErlangLink:
         self._size = len(self._send) + 4
         self._datagram: bytes | None = None
         self._early: list[bytes] | None = None
-        self._fences: list[Outcome[None]] = []
+        self._questions: dict[Outcome[None], int | None] = {}  # that wait for the process
         self._asking = 0
-        self._taken_to = 0
+        self._taken_to = self._requested = 0  # bytes that the process may not have taken yet
         self._probing = self._full = False
+        self._congested: dict[Channel, None] | None = None  # those that may ask for nothing more
 
     @property
     def info(self) -> ConnectionInfo | None:
@@ -146,6 +187,16 @@ class ErlangLink:
             self.write = self._write_datagram
             arguments = [Opaque(self.pid), Atom("dictionary")]
             self._hub.call("erlang", "process_info", arguments, partial(self._informed, facts.peer(info)))
+
+    # --- what is asked of the broker
+
+    def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
+        """Have the hub carry *command* out, by the connection's process or past it."""
+        return self._hub.execute(channel, self, command)
+
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `BrokerSide` has it
+        """Return whether a login may be refused."""
+        return command.password is not None
 
     # --- what is sent
 
@@ -194,34 +245,49 @@ class ErlangLink:
 
     def _probe(self) -> None:
         """Ask the process whether it has taken what was sent; too much, and nothing more goes."""
-        if self.udp:
-            return
         if self._taken_to > FULL and not self._full and self.channel is not None:
             self._full = True
             self.channel.unwritable()
         if self._probing or self.ending:
             return
         self._probing = True
-        self.ask(partial(self._probed, self._taken_to))
+        self.confirm().when_done(partial(self._probed, self._taken_to, self._requested))
 
-    def _probed(self, taken: int, answer: object, error: CommandError | None) -> None:
+    def _probed(self, taken: int, requested: int, outcome: Outcome[None]) -> None:
         self._probing = False
         if self.channel is None:
             return
-        if error is None and isinstance(answer, dict):
+        if outcome.error is None:
             self._taken_to -= taken
-        elif not isinstance(error, UnavailableError):
-            return  # the process has gone, or says nothing that would tell
+            self._requested -= requested
+        elif not isinstance(outcome.error, UnavailableError):
+            return  # the process has gone
         if self._full and self._taken_to <= FULL // 2:
             self._full = False
             self.channel.drained()
-        if self._taken_to > PROBE or self._full:
+        if self._congested and self._requested <= FULL_REQUESTS // 2:
+            congested, self._congested = self._congested, None
+            for one in congested:
+                one.relieved()
+        if self._taken_to > PROBE or self._full or self._requested > PROBE_REQUESTS or self._congested:
             self._probe()
 
     def cast(self, request: object) -> None:
         """Send `{'$gen_cast', Request}` to the process; it answers nothing."""
         data = self._cast + body(request)
-        self._hub.write(_length(len(data)) + data)
+        size = len(data)
+        self._hub.write(_length(size) + data)
+        self._requested += size + REQUEST_COST
+        if self._requested > PROBE_REQUESTS:
+            self._probe()
+
+    def bound(self, channel: Channel) -> None:
+        """Have *channel* ask for nothing more while the process hasn't taken what it was asked for."""
+        if self._requested > FULL_REQUESTS and not self.ending:
+            if self._congested is None:
+                self._congested = {}
+            self._congested[channel] = None
+            channel.congested()
 
     # --- questions
 
@@ -236,30 +302,48 @@ class ErlangLink:
 
         self._hub.call("emqx_exproto_conn", "info", [Opaque(self.pid)], answered)
 
-    def fence(self) -> Outcome[None]:
+    def confirm(self) -> Outcome[None]:
         """Return the outcome of everything that was sent to the process before."""
         outcome: Outcome[None] = Outcome(self._hub.waiter)
-        self._fences.append(outcome)
+        questions = self._questions
+        questions[outcome] = None
+        self._asking += 1
+        self.answer()
+        published = self.published_to
 
-        def answered(answer: object, error: CommandError | None) -> None:
-            if outcome in self._fences:
-                self._fences.remove(outcome)
-            if error is None and isinstance(answer, dict):
+        def answered(_: object, error: CommandError | None) -> None:
+            self._asking -= 1
+            questions.pop(outcome, None)
+            if error is None:
+                self._confirmed_to = max(self._confirmed_to, published)
                 outcome.settle(None)
-            elif error is None or isinstance(error, UnavailableError):
-                outcome.fail(UnavailableError(f"the broker's process doesn't answer: {error or answer!r}"))
+            elif isinstance(error, UnavailableError):
+                outcome.fail(UnavailableError(f"the broker's process doesn't answer: {error}"))
             else:
                 outcome.fail(ClosedError(f"the broker's process is gone: {error}"))
 
-        self.ask(answered)
+        number = self._hub.reach(self.pid, answered)
+        if not outcome.done:
+            questions[outcome] = number
         return outcome
 
-    def pass_fences(self) -> None:
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether anything was published that the process may not have taken."""
+        return self.published_to > self._confirmed_to
+
+    def confirm_all(self) -> None:
         """Settle what waits for the process: what it will never look at was seen to otherwise."""
         self.rescued = True
-        fences, self._fences = self._fences, []
-        for outcome in fences:
+        for outcome in tuple(self._questions):
             outcome.settle(None)
+
+    def leave(self) -> None:
+        """Let nobody wait for the process any more: it has gone."""
+        error = ClosedError("it has ended")
+        for number in tuple(self._questions.values()):
+            if number is not None:
+                self._hub.give_up(number, error)
 
     @property
     def may_wait(self) -> bool:
@@ -299,17 +383,29 @@ class ErlangLink:
             why = error or facts.problem(answer)
             if why:
                 log.warning("port ! a connection's process can't be ended: %s", why)
-            self.answer()
-            if done is not None:
-                done()
+            if done is None:
+                self._left(detail)
                 return
-            channel, self.channel = self.channel, None
-            if channel is not None:
-                channel.terminated("lost", detail)
-            if self.ended is not None:
-                self.ended(self)
+            self.answer()
+            self.leave()
+            done()
 
         self._hub.call("erlang", "exit", [Opaque(self.pid), Atom("kill")], killed)
+
+    def vanished(self) -> None:
+        """Take note that the process has ended, and didn't say so."""
+        self.ending = True
+        self._left("the broker's process ended without a word")
+
+    def _left(self, detail: str) -> None:
+        """End our side: the process is no more."""
+        self.answer()
+        self.leave()
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            channel.terminated("lost", detail)
+        if self.ended is not None:
+            self.ended(self)
 
     # --- turns that wait
 

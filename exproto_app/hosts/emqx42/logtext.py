@@ -21,7 +21,7 @@ from ...names import escaped_lines
 from . import facts
 from .broker import BrokerHub
 from .calls import framed
-from .terms import Atom, Opaque, body
+from .terms import Atom, export
 
 __all__ = ["LogText"]
 
@@ -38,12 +38,7 @@ _LEVEL: Final = re.compile(r'(?:\{"time": "[^"]*", "level": ")?(error|critical)\
 _u32: Final = Struct(">I").pack
 
 
-def _function(level: str) -> Opaque:
-    """Return `fun logger:LEVEL/1`."""
-    return Opaque(b"q" + body(Atom("logger")) + body(Atom(level)) + body(1))
-
-
-_FUNCTIONS: Final = {level: _function(level) for level in ("warning", "error", "critical")}
+_FUNCTIONS: Final = {level: export("logger", level, 1) for level in ("warning", "error", "critical")}
 
 
 class LogText(io.TextIOBase):

@@ -13,11 +13,14 @@ __all__ = ["Port"]
 
 log = logging.getLogger("exproto_app")
 
-READ: Final = 262_144
-"""Bytes of one read."""
+READ: Final = 65_536
+"""Bytes of one read, some hundred calls: what their handlers began runs before the next one."""
 
 LARGEST: Final = 67_108_864
 """Bytes of a frame that is still looked at; a larger one is skipped, for memory is not endless."""
+
+HEAD: Final = 64
+"""Bytes of such a frame that are: they tell what it is."""
 
 BACKLOG: Final = 8_388_608
 """Bytes that wait for the broker to read them, beyond which we read nothing from it."""
@@ -29,7 +32,8 @@ class Port:
     """Both ends of the pipe on the event loop.
 
     *received* gets each frame without its length; what is written meanwhile leaves in one go behind the last
-    frame of a read. *ended* is called at the end of the broker's stream.
+    frame of a read. *unreadable* gets the beginning of a frame that can't be taken, and why. *ended* is
+    called at the end of the broker's stream.
     """
 
     def __init__(
@@ -38,12 +42,14 @@ class Port:
         write_fd: int,
         *,
         received: Callable[[bytes], None],
+        unreadable: Callable[[bytes, str], None],
         ended: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._received = received
+        self._unreadable = unreadable
         self._ended = ended
         self._more: list[bytes] = []
         self._missing = 0
@@ -157,18 +163,23 @@ class Port:
         while start + 4 <= size:
             end = start + 4 + unpack(data, start)[0]
             if end > size:
-                if end - start > LARGEST:
-                    log.error("port ! a frame of %d bytes is skipped, limit is %d", end - start - 4, LARGEST)
+                if end - start > LARGEST and size - start >= HEAD:
                     self._skip = end - size
+                    words = f"a frame of {end - start - 4} bytes is skipped, limit is {LARGEST}"
+                    self._unreadable(data[start + 4 : start + HEAD], words)
                     return
                 break
+            frame = data[start + 4 : end]
             try:
-                self._received(data[start + 4 : end])
+                self._received(frame)
             except Exception:
-                log.exception("port ! a frame of %d bytes is given up", end - start - 4)
+                log.exception("port ! handling a frame failed")
+                self._unreadable(frame, f"a frame of {len(frame)} bytes is given up")
             start = end
         if start < size:
             self._more.append(data[start:])
-            self._missing = max(
-                1, (start + 4 + unpack(data, start)[0] if start + 4 <= size else start + 4) - size
-            )
+            end = start + 4
+            if end <= size:
+                end += unpack(data, start)[0]
+            wanted = end if end - start <= LARGEST else start + HEAD
+            self._missing = max(1, wanted - size)

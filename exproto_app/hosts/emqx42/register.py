@@ -17,7 +17,7 @@ from ...core import Channel
 from ...errors import CommandError, DeniedError, UnavailableError
 from ...runtime import Timer
 from . import facts
-from .hooks import look_for_crash
+from .hooks import AUTHENTICATE, look_for_crash
 from .link import ErlangLink
 from .terms import Atom, Opaque
 
@@ -94,7 +94,7 @@ class Registration:
                     self._link.superuser = result.get(Atom("is_superuser")) == "true"
                     if result.get(Atom("anonymous")) == "true":
                         self._asking = True
-                        look_for_crash(self._hub, self._who, result, self._looked_for_crash)
+                        look_for_crash(self._hub, AUTHENTICATE, [self._who, result], self._looked_for_crash)
                     else:
                         self._register()
                     return
@@ -121,7 +121,7 @@ class Registration:
         if self._before:
             self._link.ask(self._known_before)
         self._link.cast((Atom("register"), facts.client_map(self._client)))
-        self._link.ask(self._registered)
+        self._link.confirm().when_done(self._registered)
         if not self._before:
             # A broker that thousands log in to at once needs longer for each question than a device may.
             self._bound = self._hub.call_later(PATIENCE, self._outcome.settle, None)
@@ -130,13 +130,11 @@ class Registration:
         if isinstance(answer, dict) and isinstance(client := answer.get(Atom("clientinfo")), dict):
             self._old_id = client.get(Atom("clientid"))
 
-    def _registered(self, answer: object, error: CommandError | None) -> None:
+    def _registered(self, outcome: Outcome[None]) -> None:
         """Go on behind the register, which the process has handled now."""
         if self._over:
             return
-        if error is None and not isinstance(answer, dict):
-            self._end(UnavailableError(f"the broker's process doesn't answer: {answer!r}"))
-        elif error is not None and not isinstance(error, UnavailableError):
+        if outcome.error is not None and not isinstance(outcome.error, UnavailableError):
             self._end(None)  # the device has gone: what it sent is still handled
         elif self._before:
             self._look()
@@ -186,9 +184,12 @@ class Registration:
     # --- the older connections of this client
 
     def _take_over(self) -> None:
-        """End connections of this client at other listeners, and of other nodes; MQTT's the broker ended."""
-        self._hub.tell_where_takeover_ends()
-        self._hub.call("emqx_cm", "lookup_channels", [self._client.clientid.encode()], self._found)
+        """End connections of this client at other listeners, and of other nodes; MQTT's the broker ended.
+
+        Those that come later end this one: other listeners in the same way, MQTT clients by `presence`.
+        """
+        self._hub.tell_of_takeover()
+        self._hub.each("emqx_cm", "lookup_channels", self._client.clientid.encode(), self._found)
 
     def _found(self, answer: object, error: CommandError | None) -> None:
         if error is not None or not isinstance(answer, list):
@@ -199,7 +200,8 @@ class Registration:
         pids = [term.raw for term in answer if facts.is_pid(term)]
         # They stand in the order of their registers: of two that come at once, one stays.
         older = pids[: pids.index(self._link.pid)] if self._link.pid in pids else []
-        older = [pid for pid in older if not self._hub.serves(pid)]  # those the engine ends itself
+        # The engine ends those that it knows by this name itself.
+        older = [pid for pid in older if not self._hub.serves(pid, self._client.clientid)]
         left = len(older)
         if not left:
             self._end(None)

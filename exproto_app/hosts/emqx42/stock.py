@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from ...commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, Unsubscribe, refused
-from ...core import Channel, Engine, Intake
+from ...core import Channel, Context, Engine, Intake
 from ...errors import SetupError, UnsupportedError
 from ...ops.logs import configure_from
 from ...ops.recorder import KEEP, SIZE
@@ -31,7 +31,7 @@ from ...runtime import Timer
 from ...target import load
 from . import facts
 from .link import CAST
-from .terms import VERSION, Atom, Opaque, TermError, body, decode
+from .terms import VERSION, Atom, Opaque, body, decode
 
 __all__ = ["Driver"]
 
@@ -69,8 +69,12 @@ class SyncRuntime:
     def __init__(self) -> None:
         self.time = time.monotonic
         self.lock = threading.RLock()
+        self.mutex: contextlib.AbstractContextManager[Any] = threading.RLock()
         self._soon: deque[Callable[[], object]] = deque()
         self._thread = threading.get_ident()
+
+    def wall(self) -> int:
+        return time.time_ns() // 1_000_000
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         self._soon.append(partial(callback, *args))
@@ -126,7 +130,8 @@ class StockLink:
 
     answers = False
     write = None
-    fence = None
+    confirm = None
+    buffered = 0
 
     def __init__(self, hub: StockHub, pid: Any) -> None:
         self._hub = hub
@@ -140,6 +145,36 @@ class StockLink:
     def cast(self, request: object) -> None:
         """Send `{'$gen_cast', Request}` to the process."""
         self._hub.cast(self.pid, body((CAST, request)))
+
+    @property
+    def broker_side(self) -> StockLink:
+        """Carries out what the connection asks of the broker: this."""
+        return self
+
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `BrokerSide` has it
+        """Return whether a login may be refused."""
+        return command.password is not None
+
+    def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
+        """Cast *command* to the process."""
+        match command:
+            case Publish(topic, payload, qos):
+                if channel.gone or self.ending:
+                    return refused(UnsupportedError("with --stock a connection that has ended can't publish"))
+                sender = channel.client.clientid.encode() if channel.client else Atom("exproto_app")
+                self.cast((Atom("publish"), facts.message_record(topic, payload, qos, sender)))
+            case Subscribe(topic, qos):
+                self.cast((Atom("subscribe"), topic.encode(), qos))
+                return GRANTED[qos]
+            case Unsubscribe(topic):
+                self.cast((Atom("unsubscribe"), topic.encode()))
+            case Register(client, password):
+                if password is not None:
+                    return refused(
+                        UnsupportedError("with --stock the broker isn't asked, so a password proves nothing")
+                    )
+                self.cast((Atom("register"), facts.client_map(client)))
+        return DONE
 
     def send(self, chunks: list[bytes]) -> None:
         for data in chunks:
@@ -171,9 +206,13 @@ class StockLink:
 class StockHub:
     """The broker, as far as casts to connection processes reach."""
 
+    broker_side = None
     ordered = True
     keeps_wills = False
     keeps_sessions = False
+    many_clients = False
+    has_properties = False
+    roams = False
 
     def __init__(self) -> None:
         self._cast: Callable[[Any, Any], None] = _erlport("erlang").cast
@@ -200,35 +239,17 @@ class StockHub:
         order = (Atom("cast"), Atom("erlang"), Atom("exit"), arguments, Atom("user"))
         self.cast(self._atom(b"rex"), body((CAST, order)))
 
-    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
-        """Tell whether a login may be refused."""
-        return command.password is not None
-
-    def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
-        link = channel.link
-        if not isinstance(link, StockLink):
-            raise TypeError(f"{link!r} is no link of this hub")
-        match command:
-            case Publish(topic, payload, qos):
-                if channel.gone or link.ending:
-                    return refused(UnsupportedError("with --stock a connection that has ended can't publish"))
-                sender = channel.client.clientid.encode() if channel.client else Atom("exproto_app")
-                link.cast((Atom("publish"), facts.message_record(topic, payload, qos, sender)))
-            case Subscribe(topic, qos):
-                link.cast((Atom("subscribe"), topic.encode(), qos))
-                return GRANTED[qos]
-            case Unsubscribe(topic):
-                link.cast((Atom("unsubscribe"), topic.encode()))
-            case Register(client, password):
-                if password is not None:
-                    return refused(
-                        UnsupportedError("with --stock the broker isn't asked, so a password proves nothing")
-                    )
-                link.cast((Atom("register"), facts.client_map(client)))
-        return DONE
+    def attach(self, context: Context) -> None:
+        """Do nothing: the broker's clock counts."""
 
     def publish(self, command: Publish) -> Outcome[None]:
         return refused(UnsupportedError(f"with --stock the app itself can't publish ({command.topic})"))
+
+    def registered(self, channel: Channel, command: Register, older: Channel | None) -> None:
+        """Do nothing: the broker has a session for each connection."""
+
+    def move(self, older: Channel, heir: Channel) -> None:
+        """Do nothing: it isn't asked to."""
 
     def gone(self, channel: Channel) -> None:
         """Do nothing: the broker's process is gone too."""
@@ -282,12 +303,10 @@ class Driver:
 
     def deliver(self, conn: Any, messages: Any, _: Any) -> Any:
         """Take messages for a device."""
-        try:
-            batch = facts.messages(self._term(messages))
-        except TermError as error:
-            log.error("broker ! %s", error)  # noqa: TRY400 - the broker's fault, not a bug's trace
-        else:
-            self._feed(conn, lambda channel: channel.delivered(batch))
+        batch, wrong = facts.readable(self._term(messages))
+        for words in wrong:
+            log.error("broker ! a message that can't be read is dropped: %s", words)
+        self._feed(conn, lambda channel: channel.delivered(batch))
         return self._ok
 
     def terminated(self, conn: Any, reason: Any, _: Any) -> Any:
@@ -309,7 +328,7 @@ class Driver:
         if channel is not None:
             self._runtime.call_soon(channel.terminated, "lost", "its process was ended")
 
-    def _feed(self, conn: Any, feed: Callable[[Intake], None]) -> None:
+    def _feed(self, conn: Any, feed: Callable[[Intake], object]) -> None:
         with self._runtime.lock:
             link = self._links.get(self._bytes(conn))
             if link is None:

@@ -15,7 +15,18 @@ from typing import Any, Final
 
 import attrs
 
-__all__ = ["Atom", "ImproperList", "Opaque", "TermError", "decode", "encode", "parse"]
+__all__ = [
+    "Atom",
+    "ImproperList",
+    "Opaque",
+    "TermError",
+    "TermTooLargeError",
+    "body",
+    "decode",
+    "encode",
+    "export",
+    "parse",
+]
 
 DEEPEST: Final = 256
 """Terms within terms; deeper ones are refused before Python's own recursion ends."""
@@ -37,6 +48,10 @@ class TermError(ValueError):
     """Bytes that are no term, or a value that can't be one."""
 
 
+class TermTooLargeError(TermError):
+    """A term that is sound, but larger or deeper than what is read."""
+
+
 class Atom(str):
     """An Erlang atom; equal to the text of the same characters."""
 
@@ -48,7 +63,10 @@ class Atom(str):
 
 @attrs.frozen
 class Opaque:
-    """A term that is kept as its bytes, without version: a pid, port, reference, function or bitstring."""
+    """A term that is kept as its bytes, without version: a pid, port, reference, function or bitstring.
+
+    Pids, ports and references are equal where they are one in Erlang, however their node's name was written.
+    """
 
     raw: bytes
 
@@ -162,9 +180,11 @@ def _parse(  # noqa: C901, PLR0911, PLR0912 - a case for each tag
     if tag == NIL:
         return [], at
     if tag in _IDENTIFIERS:
-        _, end = _parse_atom(data, at)
-        end += _IDENTIFIERS[tag]
-        return Opaque(_take(data, at - 1, end - at + 1)), end
+        node, behind = _parse_atom(data, at)
+        end = behind + _IDENTIFIERS[tag]
+        raw = _take(data, at - 1, end - at + 1)
+        # OTP 26 and newer write names in both forms: whose identifier it is must not depend on that.
+        return Opaque(raw if data[at] == ATOM else raw[:1] + _encode_atom(node) + data[behind:end]), end
     if tag == SMALL_TUPLE:
         items, at = _items(data, at + 1, data[at], depth, left)
         if len(items) == 3 and items[0] == WRAPPED and isinstance(items[2], bytes):
@@ -172,7 +192,7 @@ def _parse(  # noqa: C901, PLR0911, PLR0912 - a case for each tag
         return tuple(items), at
     if tag == LIST:
         if depth >= DEEPEST:  # without items there would still be the tail
-            raise TermError(f"the term is more than {DEEPEST} deep")
+            raise TermTooLargeError(f"the term is more than {DEEPEST} deep")
         items, at = _items(data, at + 4, _u32(data, at)[0], depth, left)
         tail, at = _parse(data, at, depth + 1, left)
         return (items if tail == [] else _joined(items, tail)), at
@@ -180,7 +200,7 @@ def _parse(  # noqa: C901, PLR0911, PLR0912 - a case for each tag
         size = _u16(data, at)[0]
         left[0] -= size
         if left[0] < 0:
-            raise TermError(f"the term has more than {MOST} items")
+            raise TermTooLargeError(f"the term has more than {MOST} items")
         return list(_take(data, at + 2, size)), at + 2 + size
     if tag == MAP:
         items, at = _items(data, at + 4, 2 * _u32(data, at)[0], depth, left)
@@ -214,9 +234,10 @@ def _rare(  # noqa: C901 - a case for each tag
             raise TermError("an old float is no number") from None
     if tag in (NEW_REFERENCE, NEWER_REFERENCE):
         words = _u16(data, at)[0]
-        _, at = _parse_atom(data, at + 2)
-        at += (1 if tag == NEW_REFERENCE else 4) + 4 * words
-    elif tag == BIT_BINARY:
+        node, behind = _parse_atom(data, at + 2)
+        at = behind + (1 if tag == NEW_REFERENCE else 4) + 4 * words
+        return Opaque(data[first : first + 3] + _encode_atom(node) + _take(data, behind, at - behind)), at
+    if tag == BIT_BINARY:
         size, bits = _u32(data, at)[0], data[at + 4]
         if bits > 8 or (bits == 0) != (size == 0):
             raise TermError(f"a bitstring of {size} bytes can't have {bits} bits in the last one")
@@ -245,7 +266,7 @@ def _unwrapped(items: list[Any], depth: int, left: list[int]) -> Any:
     if items[1] != "erlang":
         return tuple(items)
     if depth >= DEEPEST:
-        raise TermError(f"the term is more than {DEEPEST} deep")
+        raise TermTooLargeError(f"the term is more than {DEEPEST} deep")
     term, end = _parse(items[2], 0, depth + 1, left)
     if end != len(items[2]):
         raise TermError(f"{len(items[2]) - end} bytes behind a wrapped term")
@@ -255,7 +276,7 @@ def _unwrapped(items: list[Any], depth: int, left: list[int]) -> Any:
 def _unpacked(data: bytes) -> bytes:
     size = int.from_bytes(_take(data, 2, 4), "big")
     if size > LARGEST:
-        raise TermError(f"a compressed term has {size} bytes, limit is {LARGEST}")
+        raise TermTooLargeError(f"a compressed term has {size} bytes, limit is {LARGEST}")
     unpacker = zlib.decompressobj()
     try:
         plain = unpacker.decompress(data[6:], size + 1)
@@ -285,10 +306,10 @@ def _items(data: bytes, at: int, count: int, depth: int, left: list[int]) -> tup
     if count > len(data) - at:  # each item has a byte at least
         raise TermError(f"{count} items can't be in {len(data) - at} bytes")
     if count and depth >= DEEPEST:
-        raise TermError(f"the term is more than {DEEPEST} deep")
+        raise TermTooLargeError(f"the term is more than {DEEPEST} deep")
     left[0] -= count
     if left[0] < 0:
-        raise TermError(f"the term has more than {MOST} items")
+        raise TermTooLargeError(f"the term has more than {MOST} items")
     items = []
     for _ in range(count):
         item, at = _parse(data, at, depth + 1, left)
@@ -327,6 +348,11 @@ def encode(term: Any) -> bytes:
 def body(term: Any) -> bytes:
     """Return the bytes of *term* without the version byte, to be put into another."""
     return encode(term)[1:]
+
+
+def export(module: str, function: str, arity: int) -> Opaque:
+    """Return `fun Module:Function/Arity`."""
+    return Opaque(b"q" + body(Atom(module)) + body(Atom(function)) + body(arity))
 
 
 def _encode(term: Any, out: list[bytes], depth: int) -> None:  # noqa: C901, PLR0912 - a case for each type
