@@ -239,7 +239,8 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class GrpcHost:
     """An app behind EMQX, for the behaviour suite."""
 
-    abilities = frozenset({"udp", "unknown"})
+    socktype = "tcp"
+    abilities = frozenset({"address", "flow", "log", "kernel", "once", "stream", "udp", "unknown"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack, *, streaming: bool) -> None:
         if streaming:  # some cases wait for events whose connection nobody saw begin

@@ -73,7 +73,9 @@ class Conn:
         self.socktype = socktype
         self.write = write
         self.close_socket: Callable[[], object] = lambda: None
-        pid = b"\x83Xd\0\x0femqx@127.0.0.1" + next(_numbers).to_bytes(8, "big") + b"\0\0\0\0k\2"
+        pid = (
+            b"\x83Xd\0\x0femqx@127.0.0.1" + next(_numbers).to_bytes(8, "big") + b"\0\0\3\xfe\xfbk\2"
+        )  # has + and / in Base64
         self.name = base64.b64encode(pid).decode()
         self.clientid: str | None = None
         self.alive = True
@@ -505,15 +507,14 @@ class Node:
 
     def route(self, topic: str, payload: bytes, qos: int = 0, sender: str = "") -> None:
         self.published(topic, payload)
-        best: dict[Conn, int] = {}
-        for conn, granted in self.filters.matching(topic):
-            best[conn] = max(best.get(conn, 0), min(granted, qos))
-        for conn, granted in best.items():
+        key = f"{next(_numbers):032X}"
+        # A connection gets a copy for each of its filters, all with one id.
+        for conn, _ in self.filters.matching(topic):
             fields = {"from": sender}
             message = pb.Message(
                 node="emqx@127.0.0.1",
-                id=f"{next(_numbers):032X}",
-                qos=granted,
+                id=key,
+                qos=qos,
                 topic=topic,
                 payload=payload,
                 timestamp=int(time.time() * 1000),

@@ -18,12 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exproto_app import Address, App, Connection, Limits
-from exproto_app.hosts.grpc import AdapterMap, Service, acceptor, caller, service
+from exproto_app.asyncio_host import accepting
+from exproto_app.hosts.grpc import AdapterMap, Service, caller, service
 from exproto_app.hosts.grpc import exproto_pb2 as pb
 from exproto_app.hosts.grpc.acceptor import Acceptor
 from exproto_app.hosts.grpc.caller import Caller
 from exproto_app.hosts.grpc.callers import Callers
-from exproto_app.hosts.grpc.client import Client, ClientConnection
+from exproto_app.hosts.grpc.client import AdapterClient, ClientConnection
 from exproto_app.hosts.http2 import Budget, scheduler, transport
 from exproto_app.hosts.http2.budget import STREAM_COST, Account
 from exproto_app.hosts.http2.frames import PREFACE, pack_frame
@@ -411,7 +412,7 @@ class _Exhausted(socket.socket):
 def test_accepting_pauses_where_there_are_no_files_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(acceptor, "PAUSE", 0.01)
+    monkeypatch.setattr(accepting, "PAUSE", 0.01)
     counted: list[str] = []
 
     async def connect() -> None:
@@ -419,13 +420,13 @@ def test_accepting_pauses_where_there_are_no_files_left(
         sock.bind(("127.0.0.1", 0))
         callers = Callers()
         host = _Host(callers)
-        accepting = Acceptor(sock, None, lambda: Caller(host), counted.append)
-        accepting.start()
+        listener = Acceptor(sock, None, lambda: Caller(host), counted.append)
+        listener.start()
         _, writer = await asyncio.open_connection(*sock.getsockname()[:2])
         writer.write(PREFACE + SETTINGS)
         while not callers:  # noqa: ASYNC110 - a matter of three pauses
             await asyncio.sleep(0.005)
-        await accepting.close()
+        await listener.close()
         for one in callers:
             one.protocol.abort()
         writer.close()
@@ -434,18 +435,18 @@ def test_accepting_pauses_where_there_are_no_files_left(
 
     asyncio.run(connect())
     assert counted == ["accepts_paused"] * 3
-    assert caplog.text.count("nobody new is accepted until others have gone: too many open files") == 1
+    assert caplog.text.count("accepts no connections until others have ended: too many open files") == 1
 
 
 # --- the adapter
 
 
-def adapter_says(*pieces: bytes, calls: int = 3) -> tuple[list[int], Sink, Client]:
+def adapter_says(*pieces: bytes, calls: int = 3) -> tuple[list[int], Sink, AdapterClient]:
     """Call an adapter that says *pieces*; return what came of it."""
 
-    async def ask() -> tuple[list[int], Sink, Client]:
+    async def ask() -> tuple[list[int], Sink, AdapterClient]:
         outcomes: list[int] = []
-        client = Client("127.0.0.1", 9)
+        client = AdapterClient("127.0.0.1", 9)
         connection, sink = ClientConnection(client), Sink()
         connection.protocol.connection_made(sink)  # type: ignore[arg-type] # as much of it as is used
         connection.protocol.data_received(SETTINGS)
@@ -503,7 +504,7 @@ def test_the_calls_that_wait_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "HELD", 1_000)
 
     async def ask() -> None:
-        client = Client("127.0.0.1", 9)
+        client = AdapterClient("127.0.0.1", 9)
         outcomes: list[tuple[int, bytes]] = []
         for size in (900, 200, 100):
             client.call(client.method("/a/Send"), bytes(size), lambda *one: outcomes.append(one))

@@ -18,7 +18,7 @@ from exproto_app.core import Channel
 from exproto_app.hosts.grpc import AdapterMap, Service
 from exproto_app.hosts.grpc import exproto_pb2 as pb
 from exproto_app.hosts.grpc.caller import Caller
-from exproto_app.hosts.grpc.client import Client, ClientConnection
+from exproto_app.hosts.grpc.client import AdapterClient, ClientConnection
 from exproto_app.hosts.http2.frames import PREFACE, pack_frame
 
 from .test_wire import SETTINGS, Sink
@@ -376,7 +376,7 @@ def asked(pieces: list[bytes]) -> tuple[list[tuple[int, bytes]], Sink]:
 
     async def ask() -> tuple[list[tuple[int, bytes]], Sink]:
         outcomes: list[tuple[int, bytes]] = []
-        client = Client("127.0.0.1", 9)
+        client = AdapterClient("127.0.0.1", 9)
         connection, sink = ClientConnection(client), Sink()
         connection.protocol.connection_made(sink)  # type: ignore[arg-type] # as much of it as is used
         connection.protocol.data_received(SETTINGS)
@@ -418,7 +418,7 @@ def test_an_answer_that_is_none(said: bytes, outcome: tuple[int, bytes]) -> None
 
 def test_a_late_answer_is_nobodys_and_costs_no_reset() -> None:
     async def ask() -> None:
-        client = Client("127.0.0.1", 9)
+        client = AdapterClient("127.0.0.1", 9)
         connection, sink = ClientConnection(client), Sink()
         connection.protocol.connection_made(sink)  # type: ignore[arg-type] # as much of it as is used
         connection.protocol.data_received(SETTINGS)

@@ -21,7 +21,7 @@ from exproto_app import (
 )
 from exproto_app.framing import Line
 from exproto_app.hosts.grpc import client, ended, link, service
-from exproto_app.hosts.grpc.client import IN_FLIGHT, Client
+from exproto_app.hosts.grpc.client import IN_FLIGHT, AdapterClient
 from tests.behaviour.hosts import PASSWORD
 
 from .host import Behind
@@ -123,7 +123,7 @@ class Wire:
     """The client's side of a connection that a test answers."""
 
     def __init__(self, in_flight: int) -> None:
-        self.client = Client("127.0.0.1", 9, in_flight=in_flight)
+        self.client = AdapterClient("127.0.0.1", 9, in_flight=in_flight)
         self.connection = client.ClientConnection(self.client)
         self.connection.http2.settled = True
         self.connection.settled()

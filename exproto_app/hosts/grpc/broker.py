@@ -15,7 +15,7 @@ import attrs
 from ...errors import SetupError
 from . import exproto_pb2 as pb
 from .answers import Dead, judge
-from .client import CANCELLED, IN_FLIGHT, Client, Done, Method
+from .client import CANCELLED, IN_FLIGHT, AdapterClient, Done, Method
 from .ended import Ended
 from .link import GrpcLink
 from .streams import Streams
@@ -38,10 +38,14 @@ class Early:
 
 
 class Broker:
-    """One adapter, at most *in_flight* calls of it at a time, and the connections behind it."""
+    """One adapter, at most *in_flight* calls of it at a time, and the connections behind it.
 
-    def __init__(self, host: str, port: int, *, in_flight: int = IN_FLIGHT) -> None:
-        self.client = Client(host, port, in_flight=in_flight)
+    *shares*: the broker takes shared subscriptions.
+    """
+
+    def __init__(self, host: str, port: int, *, in_flight: int = IN_FLIGHT, shares: bool = False) -> None:
+        self.shares = shares
+        self.client = AdapterClient(host, port, in_flight=in_flight)
         self.loop = asyncio.get_running_loop()
         self.waiter = self.loop.create_future
         self.links: dict[bytes, GrpcLink] = {}
@@ -142,12 +146,14 @@ class Broker:
 class AdapterMap:
     """Which adapter belongs to a broker that calls, by the address it calls from.
 
-    *texts* are `http://HOST:PORT` for all, `auto:PORT` for the address that called, `ADDRESS=http://HOST:PORT`
-    for the one at ADDRESS. Each is called at most *in_flight* times at once. Raises `SetupError`.
+    *texts* are `http://HOST:PORT` for all, `auto:PORT` for the address that called,
+    `ADDRESS=http://HOST:PORT` for the one at ADDRESS. Each is called at most *in_flight* times at once.
+    *shares*: the brokers take shared subscriptions. Raises `SetupError`.
     """
 
-    def __init__(self, texts: Sequence[str], *, in_flight: int = IN_FLIGHT) -> None:
+    def __init__(self, texts: Sequence[str], *, in_flight: int = IN_FLIGHT, shares: bool = False) -> None:
         self._in_flight = in_flight
+        self._shares = shares
         self._fixed: dict[str, tuple[str, int]] = {}
         self._auto: int | None = None
         self._brokers: dict[tuple[str, int], Broker] = {}
@@ -174,7 +180,7 @@ class AdapterMap:
             return None
         broker = self._brokers.get(where)
         if broker is None:
-            broker = self._brokers[where] = Broker(*where, in_flight=self._in_flight)
+            broker = self._brokers[where] = Broker(*where, in_flight=self._in_flight, shares=self._shares)
         self.last = broker
         return broker
 

@@ -16,7 +16,7 @@ from .broker import AdapterMap, Broker
 from .callers import Callers
 from .link import GrpcLink
 
-__all__ = ["MAX_MESSAGE", "Caller", "Host", "Inbound", "Take"]
+__all__ = ["MAX_MESSAGE", "Caller", "CallerService", "InboundCall", "Take"]
 
 log = logging.getLogger("exproto_app")
 
@@ -41,7 +41,7 @@ EMPTY: Final = b"\0\0\0\0\0"
 """A message of no bytes: EmptySuccess."""
 
 
-class Inbound:
+class InboundCall:
     """A call that is not answered yet.
 
     *streaming*: it brings one message after another. *endless*: it gets no answer but *last*, when the
@@ -77,7 +77,7 @@ class Inbound:
         self.last = EMPTY
 
 
-class Host(Protocol):
+class CallerService(Protocol):
     """What a caller needs of the service."""
 
     adapters: AdapterMap
@@ -100,20 +100,20 @@ class Caller:
     a device, if there is such a device, and is that device's.
     """
 
-    def __init__(self, service: Host) -> None:
+    def __init__(self, service: CallerService) -> None:
         self.service = service
         callers = service.callers
         self.protocol = Http2Protocol(self, callers.scheduler, callers.budget, client=False)
         self.http2 = self.protocol.http2
         self.host = "?"
         self.broker: Broker | None = None
-        self.calls: dict[int, Inbound] = {}
+        self.calls: dict[int, InboundCall] = {}
         self.held = 0
         self.unfinished = False
         self.proven = False  # it has called a method of ours, with a whole message
-        self._incomplete: dict[int, Inbound] = {}  # those whose first event is not whole, by age
+        self._incomplete: dict[int, InboundCall] = {}  # those whose first event is not whole, by age
         self._standing = 0  # those that are whole and get no answer
-        self._collecting: Inbound | None = None
+        self._collecting: InboundCall | None = None
         self._mute: asyncio.TimerHandle | None = None
 
     @property
@@ -146,7 +146,7 @@ class Caller:
             self._refuse(stream, path)
             return
         take, streaming = method
-        call = self.calls[stream] = Inbound(stream, take, streaming=streaming)
+        call = self.calls[stream] = InboundCall(stream, take, streaming=streaming)
         if ended:
             self.data(stream, b"", ended=True)
             return
@@ -178,13 +178,13 @@ class Caller:
         if call is not None and call.buffer is not None:
             self._take_messages(call, call.buffer)
 
-    def _stand(self, call: Inbound) -> None:
+    def _stand(self, call: InboundCall) -> None:
         """Count *call* among those that stay and get no answer."""
         self._incomplete.pop(call.stream, None)
         call.standing = True
         self._standing += 1
 
-    def watch(self, call: Inbound, message: bytes, last: bytes) -> None:
+    def watch(self, call: InboundCall, message: bytes, last: bytes) -> None:
         """Answer with *message* now and with *last* in the end; such a call costs its peer all the time."""
         call.endless, call.last = True, last
         self.begin(call, message)
@@ -193,7 +193,7 @@ class Caller:
             call.cost = STREAM_COST
             self.held += STREAM_COST
 
-    def established(self, call: Inbound) -> None:
+    def established(self, call: InboundCall) -> None:
         """Take note that the stream *call* belongs to a connected device, and costs nothing more."""
         if call.cost and self.calls.get(call.stream) is call:
             self.held -= call.cost
@@ -279,14 +279,14 @@ class Caller:
         if call.streaming:
             http2.forget(stream)  # the peer may never end its half
 
-    def begin(self, call: Inbound, message: bytes) -> None:
+    def begin(self, call: InboundCall, message: bytes) -> None:
         """Answer with *message*, and leave the stream open."""
         call.begun = True
         block = self.http2.encoder.encode(RESPONSE)
         self.http2.write(pack_frame(HEADERS, END_HEADERS, call.stream, block))
         self.http2.send(call.stream, message, ended=False)
 
-    def withhold(self, call: Inbound, link: GrpcLink) -> None:
+    def withhold(self, call: InboundCall, link: GrpcLink) -> None:
         """Answer when *link* says so; on a stream, take no more until then."""
         withheld = link.withheld
         if withheld is None:
@@ -307,7 +307,7 @@ class Caller:
 
     # --- inside
 
-    def _drop(self, stream: int) -> Inbound | None:
+    def _drop(self, stream: int) -> InboundCall | None:
         call = self.calls.pop(stream, None)
         if call is None:
             return None
@@ -339,7 +339,7 @@ class Caller:
         block = self.http2.encoder.encode(fields)
         self.http2.write(pack_frame(HEADERS, END_HEADERS | END_STREAM, stream, block))
 
-    def _take(self, call: Inbound, message: bytes) -> bool:
+    def _take(self, call: InboundCall, message: bytes) -> bool:
         """Take a message; return whether it may be answered now."""
         self.proven = True
         try:
@@ -350,7 +350,7 @@ class Caller:
             log.exception("grpc ! an event of %s failed", self.host)
             return True
 
-    def _collect(self, call: Inbound, data: bytes) -> None:
+    def _collect(self, call: InboundCall, data: bytes) -> None:
         """Take messages that come in pieces, or many on one stream."""
         if call.buffer is None:
             call.buffer = bytearray()
@@ -358,7 +358,7 @@ class Caller:
         self.held += len(data)
         self._take_messages(call, call.buffer)
 
-    def _take_messages(self, call: Inbound, buffer: bytearray) -> None:
+    def _take_messages(self, call: InboundCall, buffer: bytearray) -> None:
         """Take the whole messages in *buffer*, a bounded number of them at a time."""
         at = taken = 0
         while len(buffer) - at >= 5:
@@ -386,7 +386,7 @@ class Caller:
         if call.ended and not self.unfinished:
             self._collected(call, len(buffer))
 
-    def _collected(self, call: Inbound, left: int) -> None:
+    def _collected(self, call: InboundCall, left: int) -> None:
         if left:
             self._unreadable(f"{left} bytes that are no event")
         # On a stream, what is withheld is the window, not the answer at the end.
@@ -397,7 +397,7 @@ class Caller:
         self.service.count("events_ignored")
         log.warning("grpc ! %s sent %s", self.host, what)
 
-    def _too_long(self, call: Inbound, beginning: bytes, size: int) -> None:
+    def _too_long(self, call: InboundCall, beginning: bytes, size: int) -> None:
         conn = beginning[2 : 2 + beginning[1]] if len(beginning) > 1 else b""
         link = self.broker.links.get(conn) if self.broker is not None else None
         words = f"{size} bytes in one call, limit is {MAX_MESSAGE}"
@@ -420,5 +420,5 @@ class Caller:
         self.protocol.abort()
 
 
-Take: TypeAlias = Callable[[Caller, Inbound, bytes], bool]
+Take: TypeAlias = Callable[[Caller, InboundCall, bytes], bool]
 """Takes a message of a call; False withholds the answer, until `GrpcLink.answer`."""

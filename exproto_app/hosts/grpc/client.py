@@ -1,4 +1,4 @@
-"""Client: unary gRPC calls to one address, over a connection that comes and goes."""
+"""AdapterClient: unary gRPC calls to one address, over a connection that comes and goes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "OK",
     "UNAVAILABLE",
     "UNIMPLEMENTED",
-    "Client",
+    "AdapterClient",
     "ClientConnection",
     "Done",
     "Method",
@@ -66,7 +66,7 @@ SAY_AGAIN: Final = 30.0
 """Seconds between two log lines about an address that can't be reached."""
 
 
-class Client:
+class AdapterClient:
     """Calls to *host*:*port*, at most *in_flight* of them at a time; the others wait for their turn.
 
     Flows take turns, so that none waits for all of another's. A call that no turn comes for fails: when

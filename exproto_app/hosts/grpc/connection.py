@@ -13,7 +13,7 @@ from ..http2.frames import ENHANCE_YOUR_CALM, NO_ERROR, REFUSED_STREAM
 from ..http2.transport import Http2Protocol
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .client import AdapterClient
 
 __all__ = ["OK", "UNAVAILABLE", "Call", "ClientConnection", "Done", "Method"]
 
@@ -101,7 +101,7 @@ class Call:
 class ClientConnection:
     """The client's half of one HTTP/2 connection; its `Endpoint`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: AdapterClient) -> None:
         self.client = client
         self.protocol = Http2Protocol(self, client.scheduler, Budget(), client=True)
         self.http2 = self.protocol.http2

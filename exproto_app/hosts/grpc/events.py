@@ -17,7 +17,7 @@ from ...router import Router
 from ..reasons import reason
 from . import exproto_pb2 as pb
 from .broker import Broker, Early
-from .caller import Caller, Inbound, Take
+from .caller import Caller, InboundCall, Take
 from .health import Health
 from .link import GrpcLink
 
@@ -94,7 +94,7 @@ class Events:
             },
         }
 
-    def _received(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _received(self, caller: Caller, call: InboundCall, message: bytes) -> bool:
         """Take a device's bytes: the hot path. A ReceivedBytesRequest is two fields, read by hand."""
         broker = caller.broker
         if broker is not None and len(message) > 2 and message[0] == 10:
@@ -117,7 +117,7 @@ class Events:
             return True
         return self._event(caller, call, request.conn, partial(_feed_bytes, request.bytes), len(message))
 
-    def _messages(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _messages(self, caller: Caller, call: InboundCall, message: bytes) -> bool:
         if _has_more_fields(message, MESSAGES + 1):
             self._ignore(caller, f"more than {MESSAGES} messages in one event")
             return True
@@ -137,13 +137,13 @@ class Events:
         ]
         return self._event(caller, call, request.conn, partial(_feed_messages, messages), len(message))
 
-    def _timed_out(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _timed_out(self, caller: Caller, call: InboundCall, message: bytes) -> bool:
         request = self._parse(pb.TimerTimeoutRequest, caller, call, message)
         if request is not None:
             log.debug("%s ! the broker's own timer ends it", request.conn)
         return True
 
-    def _created(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _created(self, caller: Caller, call: InboundCall, message: bytes) -> bool:
         request = self._parse(pb.SocketCreatedRequest, caller, call, message)
         broker = caller.broker
         if request is None or broker is None:
@@ -164,7 +164,7 @@ class Events:
             Certificate(dn=about.peercert.dn, cn=about.peercert.cn) if about.HasField("peercert") else None,
         )
         routers = self._routers(info.sockname.port)
-        if routers is None or self.service.stopping:
+        if routers is None or self.service.stopping or self.service.is_full():
             broker.refuse(conn)
             return True
         link = GrpcLink(broker, conn, datagram=info.socktype in ("udp", "dtls"))
@@ -175,7 +175,7 @@ class Events:
             self._feed_early(broker, conn, link)
         return True
 
-    def _closed(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _closed(self, caller: Caller, call: InboundCall, message: bytes) -> bool:
         request = self._parse(pb.SocketClosedRequest, caller, call, message)
         broker = caller.broker
         if request is None or broker is None:
@@ -200,7 +200,7 @@ class Events:
         link.over(reason(words), words)
         link.broker.streams.answer(link.conn)
 
-    def _event(self, caller: Caller, call: Inbound, conn: str, feed: Feed, size: int) -> bool:
+    def _event(self, caller: Caller, call: InboundCall, conn: str, feed: Feed, size: int) -> bool:
         """Feed an event of *size* bytes; return False where its answer has to wait."""
         broker = caller.broker
         if broker is None:
@@ -224,7 +224,7 @@ class Events:
             return False
         return True
 
-    def _event_after_the_end(self, caller: Caller, call: Inbound, conn: bytes) -> bool:
+    def _event_after_the_end(self, caller: Caller, call: InboundCall, conn: bytes) -> bool:
         """Ignore an event of a connection that is over, or have the broker learn that it is."""
         broker = caller.broker
         self.service.count("events_ignored")
@@ -238,7 +238,7 @@ class Events:
         caller.refuse(call.stream, b"10", b"the connection is over")
         return False
 
-    def _hold(self, caller: Caller, call: Inbound, conn: bytes, feed: Feed, *, size: int) -> None:
+    def _hold(self, caller: Caller, call: InboundCall, conn: bytes, feed: Feed, *, size: int) -> None:
         """Keep an event until its connection begins: streams have no order among each other."""
         broker = caller.broker
         if broker is None:
@@ -279,7 +279,8 @@ class Events:
         link = GrpcLink(broker, conn, datagram=False)
         routers = self._protocols.unseen or next(iter(self._protocols.ports.values()))
         known = self._protocols.unseen is not None and not self.service.stopping
-        if not self.service.runner.engine.unknown(link, routers, conn_id=conn.decode(), may_resume=known):
+        known = known and not self.service.is_full()
+        if not self.service.runner.engine.unknown(link, routers, conn_id=_plain(conn), may_resume=known):
             broker.forget(link)
             return None
         nowhere = Address("", 0)
@@ -292,7 +293,7 @@ class Events:
         link.broker.links[link.conn] = link
         link.broker.streams.established(link.conn)
         link.heard = self._time()
-        self.service.runner.engine.connected(link, info, routers, conn_id=link.conn.decode(), resumed=resumed)
+        self.service.runner.engine.connected(link, info, routers, conn_id=_plain(link.conn), resumed=resumed)
 
     def _routers(self, port: int) -> Sequence[Router[Any]] | None:
         routers = self._protocols.find(port)
@@ -301,7 +302,7 @@ class Events:
             self.service.say(("port", port), text, port, self._protocols)
         return routers
 
-    def _greet(self, caller: Caller, call: Inbound) -> None:
+    def _greet(self, caller: Caller, call: InboundCall) -> None:
         """Tell who calls, the first time."""
         what = ("caller", caller.host, call.streaming)
         if not self.service.first_time(what):
@@ -317,7 +318,7 @@ class Events:
         self.service.count("events_ignored")
         log.warning("grpc ! %s sent %s", caller.host, what)
 
-    def _parse(self, kind: Any, caller: Caller, call: Inbound, message: bytes) -> Any:
+    def _parse(self, kind: Any, caller: Caller, call: InboundCall, message: bytes) -> Any:
         broker = caller.broker
         if broker is None:
             text = "grpc ! %s calls, but no --adapter is for it; its devices get no answers"
@@ -363,7 +364,7 @@ def _start(message: bytes, at: int) -> int:
 
 
 def _has_more_fields(message: bytes, most: int) -> bool:
-    """Tell whether *message* has more than *most* fields, which are looked at before they cost memory."""
+    """Return whether *message* has more than *most* fields, which are looked at before they cost memory."""
     at, end = 0, len(message)
     for _ in range(most):
         if (
@@ -403,3 +404,8 @@ def _feed_bytes(data: bytes, link: GrpcLink) -> None:
 def _feed_messages(messages: list[Message], link: GrpcLink) -> None:
     if link.channel is not None:
         link.channel.delivered(messages)
+
+
+def _plain(conn: bytes) -> str:
+    """Return the broker's name of a connection, Base64, in letters that a clientid and a topic may have."""
+    return conn.decode().replace("+", "-").replace("/", "_")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Final
 
-from .caller import Caller, Inbound, Take
+from .caller import Caller, InboundCall, Take
 
 __all__ = ["Health"]
 
@@ -28,14 +28,14 @@ class Health:
             b"/grpc.health.v1.Health/Watch": (self._watch, False),
         }
 
-    def _check(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _check(self, caller: Caller, call: InboundCall, message: bytes) -> bool:
         if message[2:] in self._services:
             caller.answer(call.stream, NOT_SERVING if self._stopping() else SERVING)
         else:
             caller.refuse(call.stream, b"5", b"there is no such service")
         return False
 
-    def _watch(self, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _watch(self, caller: Caller, call: InboundCall, message: bytes) -> bool:
         if call.standing:
             return False
         if message[2:] not in self._services:

@@ -15,6 +15,7 @@ from ...errors import ClosedError, CommandError
 from ...models import Reason
 from . import exproto_pb2 as pb
 from .answers import Crashed, Dead, judge
+from .broker_side import BrokerSide
 from .client import OK, Done
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class GrpcLink:
 
     answers = True
     write = None
-    fence = None
+    confirm = None
+    buffered = 0
 
     def __init__(self, broker: Broker, conn: bytes, *, datagram: bool) -> None:
         self.broker = broker
@@ -92,6 +94,11 @@ class GrpcLink:
         self._head = b"\x0a" + _varint(len(conn)) + conn + b"\x12"
 
     # --- from the channel
+
+    @property
+    def broker_side(self) -> BrokerSide:
+        """Carries out what the device asks of the broker."""
+        return BrokerSide(self)
 
     def send(self, chunks: list[bytes]) -> Outcome[None]:
         if self.closing:
@@ -122,7 +129,7 @@ class GrpcLink:
     def resume(self) -> None:
         self.answer()
 
-    # --- from the hub
+    # --- from the broker side
 
     def call(self, name: str, request: bytes, done: Done) -> None:
         """Call the adapter for the device; the end of the connection waits for the answer."""

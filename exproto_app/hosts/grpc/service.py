@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from ...app import App
+from ...asyncio_host.accepting import bind
+from ...asyncio_host.renewal import Renewal
 from ...asyncio_host.runner import Runner
 from ...errors import not_opened
 from ...models import Address
 from ..http2.frames import NO_ERROR
-from .acceptor import Acceptor, bind
+from .acceptor import Acceptor
 from .adapter import AdapterHub
 from .broker import AdapterMap, Broker
 from .caller import Caller, Take
@@ -32,6 +34,9 @@ __all__ = ["Service"]
 
 log = logging.getLogger("exproto_app")
 
+MOST: Final = 100_000
+"""Connections that brokers may announce: each takes some kilobytes, and whoever calls may announce any."""
+
 SILENCE: Final = 600.0
 """Seconds without any event after which the broker is asked whether the connection still lives."""
 
@@ -44,7 +49,7 @@ MUTE: Final = 2.0
 GOODBYE: Final = 2.0
 """Seconds that calls in flight may take when the service stops."""
 
-FAREWELL: Final = 1.0
+FAREWELL: Final = 0.5
 """Seconds that the ends of connections may take after that."""
 
 AT_ONCE: Final = 200
@@ -58,13 +63,14 @@ SAID: Final = 1_000
 
 
 class Service:
-    """*app* as the service of brokers whose adapters *adapters* tells.
+    """*app* as the service of brokers; *adapters* maps them to their adapters.
 
     *ports* says which protocol a listener of the broker's speaks, or which several, `gt06,jt808`, by its
     port; without it the app has to have one protocol only. What comes by TLS to a port of *datagrams* is
-    DTLS, which EMQX doesn't tell apart. *shares*: the broker takes shared subscriptions. *sockets* are bound
-    to *bind* already, by a process that outlives this one. Use it as an async context manager, or `start`
-    and `stop` it. Raises `SetupError` for what doesn't fit the app and for an address that can't be bound.
+    DTLS, which EMQX doesn't tell apart. *sockets* are bound to *bind* already, by a process that outlives
+    this one. What brokers announce beyond *max_connections* is closed. Use it as an async context manager, or
+    `start` and `stop` it. Raises `SetupError` for what doesn't fit the app and for an address that can't be
+    bound.
     """
 
     def __init__(
@@ -75,11 +81,12 @@ class Service:
         *,
         ports: Mapping[int, str] | None = None,
         datagrams: Collection[int] = (),
-        shares: bool = False,
         tls: Tls | None = None,
         sockets: Sequence[socket.socket] | None = None,
+        max_connections: int = MOST,
     ) -> None:
         self.app = app
+        self._most = max_connections
         self.adapters = adapters
         self.address = bind
         self.stopping = False
@@ -87,8 +94,8 @@ class Service:
         self.runner: Runner
         self.callers: Callers
         self.methods: Mapping[bytes, tuple[Take, bool]]
-        self._shares = shares
         self._tls = tls
+        self._renewal = Renewal()
         self._sockets = sockets
         self._acceptors: list[Acceptor] = []
         self._sweeping: asyncio.TimerHandle | None = None
@@ -107,14 +114,22 @@ class Service:
         """What brokers may call for: each protocol's name, and where, by the broker's listener."""
         return self.protocols.listening(f"gRPC on {self.address}")
 
+    @property
+    def renewable(self) -> bool:
+        """Whether `renew` has anything to read."""
+        return self._tls is not None
+
     async def start(self) -> None:
         """Start the app, then listen."""
-        context = self._tls.context() if self._tls is not None else None
+        context = None
+        if self._tls is not None:
+            self._renewal.add(self._tls.source(self._use))
+            context = self._tls.context()
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self.callers = Callers()
         self.methods = Events(self).methods()
-        self.runner = Runner(self.app, AdapterHub(self.adapters, shares=self._shares))
+        self.runner = Runner(self.app, AdapterHub(self.adapters))
         await self.runner.start()
         try:
             self._listen(context)
@@ -127,6 +142,18 @@ class Service:
         self.address = Address(*self._acceptors[0].sock.getsockname()[:2])
         self._sweeping = self._loop.call_later(SWEEP, self._sweep)
         self._looking = self._loop.call_later(SILENT_START, self._look_for_brokers)
+        self._renewal.start()
+
+    def renew(self) -> None:
+        """Have certificate, key and CA be read again, for handshakes from now on.
+
+        If one is wrong, those from before stay. Brokers that are connected stay so.
+        """
+        self._renewal.ask()
+
+    def _use(self, context: ssl.SSLContext) -> None:
+        for acceptor in self._acceptors:
+            acceptor.context = context
 
     async def _not_started(self) -> None:
         await self.runner.stop()
@@ -150,6 +177,7 @@ class Service:
         An adapter that answers nothing meanwhile is given up, with what it was called for.
         """
         self.stopping = True
+        self._renewal.stop()
         for timer in (self._sweeping, self._looking):
             if timer is not None:
                 timer.cancel()
@@ -221,10 +249,20 @@ class Service:
             log.warning(text, *arguments)
 
     def first_time(self, what: object) -> bool:
-        """Tell whether *what* happens for the first time; never where too much else has."""
+        """Return whether *what* happens for the first time; never where too much else has."""
         if what in self.said or len(self.said) >= SAID:
             return False
         self.said.add(what)
+        return True
+
+    def is_full(self) -> bool:
+        """Return whether there is no room for one more connection, logged and counted."""
+        engine = self.runner.engine
+        if engine.open < self._most:
+            return False
+        engine.count("connections_refused")
+        engine.count("connections_refused.service")
+        log.warning("grpc ! connection refused: there are %d, limit is %d", engine.open, self._most)
         return True
 
     def count(self, name: str) -> None:
@@ -234,7 +272,7 @@ class Service:
     # --- silence
 
     def _look_for_brokers(self) -> None:
-        """Tell what should have come by now and hasn't: a broker, or its adapter's first answer."""
+        """Log what should have come by now and hasn't: a broker, or its adapter's first answer."""
         callers = [broker for broker in self.adapters if broker.callers or broker.links]
         if not callers:
             text = "grpc ! no broker has called within %g s; the handler's address in EMQX has to lead to %s"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from .caller import Caller, Inbound
+    from .caller import Caller, InboundCall
 
 __all__ = ["Streams"]
 
@@ -20,9 +20,9 @@ class Streams:
     """The streams of one broker's connections."""
 
     def __init__(self) -> None:
-        self._of: dict[bytes, list[tuple[Caller, Inbound]]] = {}
+        self._of: dict[bytes, list[tuple[Caller, InboundCall]]] = {}
 
-    def tie(self, conn: bytes, caller: Caller, call: Inbound, *, known: bool) -> None:
+    def tie(self, conn: bytes, caller: Caller, call: InboundCall, *, known: bool) -> None:
         """Take note that *call* brings events of *conn*, which is *known* if such a device is connected."""
         call.tied = True
         mine = self._of.setdefault(conn, [])

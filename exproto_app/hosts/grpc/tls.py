@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import attrs
 
+from ...asyncio_host.renewal import Source, certificate_source
 from ...errors import SetupError
 from ...ops.certificates import load_identity
 
@@ -48,6 +50,14 @@ class Tls:
         context.set_alpn_protocols(["h2"])
         context.sslobject_class = _Handshake
         return context
+
+    def source(self, use: Callable[[ssl.SSLContext], object]) -> Source:
+        """Return what is read again, for *use*."""
+        files = (self.key, self.client_ca)
+        what = "certificate and key"
+        return certificate_source(
+            "grpc", what, self.context, use, cert=self.cert, named="--cert:", files=files
+        )
 
 
 class _Handshake(ssl.SSLObject):

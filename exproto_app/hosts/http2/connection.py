@@ -136,7 +136,7 @@ class Connection:
         return data
 
     def waits(self, stream: int) -> bool:
-        """Tell whether bytes of *stream* wait for the peer's window."""
+        """Return whether bytes of *stream* wait for the peer's window."""
         return stream in self._sender.queued
 
     def cancel(self, stream: int, code: int = CANCEL) -> None:
@@ -179,7 +179,7 @@ class Connection:
         return self._buffer.removeprefix(PREFACE)[:64]
 
     def advance(self, frames: int) -> bool:  # noqa: C901, PLR0912 - the hot path, with as few calls as can be
-        """Work off up to so many *frames*; tell whether there is more. Raises `ProtocolError`."""
+        """Work off up to so many *frames*; return whether there is more. Raises `ProtocolError`."""
         if self.ended or not (self.greeted or self._greet()):
             return False
         endpoint, buffer, at = self.endpoint, self._buffer, self._at
@@ -231,7 +231,7 @@ class Connection:
             self.account.release(-change)
 
     def _greet(self) -> bool:
-        """Tell whether the preface has come. Raises `ProtocolError` for anything else."""
+        """Return whether the preface has come. Raises `ProtocolError` for anything else."""
         buffer = self._buffer
         if buffer.startswith(PREFACE):
             self.greeted, self._at = True, len(PREFACE)

@@ -35,7 +35,7 @@ class BlockError(Exception):
 
 
 def _lasts(block: bytes) -> bool:
-    """Tell whether *block* is nothing but indices of one byte, which leave the table as it is."""
+    """Return whether *block* is nothing but indices of one byte, which leave the table as it is."""
     return bool(block) and min(block) > 0x80 and max(block) < 0xFF
 
 

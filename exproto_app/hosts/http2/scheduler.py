@@ -24,19 +24,25 @@ class Scheduled(Protocol):
 
 
 class Scheduler:
-    """Gives connections their slices, round robin. While it is *busy*, what comes waits behind the others."""
+    """Gives connections their slices. While it is *busy*, what comes waits behind the others.
 
-    __slots__ = ("_loop", "_running", "queue")
+    Those that had more to do than their last slice come behind those that hadn't, so that a connection with a
+    call now and then doesn't wait for all that flood.
+    """
+
+    __slots__ = ("_loop", "_running", "_unfinished", "_working", "queue")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.queue: deque[Scheduled] = deque()
+        self._unfinished: deque[Scheduled] = deque()
+        self._working: Scheduled | None = None
         self._running = False
 
     @property
     def busy(self) -> bool:
         """Whether any connection waits for its turn, or has it."""
-        return self._running or bool(self.queue)
+        return self._running or bool(self.queue or self._unfinished)
 
     def later(self, one: Scheduled) -> None:
         """Have *one* work in its turn, after what runs now."""
@@ -45,20 +51,21 @@ class Scheduler:
         one.scheduled = True
         if not self.busy:
             self._loop.call_soon(self._run)
-        self.queue.append(one)
+        (self._unfinished if one is self._working else self.queue).append(one)
 
     def _run(self) -> None:
-        queue, time = self.queue, self._loop.time
+        queue, unfinished, time = self.queue, self._unfinished, self._loop.time
         end = time() + ROUND
         self._running = True
         try:
-            for _ in range(len(queue)):
-                one = queue.popleft()
+            for _ in range(len(queue) + len(unfinished)):
+                one = (queue or unfinished).popleft()
                 one.scheduled = False
+                self._working = one
                 one.work()
                 if time() >= end:
                     break
         finally:
-            self._running = False
-            if queue:
+            self._running, self._working = False, None
+            if queue or unfinished:
                 self._loop.call_soon(self._run)
