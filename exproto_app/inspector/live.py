@@ -23,7 +23,7 @@ from aiohttp import WSMsgType, web
 
 from ..core import Sniffer
 from ..traffic.recording import opening
-from .census import Census, One, Query
+from .connections import ConnectionTable, One, Query
 from .feed import Feed
 
 __all__ = ["Live"]
@@ -43,13 +43,13 @@ class Live:
 
     def __init__(
         self,
-        census: Census,
+        table: ConnectionTable,
         look: Callable[[], dict[str, Any]],
         socket: web.WebSocketResponse,
         hang_up: Callable[[], object],
     ) -> None:
         self.visible = True
-        self._census = census
+        self._table = table
         self._look = look
         self._socket = socket
         self._hang_up = hang_up
@@ -71,6 +71,7 @@ class Live:
                 if message.type is not WSMsgType.TEXT:
                     break
                 self._take(message.data)
+                await asyncio.sleep(0)  # it may have sent many, which nobody waits for
                 while len(self._waiting) > 8 and not sending.done():  # it asks faster than it reads
                     await asyncio.wait((sending,), timeout=PAUSE)
                 if sending.done():
@@ -91,7 +92,7 @@ class Live:
         try:
             self._obey(json.loads(text))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._answer({"type": "error", "text": f"the page sent what makes no sense: {error}"})
+            self._answer({"type": "error", "text": f"the page sent an invalid message: {error}"})
         self._wake.set()
 
     def _obey(self, given: dict[str, Any]) -> None:
@@ -117,7 +118,7 @@ class Live:
     def _watch(self, conn_id: str, number: object) -> None:
         self._unwatch()
         self._number = json.dumps(number)
-        one = self._census.find(conn_id)
+        one = self._table.find(conn_id)
         if one is None:
             self._answer({"type": "gone", "id": conn_id, "number": number})
         else:
@@ -128,13 +129,13 @@ class Live:
         self._number = json.dumps(number)
 
         def taker(one: One) -> bool:
-            if protocol and protocol not in self._census.row(one)["protocol"].split(","):
+            if protocol and protocol not in self._table.row(one)["protocol"].split(","):
                 return False
             self._withdraw = None
             self._show(one, late=False)
             return True
 
-        self._withdraw = self._census.when_connected(taker)
+        self._withdraw = self._table.when_connected(taker)
 
     def _show(self, one: One, *, late: bool) -> None:
         began = one.engine.runtime.time()
@@ -143,7 +144,7 @@ class Live:
             {
                 "type": "watching",
                 "number": json.loads(self._number),
-                "row": self._census.row(one),
+                "row": self._table.row(one),
                 "started": started,
                 "header": json.loads(opening(started)),
             }
@@ -167,7 +168,7 @@ class Live:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            for text in self._round(loop.time()):
+            for text in await self._round(loop.time()):
                 impatient = loop.call_later(PATIENCE, self._hang_up)
                 try:
                     await self._socket.send_str(text)
@@ -180,7 +181,7 @@ class Live:
             if not self._waiting and self._due > loop.time():  # events, of which there may be more
                 await asyncio.sleep(PAUSE)
 
-    def _round(self, now: float) -> list[str]:
+    async def _round(self, now: float) -> list[str]:
         """Return what is to be sent now."""
         texts, self._waiting = self._waiting, []
         if self._feed is not None and (events := self._feed.take()):
@@ -188,5 +189,5 @@ class Live:
         if self.visible and now >= self._due:
             self._due = now + TICK
             texts.append(json.dumps({"type": "state", **self._look()}))
-            texts.append(json.dumps({"type": "table", **self._census.table(self._query)}))
+            texts.append(json.dumps({"type": "table", **await self._table.table(self._query)}))
         return texts

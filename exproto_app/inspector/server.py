@@ -13,14 +13,11 @@ Programs show the token as `Authorization: Bearer TOKEN`. Errors are `{"error": 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -28,14 +25,13 @@ from aiohttp.web_protocol import RequestHandler
 
 from ..app import App
 from ..asyncio_host.runner import Runner
-from ..commands import Outcome
 from ..core import Channel
-from ..errors import CommandError, ExprotoError
+from ..errors import CommandError
 from ..models import Address, is_loopback
 from ..ops.listening import listen
-from ..traffic.hexdump import undump
 from .access import Access, Refusal, new_token
-from .census import Census, One, Query
+from .answers import BODY, HEADERS, SMALL, error_answer, failure, posted, refused, result_of, static_files
+from .connections import ConnectionTable, One, Query
 from .live import Live
 
 __all__ = ["Inspector"]
@@ -47,12 +43,6 @@ PAGES: Final = 32
 
 CLIENTS: Final = 128
 """Connections to the server at once; beyond them those go first that haven't shown the token."""
-
-SLOW: Final = 1.0
-"""Seconds until a wrong token is answered after too many of them."""
-
-BODY: Final = 4 * 1024 * 1024
-"""Bytes of a request: a payload of a megabyte, in hex with blanks."""
 
 BACKLOG: Final = 16
 """Connections that may wait until they are taken."""
@@ -66,31 +56,9 @@ IDLE: Final = 30.0
 GOODBYE: Final = 1.0
 """Seconds that pages and requests have to end."""
 
-PATIENCE: Final = 10.0
-"""Seconds until a verb has to have an outcome."""
-
 LOOKED_AT: Final = 1.0
 UNSEEN: Final = 5.0
 """Seconds from one look at the connections' counts to the next, with a page open and without."""
-
-HEADERS: Final = {
-    # Everything comes from here; nothing that a device sends can become script, or call elsewhere.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-
-STATIC: Final = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
 
 _quiet = logging.getLogger("exproto_app.inspector.http")
 _quiet.disabled = True  # what strangers send is their problem; our own failures are logged by `_guard`
@@ -98,7 +66,7 @@ _quiet.disabled = True  # what strangers send is their problem; our own failures
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Host(Protocol):
+class InspectedHost(Protocol):
     """What runs the app: a `Gateway` or a `Service`."""
 
     runner: Runner
@@ -127,19 +95,18 @@ class Inspector:
         self.address = Address(*self._socket.getsockname()[:2])
         self._access = Access(self.token, address.host.lower())
         self._cookie = f"exproto_inspector_{self.address.port}"  # cookies don't know ports
-        folder = files(__package__).joinpath("static")
-        self._files = {
-            path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in STATIC.items()
-        }
+        self._files = static_files()
         self._pages: set[web.WebSocketResponse] = set()
         self._strangers: dict[RequestHandler, None] = {}  # by age; those that have gone too
         self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
-        self._host: Host
-        self._census: Census
+        self._host: InspectedHost
+        self._table: ConnectionTable
         self._runner: web.AppRunner | None = None
         self._server: asyncio.AbstractServer | None = None
         self._sampling: asyncio.TimerHandle | None = None
         self._offset = 0.0
+        self._turns = asyncio.Lock()  # of requests
+        self._reading = asyncio.Lock()  # of large ones
         self._instance = new_token()  # the ids of connections are those of this process
 
     @property
@@ -149,14 +116,14 @@ class Inspector:
         url = f"http://{Address(host, self.address.port)}/"
         return url if self.token is None else f"{url}#token={self.token}"
 
-    async def start(self, host: Host) -> None:
+    async def start(self, host: InspectedHost) -> None:
         """Begin to serve; *host* runs, in the running event loop."""
         loop = asyncio.get_running_loop()
         engine = host.runner.engine
         self._host = host
         self._offset = time.time() - loop.time()
-        self._census = Census(engine, self._offset)
-        engine.observers = (*engine.observers, self._census)
+        self._table = ConnectionTable(engine, self._offset)
+        engine.observers = (*engine.observers, self._table)
         self._sample()
         self._runner = web.AppRunner(
             self._site(),
@@ -185,7 +152,7 @@ class Inspector:
         self._server = await loop.create_server(connected, sock=self._socket)
 
     def _make_room(self) -> bool:
-        """Close the oldest connection that hasn't shown the token; tell whether there was one."""
+        """Close the oldest connection that hasn't shown the token; return whether there was one."""
         for client in tuple(self._strangers):
             del self._strangers[client]
             if client.transport is not None:
@@ -220,7 +187,7 @@ class Inspector:
         if self._sampling is not None:
             self._sampling.cancel()
         engine = self._host.runner.engine
-        engine.observers = tuple(other for other in engine.observers if other is not self._census)
+        engine.observers = tuple(other for other in engine.observers if other is not self._table)
         if self._server is not None:
             self._server.close()
         goodbye = b"the gateway stops"
@@ -233,7 +200,7 @@ class Inspector:
     def _sample(self) -> None:
         if self._sampling is not None:
             self._sampling.cancel()
-        self._census.sample()
+        self._table.sample()
         pause = LOOKED_AT if self._pages else UNSEEN
         self._sampling = asyncio.get_running_loop().call_later(pause, self._sample)
 
@@ -246,13 +213,15 @@ class Inspector:
             silence.cancel()
         refusal = self._judge(request)
         if refusal is not None:
-            return await _refused(refusal)
+            return await refused(refusal)
         if request.path.startswith("/api/") and request.path != "/api/login":
             self._strangers.pop(request.protocol, None)
+        async with self._turns:  # one request in each round of the loop: devices come in between
+            await asyncio.sleep(0)
         try:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001 - each has its status
-            return _failure(request, error)
+            return failure(request, error)
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
@@ -280,13 +249,13 @@ class Inspector:
         return web.Response(body=data, content_type=kind, charset="utf-8")
 
     async def _login(self, request: web.Request) -> web.Response:
-        given = await _body(request)
+        given, _ = await posted(request, self._reading, most=SMALL)  # of a stranger
         token = given.get("token")
         refusal = self._access.check_token(
             token if isinstance(token, str) else "", None, request.remote or "", time.monotonic()
         )
         if refusal is not None:
-            return await _refused(refusal)
+            return await refused(refusal)
         response = web.json_response({})
         response.set_cookie(self._cookie, self._access.cookie, httponly=True, samesite="Strict", path="/api/")
         return response
@@ -295,17 +264,17 @@ class Inspector:
         return web.json_response(self._look())
 
     async def _connections(self, request: web.Request) -> web.Response:
-        return web.json_response(self._census.table(Query.read(request.query)))
+        return web.json_response(await self._table.table(Query.read(request.query)))
 
     async def _connection(self, request: web.Request) -> web.Response:
-        return web.json_response(self._census.row(self._find(request)))
+        return web.json_response(self._table.row(self._find(request)))
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
         if len(self._pages) >= PAGES:
-            return _error(503, f"{PAGES} pages are open already, that is the limit")
+            return error_answer(503, f"{PAGES} pages are open already, which is the limit")
         page = web.WebSocketResponse(timeout=GOODBYE, heartbeat=20.0, max_msg_size=65_536, compress=False)
         if not page.can_prepare(request):
-            return _error(400, "this is for the page's WebSocket")
+            return error_answer(400, "this is for the page's WebSocket")
         await page.prepare(request)
         transport = request.transport
         self._pages.add(page)
@@ -313,7 +282,7 @@ class Inspector:
             self._sample()
         try:
             if transport is not None:
-                await Live(self._census, self._look, page, transport.abort).run()
+                await Live(self._table, self._look, page, transport.abort).run()
         finally:
             self._pages.discard(page)
         return page
@@ -344,38 +313,38 @@ class Inspector:
     # --- what is done
 
     def _find(self, request: web.Request) -> One:
-        one = self._census.find(request.match_info["id"])
+        one = self._table.find(request.match_info["id"])
         if one is None:
             raise web.HTTPNotFound(reason="this connection is gone")
         return one
 
     async def _send(self, request: web.Request) -> web.Response:
-        given = await _body(request)
-        channel, data = self._find(request), _data(given)
+        given, data = await posted(request, self._reading, payload=True)
+        channel = self._find(request)
         if not isinstance(channel, Channel):
             raise CommandError("the device has to speak first: its protocol isn't known yet")
         raw = bool(given.get("raw"))
         if not raw and channel.builds:  # by hand it is a frame, no message of the codec
             data, raw = channel.protocol.router.reply_framing.encode(data), True
         log.info("%s = the inspector sends %d bytes", channel, len(data))
-        await _outcome(channel.conn.send(data, raw=raw))
+        await result_of(channel.conn.send(data, raw=raw))
         return web.json_response({})
 
     async def _close(self, request: web.Request) -> web.Response:
-        await _body(request)
+        await posted(request, self._reading)
         one = self._find(request)
         log.info("%s = the inspector closes it", one)
         one.end("terminated")
         return web.json_response({})
 
     async def _publish(self, request: web.Request) -> web.Response:
-        given = await _body(request)
-        topic, data = given["topic"], _data(given)
+        given, data = await posted(request, self._reading, payload=True)
+        topic = given["topic"]
         if not isinstance(topic, str):
-            raise TypeError("the topic is no text")
+            raise TypeError("the topic is not text")
         outcome = self._app.publish(topic, data, given.get("qos", 0), retain=bool(given.get("retain")))
         log.info("inspector = publishes %d bytes to %r", len(data), topic)
-        await _outcome(outcome)
+        await result_of(outcome)
         return web.json_response({})
 
 
@@ -384,74 +353,3 @@ class _Refuse(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
-
-
-async def _refused(refusal: Refusal) -> web.Response:
-    if refusal.status == 429:
-        await asyncio.sleep(SLOW)
-    return _error(refusal.status, refusal.text)
-
-
-def _error(status: int, text: str) -> web.Response:
-    return web.json_response({"error": text}, status=status, headers=HEADERS)
-
-
-def _failure(request: web.Request, error: Exception) -> web.Response:
-    """Return the answer to a request that came to *error*."""
-    match error:
-        case web.HTTPException():
-            return _error(error.status, error.reason)
-        case CommandError():
-            return _error(409, f"{type(error).__name__}: {error}")
-        case KeyError():
-            return _error(400, f"{error} is missing")
-        case ExprotoError() | ValueError() | TypeError():
-            return _error(400, str(error))
-        case TimeoutError() | asyncio.TimeoutError():  # one and the same from Python 3.11 on
-            return _error(504, f"there was no outcome within {PATIENCE:g} s; it may still come")
-    log.error("inspector ! %s %s failed", request.method, request.path, exc_info=error)
-    return _error(500, "the inspector failed; its log says why")
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    """Return what was posted. A form of another site can't be JSON. Raises `ValueError`."""
-    if request.content_type != "application/json":
-        raise ValueError("Content-Type has to be application/json")
-    try:
-        given = json.loads(await request.read())
-    except (ValueError, RecursionError):
-        raise ValueError("this is no JSON") from None
-    if not isinstance(given, dict):
-        raise ValueError("this is no JSON object")  # noqa: TRY004 - what was sent is wrong, no argument
-    return given
-
-
-_ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|[nrt0\\]|.|$)", re.DOTALL)
-_PLAIN: Final = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\"}
-
-
-def _data(given: dict[str, Any]) -> bytes:
-    """Return the bytes that were given as `hex` or as `text`. Raises `SetupError` or `ValueError`."""
-    text = given.get("hex")
-    if isinstance(text, str):
-        return undump(text)
-    text = given.get("text")
-    if not isinstance(text, str):
-        raise TypeError("give hex or text")
-    data, at = b"", 0
-    for match in _ESCAPE.finditer(text):
-        word = match[1]
-        if word not in _PLAIN and len(word) != 3:
-            raise ValueError(f"\\{word} means nothing; there are \\n \\r \\t \\0 \\xNN and \\\\")
-        data += text[at : match.start()].encode() + (_PLAIN.get(word) or bytes.fromhex(word[1:]))
-        at = match.end()
-    return data + text[at:].encode()
-
-
-async def _outcome(outcome: Outcome[Any]) -> None:
-    """Wait for *outcome*. Raises what it came to, or `TimeoutError`."""
-
-    async def wait() -> None:
-        await outcome
-
-    await asyncio.wait_for(wait(), PATIENCE)

@@ -15,10 +15,23 @@ import attrs
 
 from ..errors import SetupError
 
-__all__ = ["KEY_PASSWORD", "Validity", "load_identity", "validity"]
+__all__ = [
+    "KEY_PASSWORD",
+    "KEY_PASSWORD_FILE",
+    "Validity",
+    "check_renewed",
+    "key_password",
+    "key_password_file",
+    "load_identity",
+    "read_secret",
+    "validity",
+]
 
 KEY_PASSWORD: Final = "EXPROTO_KEY_PASSWORD"  # noqa: S105 - the name of a variable
 """The variable with the password of encrypted keys."""
+
+KEY_PASSWORD_FILE: Final = "EXPROTO_KEY_PASSWORD_FILE"  # noqa: S105 - likewise
+"""The variable with the name of a file that has it, which is read each time."""
 
 BLOCK: Final = re.compile(rb"-----BEGIN (?:TRUSTED )?CERTIFICATE-----(.*?)-----END", re.DOTALL)
 
@@ -46,12 +59,39 @@ class Validity:
         return (self.ends - now).days
 
 
+def read_secret(file: str, option: str) -> str:
+    """Return the first line of *file*, which *option* names. Raises `SetupError`."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        words = (error.strerror or str(error)).lower()
+        raise SetupError(f"{option}: {file} can't be read: {words}") from None
+    except UnicodeDecodeError:
+        raise SetupError(f"{option}: {file} isn't UTF-8 text") from None
+    secret = text.partition("\n")[0].rstrip("\r")
+    if not secret:
+        raise SetupError(f"{option}: the first line of {file} is empty")
+    return secret
+
+
+def key_password_file() -> str | None:
+    """Return the file with the password of encrypted keys, if there is one."""
+    return os.environ.get(KEY_PASSWORD_FILE) or None
+
+
+def key_password() -> str | None:
+    """Return the password of encrypted keys, None without one. Raises `SetupError` about its file."""
+    file = key_password_file()
+    return read_secret(file, "--key-password-file") if file else os.environ.get(KEY_PASSWORD)
+
+
 def load_identity(context: ssl.SSLContext, cert: str, key: str | None, who: str) -> None:
     """Have *context* show *cert* (a chain) with its *key*, which may be in the same file.
 
-    An encrypted key needs the password in `EXPROTO_KEY_PASSWORD`. Raises `SetupError` about *who* needs them.
+    An encrypted key needs the password in `EXPROTO_KEY_PASSWORD`, or in the file that
+    `EXPROTO_KEY_PASSWORD_FILE` names. Raises `SetupError` about *who* needs them.
     """
-    password = os.environ.get(KEY_PASSWORD)
+    password = key_password()
     asked = False
 
     def answer() -> str:  # without it OpenSSL would ask the terminal
@@ -88,6 +128,13 @@ def validity(cert: str | Path) -> list[Validity]:
         except (ValueError, IndexError, StopIteration):  # noqa: PERF203 - a handful
             continue
     return found
+
+
+def check_renewed(before: list[Validity], now: list[Validity], who: str) -> None:
+    """Raise `SetupError` about *who* if a certificate is to be renewed by one that isn't valid."""
+    trouble = now[0].trouble(datetime.now(timezone.utc)) if now else ""
+    if trouble and now != before:
+        raise SetupError(f"{who} can't be used: {trouble}")
 
 
 def _validity(der: bytes) -> Validity:

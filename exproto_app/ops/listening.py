@@ -23,7 +23,9 @@ def listen(option: str, address: Address, *, shared: bool, backlog: int) -> sock
         )[0]
         sock = socket.socket(family, kind)
     except socket.gaierror:
-        raise SetupError(f"{what} can't be opened: there is no host {address.host!r} here") from None
+        raise SetupError(
+            f"{what} can't be opened: the host name {address.host!r} can't be resolved"
+        ) from None
     except OSError as error:  # a system without IPv6
         raise not_opened(what, error, "stop it or choose another") from None
     try:

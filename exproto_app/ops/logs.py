@@ -2,11 +2,10 @@ r"""The log: one grammar, as text or as JSON, and no floods.
 
 A line is `WHO SIGN WHAT`. WHO is a connection, as `ID/PROTOCOL` or, once it is registered,
 `ID/PROTOCOL/CLIENTID`, or a part of the host (`app`, `gateway`, `hub`, `grpc`, `broker`…).
-SIGN is `=` for what happened, `!` for what went wrong. What goes wrong again and again is said a few times,
+SIGN is `=` for what happened, `!` for what went wrong. What goes wrong again and again is logged a few times,
 then counted: `… 1,203 more in 10 s`.
 
-As JSON (`JsonFormatter`) each line is one object, with these keys, those in brackets only where there is
-something to tell:
+As JSON (`JsonFormatter`) each line is one object with these keys, those in brackets only where they apply:
 
     time       UTC, ISO 8601 with milliseconds
     level      debug, info, warning, error, critical
@@ -25,15 +24,16 @@ addresses find them in either form.
 A line of the user's own belongs to a connection when its first argument is one, or by `extra={"conn": conn}`.
 Passwords are never logged: what a connection registered with is masked in its lines, tracebacks included.
 
-Whatever a line tells, it is one line: characters that would end it, or do something to a terminal, are
-spelled (`\n`, `\x1b`, `\u202e`), in users' own lines too. Behind it stands at most a traceback, each of
-its lines indented, so that none looks like a line of the log.
+A message is always one line: characters that would end it, or do something to a terminal, are escaped
+(`\n`, `\x1b`, `\u202e`), in users' own lines too. At most a traceback follows, its lines indented, so that
+none looks like a line of the log.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from datetime import datetime, timezone
 from io import TextIOBase
@@ -78,12 +78,12 @@ TRACES: Final = 5
 """Lines with the traceback of an exception from one place in a window."""
 
 KNOWN: Final = 4_096
-"""Kinds and culprits that are told apart in a window; what comes beyond them is limited by its kind alone."""
+"""Kinds and culprits counted by themselves in a window; beyond them, lines are limited by kind alone."""
 
 
 @attrs.define(eq=False)
 class _Window:
-    """What was said of one key since *began*, what was held back, and the last line of that."""
+    """What was logged of one key since *began*, what was held back, and the last line of that."""
 
     began: float
     said: int = 0
@@ -92,9 +92,9 @@ class _Window:
 
 
 class Repeats(logging.Filter):
-    """Holds back what is logged again and again, and tells how much that was when its window ends.
+    """Holds back what is logged again and again, and logs how much that was when its window ends.
 
-    Only lines that tell of something wrong (`!`) are limited, and none of level debug. A kind is a message's
+    Only lines about something wrong (`!`) are limited, none of them of level debug. A kind is a message's
     format; where there is an exception it is also its class and the place that raised it. The first argument
     is the culprit, where it is a connection or an address. The filter reads no clock: whoever installs it
     calls `sweep` some time after it has called *wake*, and `finish` at the end.
@@ -104,14 +104,14 @@ class Repeats(logging.Filter):
         super().__init__()
         self._wake = wake
         self._lock = threading.Lock()
-        self._windows: dict[Hashable, _Window] = {}
+        self._windows: OrderedDict[Hashable, _Window] = OrderedDict()  # in the order in which they began
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether *record* may be logged now."""
+        """Return whether *record* may be logged now."""
         if record.levelno <= logging.DEBUG or hasattr(record, "repeats") or " ! " not in str(record.msg):
             return True
         now = record.created
-        record.peer = _whose(record).get("peer")  # the connection may have ended when it is told
+        record.peer = _whose(record).get("peer")  # the connection may have ended when it is logged
         with self._lock:
             ended: list[_Window] = []
             held = self._hold(record, now, ended)
@@ -120,8 +120,21 @@ class Repeats(logging.Filter):
             self._wake()
         return held is None
 
+    def again(self, text: str, culprit: Any) -> bool:
+        """Count one more line *text* about *culprit*, if such lines are held back now; return whether.
+
+        So who floods costs no record for each line.
+        """
+        with self._lock:
+            for key in ((text, culprit.id), text):
+                window = self._windows.get(key)
+                if window is not None and window.last is not None:
+                    window.held += 1
+                    return True
+        return False
+
     def sweep(self, now: float) -> bool:
-        """Tell what was held back in the windows that have ended; return whether there are more of them."""
+        """Log what was held back in the windows that have ended; return whether there are more of them."""
         with self._lock:
             ended = self._take_ended(now)
             more = any(window.held for window in self._windows.values())
@@ -129,14 +142,14 @@ class Repeats(logging.Filter):
         return more
 
     def finish(self, now: float) -> None:
-        """Tell all that was held back."""
+        """Log all that was held back."""
         with self._lock:
             ended = list(self._windows.values())
             self._windows.clear()
         self._tell(ended, now)
 
     def _hold(self, record: logging.LogRecord, now: float, ended: list[_Window]) -> _Window | None:
-        """Hold *record* back and return its window, or count it as said."""
+        """Hold *record* back and return its window, or count it as logged."""
         windows = []
         for key, burst in _keys(record):
             window = self._window(key, now, ended)
@@ -159,7 +172,7 @@ class Repeats(logging.Filter):
         if window is not None:
             if 0 <= now - window.began < WINDOW:
                 return window
-            ended.append(window)
+            ended.append(self._windows.pop(key))
         elif len(self._windows) >= KNOWN:
             ended += self._take_ended(now)
             if len(self._windows) >= KNOWN:
@@ -168,8 +181,14 @@ class Repeats(logging.Filter):
         return window
 
     def _take_ended(self, now: float) -> list[_Window]:
-        keys = [key for key, window in self._windows.items() if not 0 <= now - window.began < WINDOW]
-        return [self._windows.pop(key) for key in keys]
+        """Return the windows that have ended, which are the first ones."""
+        ended = []
+        while self._windows:
+            key, window = next(iter(self._windows.items()))
+            if 0 <= now - window.began < WINDOW:
+                break
+            ended.append(self._windows.pop(key))
+        return ended
 
     @staticmethod
     def _tell(windows: list[_Window], now: float) -> None:
@@ -194,7 +213,7 @@ def _arguments(record: logging.LogRecord) -> tuple[Any, ...]:
 
 
 def _keys(record: logging.LogRecord) -> list[tuple[Hashable, int]]:
-    """Return what *record* counts as, and how often each of it may be said in a window."""
+    """Return what *record* counts as, and how often each of those may be logged in a window."""
     keys: list[tuple[Hashable, int]] = []
     arguments = _arguments(record)
     culprit = arguments[0] if arguments else None
@@ -222,7 +241,7 @@ def _raised(error: BaseException) -> tuple[type, str, int]:
 class TextFormatter(logging.Formatter):
     """Makes a record a line of text, with the peer's address where something went wrong.
 
-    The lines of a traceback come behind it, indented.
+    The lines of a traceback follow it, indented.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
@@ -244,7 +263,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Makes a record one line of JSON; the module tells the keys. *worker* is the process's number."""
+    """Makes a record one line of JSON; the module lists the keys. *worker* is the process's number."""
 
     def __init__(self, worker: int | None = None) -> None:
         super().__init__()
@@ -275,7 +294,7 @@ class JsonFormatter(logging.Formatter):
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     """Return the traceback of *record* with what is secret in it masked; empty if it has none."""
-    text = record.exc_text  # where it is given, something has masked it already
+    text = record.exc_text  # where it is given, it is masked already
     if not text and record.exc_info and record.exc_info[0] is not None:
         text = formatter.formatException(record.exc_info)
     return _masked(record, text) if text else ""
@@ -329,11 +348,11 @@ def configure(
 
 
 def configure_from(environment: Mapping[str, str], stream: Stream, *, text: str) -> None:
-    """Configure where nobody can give options: by EXPROTO_LOG_LEVEL and EXPROTO_LOG_FORMAT."""
+    """Configure by EXPROTO_LOG_LEVEL and EXPROTO_LOG_FORMAT, where there is no command line."""
     level = environment.get("EXPROTO_LOG_LEVEL", "info").lower()
     form = environment.get("EXPROTO_LOG_FORMAT", "text").lower()
     configure(level if level in LEVELS else "info", form, stream, text=text)
     for name, value, known in (("LEVEL", level, LEVELS), ("FORMAT", form, FORMATS)):
         if value not in known:
-            words = "app ! EXPROTO_LOG_%s is %r; it has to be one of %s"
+            words = "app ! EXPROTO_LOG_%s is %r; it must be one of %s"
             logging.getLogger("exproto_app").warning(words, name, value, ", ".join(known))

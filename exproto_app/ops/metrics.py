@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 import attrs
 
 from ..app import App
-from ..core import Channel, Engine
+from ..core import Channel, Engine, State
 from ..core.states import WRITE_BLOCKED
 from ..errors import ExprotoError
 from ..models import Address
@@ -48,31 +48,46 @@ HELP: Final = {
     "commands_failed": "Verbs that failed and that nobody awaited.",
     "connections_closed": "Connections that have ended, by reason.",
     "connections_opened": "Connections that have begun.",
-    "accepts_paused": "Pauses of accepting, for the system had no more open files.",
+    "accepts_paused": "Pauses in accepting, because the system had no more open files.",
     "addresses_banned": "Bans of an address.",
-    "connections_evicted": "Connections that had proved nothing, closed to make room.",
+    "connections_evicted": "Connections closed to make room for others.",
     "connections_probed": "Connections that ended without a byte, as probes of load balancers do.",
     "connections_refused": "Connections that were refused, by limit or address.",
     "logins_failed": "Logins that were refused.",
-    "proxy_headers_refused": "Connections without a good PROXY header.",
+    "proxy_headers_refused": "Connections without a valid PROXY header.",
     "tls_handshakes_failed": "TLS handshakes that failed.",
+    "dtls_handshakes_failed": "DTLS handshakes that failed.",
+    "websocket_handshakes_failed": "WebSocket handshakes that failed.",
+    "ws_errors": "WebSocket connections that broke the rules.",
     "connections_restarted": "Connections that this process never saw begin.",
     "connections_undecided": "Connections that ended before their protocol was known.",
+    "dial_targets": "Devices that are to be dialled.",
+    "dial_targets_up": "Devices that are dialled and connected.",
+    "dials": "Attempts to connect to a device.",
+    "dials_failed": "Attempts that failed, by reason.",
     "datagrams_dropped": "Datagrams that were lost.",
     "deliveries_dropped": "Messages for devices that were lost.",
     "frames_bad": "Frames with a wrong checksum, or that the codec can't parse.",
-    "frames_dropped": "Frames that were not handled, for their connection was to be closed.",
+    "frames_dropped": "Frames that were not handled, because their connection was closing.",
     "frames_received": "Frames from devices.",
     "frames_unhandled": "Frames that no handler takes.",
     "handler_errors": "Exceptions of handlers, and framing errors.",
+    "modem_messages_dropped": "Messages of modems that were too large, or that didn't fit.",
     "messages_delivered": "Messages for devices.",
+    "messages_stored": "Messages that were written to the store.",
     "messages_published": "Messages from devices and from the app.",
     "messages_unhandled": "Messages that no handler takes.",
+    "store_refusals": "Messages that the store couldn't take, because it was full or its disk failed.",
     "requests_retried": "Requests that were sent again.",
     "requests_timed_out": "Requests without an answer.",
+    "sends_dropped": "Sends that waited for an outcome that failed, and those behind them.",
     "sends_failed": "Sends that the broker didn't take.",
-    "ticks_skipped": "Calls of every() left out, for the one before still ran.",
+    "targets_refused": "Targets of the app that can't be dialled.",
+    "ticks_skipped": "Calls of every() that were skipped because the one before still ran.",
 }
+
+SLICE: Final = 500
+"""Connections that are looked at before others have their turn."""
 
 LOOK: Final[tuple[tuple[str, str, Callable[[Channel], int]], ...]] = (
     ("connections", "Open connections.", lambda _: 1),
@@ -113,7 +128,7 @@ class Running(Protocol):
         ...
 
 
-class Host(Protocol):
+class MeasuredHost(Protocol):
     """What runs the app: a `Gateway` or a `Service`."""
 
     @property
@@ -156,7 +171,7 @@ class Metrics:
         self._library: Any = prometheus_client
         self._app = app
         self._timing = Timing(app, time.perf_counter)
-        self._host: Host | None = None
+        self._host: MeasuredHost | None = None
         self._loop: asyncio.AbstractEventLoop
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
@@ -167,7 +182,7 @@ class Metrics:
         self._server = Probes(sock, self._answer, name="metrics")
         self.address = Address(*sock.getsockname()[:2])
 
-    def start(self, host: Host) -> None:
+    def start(self, host: MeasuredHost) -> None:
         """Begin to serve; *host* is going to start, or has started, in the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._host = host
@@ -191,7 +206,8 @@ class Metrics:
             status = "200 OK" if path == "/" else "404 Not Found"
             return _text(status, "exproto-app: /metrics /healthz /readyz")
         try:
-            snapshot = await asyncio.wait_for(asyncio.wrap_future(self._ask()), PATIENCE)
+            asked = self._ask(connections=path == "/metrics")
+            snapshot = await asyncio.wait_for(asyncio.wrap_future(asked), PATIENCE)
         except (asyncio.TimeoutError, RuntimeError):
             words = f"the event loop didn't answer within {PATIENCE:g} s"
             return _text("503 Service Unavailable", words)
@@ -205,7 +221,9 @@ class Metrics:
     async def _expose(self, snapshot: Snapshot, request: Request) -> Answer:
         """Have a thread write the metrics: the app's own collectors may be slow, which probes aren't."""
         if self._exposing >= REQUESTS:
-            return _text("503 Service Unavailable", f"{REQUESTS} others ask already, that is the limit")
+            return _text(
+                "503 Service Unavailable", f"{REQUESTS} others are asking already, which is the limit"
+            )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         environ = {
@@ -240,25 +258,37 @@ class Metrics:
             return "the listeners aren't open"
         return "the broker isn't reachable" if snapshot.ready is False else ""
 
-    def _ask(self) -> Future[Snapshot]:
-        """Have the loop tell how things are. Raises `RuntimeError` if it is closed."""
+    def _ask(self, *, connections: bool) -> Future[Snapshot]:
+        """Have the loop tell how things are, *connections* too. Raises `RuntimeError` if it is closed.
+
+        Devices come in between where there are many of them.
+        """
         future: Future[Snapshot] = Future()
         asked = time.monotonic()
 
-        def tell() -> None:
-            if not future.set_running_or_notify_cancel():  # nobody waits any more
-                return
+        def begin() -> None:
+            if future.set_running_or_notify_cancel():  # else nobody waits any more
+                looking = self._looking(time.monotonic() - asked, connections=connections)
+                go_on(looking)
+
+        def go_on(looking: Iterator[Snapshot | None]) -> None:
             try:
-                future.set_result(self._look(time.monotonic() - asked))
+                snapshot = next(looking)
             except Exception as error:  # noqa: BLE001 - whoever asked raises it
                 future.set_exception(error)
+                return
+            if snapshot is None:
+                self._loop.call_soon(go_on, looking)
+            else:
+                future.set_result(snapshot)
 
-        self._loop.call_soon_threadsafe(tell)
+        self._loop.call_soon_threadsafe(begin)
         return future
 
     # --- in the loop
 
-    def _look(self, lag: float) -> Snapshot:
+    def _looking(self, lag: float, *, connections: bool) -> Iterator[Snapshot | None]:
+        """Yield the snapshot, and before it None where others should have their turn."""
         looks = {name: [0] * len(LOOK) for name in self._app.protocols}
         hub: Any = None
         sniffing = 0
@@ -266,14 +296,18 @@ class Metrics:
         if runner is not None:
             hub = runner.engine.hub
             sniffing = len(runner.engine.sniffers)
-            for channel in runner.engine.channels:
-                sums = looks[channel.protocol.router.name]
-                for index, (_, _, of) in enumerate(LOOK):
-                    sums[index] += of(channel)
+            for number, channel in enumerate(tuple(runner.engine.channels) if connections else (), 1):
+                if channel.state is not State.ENDED:
+                    sums = looks[channel.protocol.router.name]
+                    for index, (_, _, of) in enumerate(LOOK):
+                        sums[index] += of(channel)
+                if number % SLICE == 0:
+                    yield None
         times = [(one, one.counts[:], one.seconds, one.failed) for one in self._timing.times.values()]
         gauges: Callable[[], dict[str, float]] = getattr(hub, "gauges", dict)
+        own: Callable[[], dict[str, float]] = getattr(self._host, "gauges", dict)
         ready: bool | None = getattr(hub, "ready", None)
-        return Snapshot(dict(self._app.counters), looks, sniffing, times, gauges(), ready, lag)
+        yield Snapshot(dict(self._app.counters), looks, sniffing, times, {**gauges(), **own()}, ready, lag)
 
     # --- for prometheus_client
 
@@ -289,7 +323,7 @@ class Metrics:
         info = core.InfoMetricFamily("exproto", "What runs.")
         info.add_metric([], {"version": version("exproto-app")})
         yield info
-        text = "What the event loop took to answer."
+        text = "How long the event loop took to answer."
         yield core.GaugeMetricFamily("exproto_loop_lag_seconds", text, snapshot.lag)
         if snapshot.ready is not None:
             up = int(snapshot.ready)
@@ -302,7 +336,8 @@ class Metrics:
         text = "Open connections whose protocol isn't known yet."
         yield core.GaugeMetricFamily("exproto_connections_sniffing", text, snapshot.sniffing)
         for name, value in snapshot.hub.items():
-            yield core.GaugeMetricFamily(f"exproto_{name}", f"The hub's {name.replace('_', ' ')}.", value)
+            text = HELP.get(name, f"The hub's {name.replace('_', ' ')}.")
+            yield core.GaugeMetricFamily(f"exproto_{name}", text, value)
         yield from self._counters(snapshot.stats)
         yield from self._handlers(snapshot.times)
 
@@ -331,7 +366,7 @@ class Metrics:
     def _handlers(self, times: list[tuple[Times, list[int], float, int]]) -> Iterator[Any]:
         labels = ["protocol", "event", "handler"]
         core = self._library.metrics_core
-        text = "What calls of handlers took; async ones with all that they awaited."
+        text = "How long handler calls took; async ones including what they awaited."
         took = core.HistogramMetricFamily("exproto_handler_seconds", text, labels=labels)
         raised = core.CounterMetricFamily("exproto_handler_exceptions", "Calls that raised.", labels=labels)
         for one, counts, seconds, failed in times:

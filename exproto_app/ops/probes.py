@@ -102,7 +102,7 @@ class Probes:
         await asyncio.sleep(0)
 
     def take(self, client: _Client) -> bool:
-        """Take a connection, for the oldest one that hasn't asked if there are too many; tell whether."""
+        """Take a connection, for the oldest one that hasn't asked if there are too many; return whether."""
         if len(self.clients) >= CONNECTIONS:
             oldest = next((other for other in self.clients if not other.asked), None)
             if oldest is None:

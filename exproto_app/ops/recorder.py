@@ -13,21 +13,41 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, Generic, TextIO, TypeAlias, TypeVar
 
 from ..app import App
 from ..models import ClientInfo
 from ..names import escaped
-from ..tap import Closed, Delivered, Enough, Event, Frame, Opened, Received, Registered, Tap, masking
+from ..tap import (
+    Burst,
+    Closed,
+    Delivered,
+    Enough,
+    Event,
+    Frame,
+    Opened,
+    Received,
+    Registered,
+    Sent,
+    Shown,
+    Tap,
+    masking,
+)
 from ..traffic.hexdump import shown
-from ..traffic.recording import Entry, Gap, line, opening
+from ..traffic.recording import Entry, Gap, bytes_line, bytes_lines, line, opening
 
-__all__ = ["KEEP", "SIZE", "HexDump", "Recorder", "record"]
+__all__ = ["KEEP", "SIZE", "Background", "HexDump", "Recorder", "record"]
 
 log = logging.getLogger("exproto_app")
+
+T = TypeVar("T")
+
+Happened: TypeAlias = tuple[float, str, str, Shown | Gap]
+"""When, on which connection, of which protocol, and what."""
 
 SIZE: Final = 16 * 1024 * 1024
 """Bytes of a recording's file, at which the next is begun."""
@@ -39,22 +59,28 @@ PAUSE: Final = 0.5
 """Seconds that events may wait to be written to a file."""
 
 WAITING: Final = 8 * 1024 * 1024
-"""Characters that may wait to be written."""
+"""Bytes that may wait to be written."""
+
+ROOM: Final = 100
+"""Bytes that an event counts among them beside those that it is about."""
+
+PIECE: Final = 1_000
+"""Events that are written at a time."""
 
 GOODBYE: Final = 5.0
 """Seconds that writing what waits may take at the end."""
 
 
-class _Background:
-    """A thread that calls *write* with the texts that were put; it is begun with the first of them.
+class Background(Generic[T]):
+    """A thread that calls *write* with the items that were put; it is begun with the first of them.
 
-    *pause* is how long it collects before it writes. When *write* can't, *failed* is told, once, and nothing
-    more is written.
+    *pause* is how long it collects before it writes, *limit* how many bytes may wait. When *write* can't,
+    *failed* is told, once, and nothing more is written.
     """
 
     def __init__(
         self,
-        write: Callable[[list[str | None]], object],
+        write: Callable[[list[T]], object],
         failed: Callable[[Exception], object],
         *,
         pause: float = 0.0,
@@ -65,26 +91,23 @@ class _Background:
         self._failed = failed
         self._pause = pause
         self._limit = limit
-        self._waiting: list[str | None] = []
-        self._size = 0
-        self._lock = threading.Lock()
+        self._waiting: deque[tuple[T, int]] = deque()
+        self._size = self._written = 0  # bytes that were put and that were written, one thread's each
         self._put = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def put(self, text: str | None, *, must: bool = False) -> bool:
-        """Have *text* written; return False where too much waits already, unless it *must* be."""
-        with self._lock:
-            size = self._size + len(text or "")
-            if size > self._limit and not must:
-                return False
-            self._size = size
-            self._waiting.append(text)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="exproto-app writer", daemon=True)
-            self._thread.start()
-            atexit.register(self.close)
+    def put(self, item: T, size: int) -> bool:
+        """Have *item* written, which takes *size* bytes; return False where too much waits already."""
+        if self._size + size - self._written > self._limit:
+            return False
+        self._size += size
+        self._waiting.append((item, size))
         if not self._put.is_set():
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="exproto-app writer", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
             self._put.set()
         return True
 
@@ -102,18 +125,21 @@ class _Background:
             self._closing.wait(self._pause)
             self._put.clear()
             closing = self._closing.is_set()
-            with self._lock:
-                waiting, self._waiting = self._waiting, []
-                self._size = 0
             try:
-                if waiting:
-                    self._write(waiting)
+                while items := self._take():
+                    self._write([item for item, _ in items])
+                    self._written += sum(size for _, size in items)
             except (OSError, ValueError) as error:  # ValueError: the file was closed
                 self.broken = True
                 self._failed(error)
                 return
             if closing:
                 return
+
+    def _take(self) -> list[tuple[T, int]]:
+        """Return what waits, a piece of it at most: the loop goes on meanwhile."""
+        waiting = self._waiting
+        return [waiting.popleft() for _ in range(min(len(waiting), PIECE))]
 
 
 class _Files:
@@ -190,8 +216,13 @@ class Recorder:
 
     At *size* bytes the file becomes *path*.1, the one before *path*.2, and so on; *keep* of them stay, and
     what was there before is one of them. A file that can't be written is logged, and ends the recording,
-    nothing else. *clock* tells the time of day, in seconds since 1970.
+    nothing else. *clock* returns the time of day, in seconds since 1970.
+
+    The loop only hands the events over: all else is the thread's.
     """
+
+    frames = False  # they follow from the bytes
+    bursts = True
 
     def __init__(
         self,
@@ -202,29 +233,32 @@ class Recorder:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = Path(path)
-        self._size = size
         self._clock = clock
+        self._offset: float | None = None  # from the runtime's clock to the time of day
+        self._script = _Script(size)
         self._files = _Files(self._path, keep)
-        self._background = _Background(self._files.write, self._failed, pause=PAUSE)
-        self._part = 0
-        self._began = self._offset = 0.0  # of this file, and from the runtime's clock to the time of day
-        self._written: int | None = None  # bytes in this file, None before the first
-        self._open: dict[str, Opened] = {}
-        self._told: set[str] = set()
+        self._background: Background[Happened] = Background(self._write, self._failed, pause=PAUSE)
         self._lost = 0
 
-    def __call__(self, tap: Tap, now: float, event: Event) -> None:
+    def __call__(self, tap: Tap, now: float, event: Shown) -> None:
         """Record *event*."""
-        if self._background.broken:
-            raise Enough
-        if type(event) is Frame:
+        kind = type(event)
+        if kind is Frame:
             return
-        if self._written is None or (self._written > self._size and self._may_part(event)):
-            self._next(now)
-        if self._lost and self._put(tap, now, Gap(self._lost)):
+        background = self._background
+        if background.broken:
+            raise Enough
+        if self._offset is None:
+            self._offset = self._script.offset = self._clock() - now
+        if self._lost and background.put((now, tap.id, tap.protocol, Gap(self._lost)), ROOM):
             self._lost = 0
-        self._follow(tap, now, event)
-        if not self._put(tap, now, event):
+        if kind is Received or kind is Sent:
+            size = ROOM + len(event.data)  # type: ignore[union-attr] # as the line above says
+        elif isinstance(event, Burst):
+            size = ROOM + sum([len(chunk) for chunk in event.chunks])
+        else:
+            size = 2 * ROOM
+        if not background.put((now, tap.id, tap.protocol, event), size):
             self._lost += 1
 
     def close(self) -> None:
@@ -232,49 +266,87 @@ class Recorder:
         self._background.close()
         self._files.close()
 
-    def _may_part(self, event: Event) -> bool:
-        """Tell whether a file may begin with *event*: an answer stays with what it answers, if it can."""
-        return isinstance(event, Opened | Received | Delivered) or (self._written or 0) > 2 * self._size
-
-    def _next(self, now: float) -> None:
-        """Begin a file, in which the connections that are open begin late."""
-        if self._written is None:
-            self._offset = self._clock() - now
-        self._part += 1
-        text = opening(now + self._offset, self._part) + "\n"
-        self._background.put(None, must=True)
-        self._background.put(text, must=True)
-        self._began, self._written = now, len(text)
-        self._told.clear()
-
-    def _follow(self, tap: Tap, now: float, event: Event) -> None:
-        """Know what is open, and tell it before its first event in a file."""
-        match event:
-            case Opened():
-                self._open[tap.id] = event
-                self._told.add(tap.id)
-                return
-            case Registered(client) if tap.id in self._open:
-                self._open[tap.id] = _as(self._open[tap.id], client)
-        opened = self._open.get(tap.id)
-        if opened is not None and tap.id not in self._told and self._put(tap, now, opened, late=True):
-            self._told.add(tap.id)
-        if type(event) is Closed:
-            self._open.pop(tap.id, None)
-            self._told.discard(tap.id)
-
-    def _put(self, tap: Tap, now: float, event: Event | Gap, *, late: bool = False) -> bool:
-        if late and isinstance(event, Opened):
-            event = Opened(event.info, late=True, client=event.client)
-        text = line(Entry(now - self._began, tap.id, tap.protocol, event)) + "\n"
-        if not self._background.put(text):
-            return False
-        self._written = (self._written or 0) + len(text)
-        return True
+    def _write(self, happened: list[Happened]) -> None:
+        self._files.write(self._script.lines(happened))
 
     def _failed(self, error: Exception) -> None:
         words = (getattr(error, "strerror", None) or str(error)).lower()
         log.error("record ! %s can't be written: %s; nothing more is recorded", self._path, words)
+
+
+class _Script:
+    """What stands in the files of a recording, of about *size* bytes each.
+
+    *offset* leads from the runtime's clock to the time of day.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.offset = 0.0
+        self._size = size
+        self._part = 0
+        self._began = 0.0  # when this file did
+        self._written: int | None = None  # bytes in this file, None before the first
+        self._open: dict[str, Opened] = {}
+        self._told: set[str] = set()
+        self._texts: list[str | None] = []
+
+    def lines(self, happened: list[Happened]) -> list[str | None]:
+        """Return the text for *happened*; a None in it begins the next file."""
+        told, opened, put = self._told, self._open, self._put
+        for now, conn, protocol, event in happened:
+            if self._written is None or (self._written > self._size and self._may_part(event)):
+                self._next(now)
+            kind = type(event)
+            if isinstance(event, (Received, Sent, Burst)):
+                if conn not in told and conn in opened:
+                    self._tell_late(now, conn, protocol)
+                at = now - self._began
+                if isinstance(event, Burst):
+                    put(bytes_lines(at, conn, protocol, event.chunks, received=False))
+                else:
+                    put(bytes_line(at, conn, protocol, event.data, kind is Received))
+            else:
+                self._follow(now, conn, protocol, event)
+                put(line(Entry(now - self._began, conn, protocol, event)) + "\n")
+                if kind is Closed:
+                    self._open.pop(conn, None)
+                    self._told.discard(conn)
+        texts, self._texts = self._texts, []
+        return texts
+
+    def _put(self, text: str) -> None:
+        self._texts.append(text)
+        self._written = (self._written or 0) + len(text)
+
+    def _may_part(self, event: Shown | Gap) -> bool:
+        """Return whether a file may begin with *event*: an answer stays with what it answers, if it can."""
+        return isinstance(event, Opened | Received | Delivered) or (self._written or 0) > 2 * self._size
+
+    def _next(self, now: float) -> None:
+        """Begin a file, in which the connections that are open begin late."""
+        self._part += 1
+        text = opening(now + self.offset, self._part) + "\n"
+        self._texts += [None, text]
+        self._began, self._written = now, len(text)
+        self._told.clear()
+
+    def _follow(self, now: float, conn: str, protocol: str, event: Shown | Gap) -> None:
+        """Know what is open, and tell it before its first event in a file."""
+        match event:
+            case Opened():
+                self._open[conn] = event
+                self._told.add(conn)
+                return
+            case Registered(client) if conn in self._open:
+                self._open[conn] = _as(self._open[conn], client)
+        if conn in self._open and conn not in self._told:
+            self._tell_late(now, conn, protocol)
+
+    def _tell_late(self, now: float, conn: str, protocol: str) -> None:
+        opened = self._open[conn]
+        event = Opened(opened.info, late=True, client=opened.client)
+        self._put(line(Entry(now - self._began, conn, protocol, event)) + "\n")
+        self._told.add(conn)
 
 
 def _as(opened: Opened, client: ClientInfo) -> Opened:
@@ -298,7 +370,7 @@ class HexDump:
         self._stream = stream
         self._clock = clock
         self._offset: float | None = None
-        self._background = _Background(self._write, self._failed)
+        self._background: Background[str] = Background(self._write, self._failed)
         self._lost = 0
 
     def __call__(self, tap: Tap, now: float, event: Event) -> None:
@@ -312,7 +384,7 @@ class HexDump:
         text = head + "\n".join(map(escaped, shown(event))) + "\n"
         if self._lost:
             text = f"… {self._lost:,} events not shown: the terminal is too slow\n{text}"
-        if self._background.put(text):
+        if self._background.put(text, len(text)):
             self._lost = 0
         else:
             self._lost += 1
@@ -321,9 +393,9 @@ class HexDump:
         """Print what waits, and end."""
         self._background.close()
 
-    def _write(self, texts: list[str | None]) -> None:
+    def _write(self, texts: list[str]) -> None:
         encoding = self._stream.encoding or "utf-8"
-        text = "".join(filter(None, texts)).encode(encoding, "backslashreplace").decode(encoding)
+        text = "".join(texts).encode(encoding, "backslashreplace").decode(encoding)
         self._stream.write(text)
         self._stream.flush()
 

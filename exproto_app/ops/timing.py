@@ -16,7 +16,7 @@ from typing import Any, Final
 import attrs
 
 from ..app import App
-from ..router import Handler
+from ..handlers import Handler
 
 __all__ = ["BOUNDS", "Times", "Timing"]
 

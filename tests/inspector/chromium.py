@@ -49,7 +49,7 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that anything may take."""
 
 

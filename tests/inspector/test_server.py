@@ -85,7 +85,7 @@ def test_rows_are_searched_sorted_and_given_in_parts() -> None:
         for sort in ("protocol", "peer", "since", "last", "rate", "bytes", "queue", "state"):
             assert len(await site.rows(sort=sort)) == 12
         status, answer = await site.get("/api/connections?sort=shoe")
-        assert (status, "there is no order 'shoe'" in answer["error"]) == (400, True)
+        assert (status, "'shoe' is not a sort order" in answer["error"]) == (400, True)
 
     on_site(test)
 
@@ -260,7 +260,7 @@ def test_bytes_and_text_are_sent_to_the_device() -> None:
             ({"text": "\\q"}, "\\q means nothing"),
             ({"text": "two\\nlines"}, "can't hold a line feed"),
             ({}, "give hex or text"),
-            ([], "no JSON object"),
+            ([], "not a JSON object"),
         ):
             status, answer = await site.post(send, body)
             assert (status, words in answer["error"]) == (400, True), answer
@@ -301,7 +301,7 @@ def test_a_message_is_published() -> None:
             ({"text": "x"}, "'topic' is missing"),
             ({"topic": "a/#", "text": "x"}, "#"),
             ({"topic": "a", "text": "x", "qos": 7}, "qos"),
-            ({"topic": 7, "text": "x"}, "no text"),
+            ({"topic": 7, "text": "x"}, "not text"),
         ):
             status, answer = await site.post("/api/publish", body)
             assert (status, words in answer["error"]) == (400, True), answer
@@ -368,7 +368,7 @@ def test_the_inspector_has_names_of_this_machine_and_its_own_origin() -> None:
 
 def test_the_page_can_run_no_script_but_its_own() -> None:
     async def test(site: Site) -> None:
-        for path in ("/", "/page.js", "/page.css", "/icon.svg"):
+        for path in ("/", "/page.js", "/table.js", "/page.css", "/icon.svg"):
             async with site.http.get(path) as response:
                 assert response.status == 200
                 policy = response.headers["Content-Security-Policy"]
@@ -467,7 +467,7 @@ def test_a_page_that_sends_nonsense_is_told(text: str) -> None:
     async def test(site: Site) -> None:
         async with site.page() as page:
             await page.socket.send_str(text)
-            assert "makes no sense" in (await page.hear("error"))["text"]
+            assert "invalid message" in (await page.hear("error"))["text"]
             await page.say("table")
             await page.hear("table")
 
@@ -621,11 +621,11 @@ def test_run_tells_where_the_page_is() -> None:
 def test_rates_and_the_time_of_the_last_frame_come_from_looking_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("exproto_app.inspector.census.SHORTEST", 0.0)
+    monkeypatch.setattr("exproto_app.inspector.connections.SHORTEST", 0.0)
 
     async def test(site: Site) -> None:
         device = await site.device(login="truck")
-        census = site.inspector._census
+        census = site.inspector._table
         census.sample()
         await device.ask("position")
         census.sample()

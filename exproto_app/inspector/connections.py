@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 import attrs
 
-from ..core import Channel, Engine, Sniffer
+from ..core import Channel, Engine, Sniffer, State
 from ..core.states import REGISTER, WRITE_BLOCKED
 
-__all__ = ["Census", "One", "Query"]
+__all__ = ["ConnectionTable", "One", "Query"]
 
 ENDED: Final = 200
 """Connections that have ended and are remembered."""
@@ -21,6 +22,9 @@ MOST: Final = 500
 
 LONGEST: Final = 256
 """Characters of a name that a table shows, and of a search."""
+
+SLICE: Final = 100
+"""Connections that are looked at before others have their turn."""
 
 SHORTEST: Final = 0.1
 """Seconds between two looks that make a rate."""
@@ -78,10 +82,10 @@ class Query:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Query:
-        """Read what a page sent. Raises `ValueError` for what makes no sense."""
+        """Read what a page sent. Raises `ValueError` if it is invalid."""
         sort = given.get("sort", "since")
         if sort not in SORTS:
-            raise ValueError(f"there is no order {sort!r}; there are {', '.join(SORTS)}")
+            raise ValueError(f"{sort!r} is not a sort order; use one of {', '.join(SORTS)}")
         try:
             offset, limit = int(given.get("offset", 0)), int(given.get("limit", 100))
         except (TypeError, ValueError, OverflowError):
@@ -113,7 +117,7 @@ class _Mark:
     rate_out: float = 0.0
 
 
-class Census:
+class ConnectionTable:
     """The connections of *engine*, as rows.
 
     Connections tell their counts, no times; `sample`, called every other second, makes of them rates and the
@@ -127,11 +131,13 @@ class Census:
         self._sampled = 0.0
         self._ended: deque[Row] = deque(maxlen=ENDED)
         self._waiting: list[Callable[[One], bool]] = []
+        self._by_id = {one.id: one for one in engine.connections()}
 
     # --- the engine's observer
 
     def connected(self, one: One) -> None:
         """Take note of a connection, and show it to those who wait for one."""
+        self._by_id[one.id] = one
         self._waiting = [taker for taker in self._waiting if not taker(one)]
 
     def ended(self, one: One) -> None:
@@ -139,6 +145,7 @@ class Census:
         row = self.row(one)
         row.update(state=one.reason or "closed", detail=one.detail[:LONGEST], ended=self._now())
         self._ended.append(row)
+        self._by_id.pop(one.id, None)
         if isinstance(one, Channel):
             self._marks.pop(one, None)
 
@@ -165,7 +172,7 @@ class Census:
             mark = marks.get(channel)
             if mark is None:
                 mark = marks[channel] = _Mark()
-            frames, received, sent = channel.inbound.received, channel.bytes_received, channel.bytes_sent
+            frames, received, sent = channel.frames_received, channel.bytes_received, channel.bytes_sent
             if frames == mark.frames and received == mark.received and sent == mark.sent:
                 mark.frame_rate = mark.rate_in = mark.rate_out = 0.0
                 continue
@@ -178,13 +185,27 @@ class Census:
 
     def find(self, conn_id: str) -> One | None:
         """Return the connection of that id."""
-        return next((one for one in self._engine.connections() if one.id == conn_id), None)
+        one = self._by_id.get(conn_id)
+        if isinstance(one, Sniffer) and one.channel is not None:
+            one = self._by_id[conn_id] = one.channel
+        return one
 
-    def table(self, query: Query) -> dict[str, Any]:
-        """Return the rows that *query* asks for, and how many there are."""
-        rows = self._ended if query.ended else map(self.row, self._engine.connections())
+    async def table(self, query: Query) -> dict[str, Any]:
+        """Return the rows that *query* asks for, and how many there are; devices come in between."""
         words = query.search.casefold().split()
-        found = [row for row in rows if not words or _has(row, words)]
+        found: list[Row] = []
+        looked_at: Iterable[Row | One] = tuple(self._ended if query.ended else self._engine.connections())
+        for number, one in enumerate(looked_at, 1):
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+            if not isinstance(one, dict):
+                if isinstance(one, Channel) and one.state is State.ENDED:
+                    continue
+                row = self.row(one)
+            else:
+                row = one
+            if not words or _has(row, words):
+                found.append(row)
         sorts = ENDED_SORTS if query.ended else SORTS
         found.sort(key=sorts[query.sort], reverse=query.descending)
         return {
@@ -203,6 +224,7 @@ class Census:
             "id": one.id,
             "protocol": one.rules.name if isinstance(one, Sniffer) else one.conn.protocol,
             "peer": str(info.peername),
+            "line": None if one.line is None else one.line.id,
             "socktype": info.socktype,
             "since": one.since + self._offset,
         }
@@ -219,12 +241,12 @@ class Census:
             "commands": channel.commands_waiting,
             "requests": 0 if channel.requests is None else len(channel.requests.waiting),
         }
-        last = mark.last if channel.inbound.received == mark.frames else self._engine.runtime.time()
+        last = mark.last if channel.frames_received == mark.frames else self._engine.runtime.time()
         return {
             "clientid": None if client is None else client.clientid[:LONGEST],
             "username": "" if client is None else client.username[:LONGEST],
             "last": None if last is None else last + self._offset,
-            "frames": channel.inbound.received,
+            "frames": channel.frames_received,
             "received": channel.bytes_received,
             "sent": channel.bytes_sent,
             "frame_rate": mark.frame_rate,
