@@ -17,7 +17,7 @@ import attrs
 
 from ..app import App
 from ..commands import DONE, GRANTED, Command, Outcome, Publish, Register, Subscribe, refused
-from ..core import Channel
+from ..core import Channel, Context, Intake
 from ..errors import CommandError
 from ..models import Message
 from ..names import escaped
@@ -40,10 +40,16 @@ from ..tap import (
 )
 from ..traffic.capture import read
 from ..traffic.hexdump import payload, plain
-from ..traffic.recording import Entry, Recording, connections
-from .client import Link, World
+from ..traffic.recording import Entry, Recording
+from .world import MemoryLink, World
 
-__all__ = ["Case", "Difference", "cases", "replay"]
+__all__ = ["Case", "Difference", "cases", "failures", "replay"]
+
+CONTEXT: Final = 2
+"""Lines that are shown around those that differ."""
+
+COMPARED: Final = 2_000
+"""Lines that are compared, from the first that differs on: a diff takes time with their square."""
 
 GRACE: Final = 0.001
 """Seconds behind the last event in which the app may still do what was recorded: times are rounded."""
@@ -104,8 +110,9 @@ def cases(path: str | Path, *, port: int | None = None) -> list[Case]:
     """
     recording = read(path, port=port)
     made = []
-    for conn in connections(recording.entries):
-        entries = [entry for entry in recording.entries if entry.conn == conn]
+    for conn, entries in _by_connection(recording.entries).items():
+        if not conn:
+            continue
         names = (entry.event.client.clientid for entry in entries if isinstance(entry.event, Registered))
         words = filter(None, (entries[-1].protocol, conn, next(names, "")))
         made.append(Case("-".join(words), attrs.evolve(recording, entries=entries)))
@@ -137,6 +144,16 @@ def replay(
     return list(_compare(recording, player.play(), masks))
 
 
+def failures(
+    app: App[Any, Any], recording: Recording | str | Path, *, protocol: str | None = None
+) -> list[str]:
+    """Feed *recording* to *app* as `replay` does; return what fails: handlers and framings."""
+    if not isinstance(recording, Recording):
+        recording = read(recording)
+    player = _Player(app, recording, speed=None, chunk=None, protocol=protocol)
+    return _errors(entry.event for entry in player.play())
+
+
 # --- playing
 
 
@@ -146,6 +163,9 @@ class _Hub:
     ordered = True
     keeps_wills = False
     keeps_sessions = False
+    many_clients = True
+    has_properties = True
+    roams = True
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._answers: dict[tuple[str, str, str], deque[CommandError | None]] = {}
@@ -168,8 +188,16 @@ class _Hub:
     def _of(self, conn: str, what: str, topic: str) -> deque[CommandError | None]:
         return self._answers.setdefault((conn, what, topic), deque())
 
-    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `Broker` has it
-        """Tell whether a login may be refused."""
+    @property
+    def broker_side(self) -> _Hub:
+        """Carries out what devices ask: this."""
+        return self
+
+    def attach(self, context: Context) -> None:
+        """Do nothing: it routes nothing."""
+
+    def judges(self, channel: Channel, command: Register) -> bool:  # noqa: ARG002 - as `BrokerSide` has it
+        """Return whether a login may be refused."""
         return False
 
     def execute(self, channel: Channel, command: Command) -> Outcome[Any]:
@@ -178,6 +206,12 @@ class _Hub:
 
     def publish(self, command: Publish) -> Outcome[None]:
         return self._answer("", command, command.topic)
+
+    def registered(self, channel: Channel, command: Register, older: Channel | None) -> None:
+        """Do nothing: it routes nothing."""
+
+    def move(self, older: Channel, heir: Channel) -> None:
+        """Do nothing: it isn't asked to."""
 
     def gone(self, channel: Channel) -> None:
         """Do nothing."""
@@ -208,7 +242,7 @@ class _Player:
         self._chunk = chunk
         self._protocol = protocol
         self._seen: list[Entry] = []
-        self._links: dict[str, Link] = {}
+        self._links: dict[str, MemoryLink] = {}
         self._datagrams: set[str] = set()
         self._batches: dict[str, list[Message]] = {}
         self._origin = 0.0
@@ -224,7 +258,7 @@ class _Player:
                 self._app.find_protocols(self._protocol or entry.protocol or None)
         self._app.watch(self._look)
         try:
-            self._world = World(self._app, hub=_Hub(entries))
+            self._world = World(self._app, hub=_Hub(entries), began=self._recording.started + entries[0].at)
             self._origin = self._world.loop.now - entries[0].at
             try:
                 for entry in entries:
@@ -259,23 +293,36 @@ class _Player:
         if isinstance(event, Opened):
             return partial(self._open, entry, event)
         link = self._links.get(entry.conn)
+        if isinstance(event, Delivered):
+            return self._deliver(entry.conn, self._child(entry.conn) if link is None else link.channel, event)
         if link is None or link.channel is None or link.channel.gone:
             return None
         match event:
             case Received(data):
                 return partial(self._receive, link, data, whole=entry.conn in self._datagrams)
-            case Delivered(message, _, more):
-                batch = self._batches.setdefault(entry.conn, [])
-                batch.append(message)
-                if not more:
-                    return partial(link.channel.delivered, self._batches.pop(entry.conn))
             case Closed(reason) if reason not in OWN:
                 return partial(self._close, link, event)
         return None
 
+    def _child(self, conn_id: str) -> Intake | None:
+        """Return the child of this id, which its line's handlers have made again, in the same order."""
+        channels = self._world.runner.engine.channels
+        return next((one for one in channels if one.id == conn_id and one.line is not None), None)
+
+    def _deliver(
+        self, conn_id: str, channel: Intake | None, delivered: Delivered
+    ) -> Callable[[], object] | None:
+        """Return what delivers a batch of messages, when its last one is there."""
+        batch = self._batches.setdefault(conn_id, [])
+        batch.append(delivered.message)
+        if delivered.more:
+            return None
+        del self._batches[conn_id]
+        return None if channel is None or channel.gone else partial(channel.delivered, batch)
+
     def _open(self, entry: Entry, opened: Opened) -> None:
         routers = self._app.find_protocols(self._protocol or entry.protocol or None)
-        link = self._links[entry.conn] = Link(self._world)
+        link = self._links[entry.conn] = MemoryLink(self._world)
         if opened.info.socktype in ("udp", "dtls"):
             self._datagrams.add(entry.conn)
         engine = self._world.runner.engine
@@ -284,7 +331,7 @@ class _Player:
         if opened.client is not None and isinstance(channel, Channel):
             channel.issue(Register(opened.client))
 
-    def _receive(self, link: Link, data: bytes, *, whole: bool) -> None:
+    def _receive(self, link: MemoryLink, data: bytes, *, whole: bool) -> None:
         if self._chunk is None or whole:
             link.arrive(data)
             return
@@ -292,7 +339,7 @@ class _Player:
             self._world.loop.call_soon(link.arrive, data[start : start + self._chunk])
 
     @staticmethod
-    def _close(link: Link, closed: Closed) -> None:
+    def _close(link: MemoryLink, closed: Closed) -> None:
         """End a connection as its device or its host did, unless the app has done so by then."""
         channel = link.channel
         if channel is None:
@@ -309,9 +356,10 @@ class _Player:
 
 
 def _compare(recording: Recording, seen: list[Entry], masks: list[Mask]) -> Iterable[Difference]:
-    for conn in (*connections(recording.entries), ""):
-        then = [entry.event for entry in recording.entries if entry.conn == conn]
-        now = [entry.event for entry in seen if entry.conn == conn]
+    recorded, played = _by_connection(recording.entries), _by_connection(seen)
+    for conn in (*filter(None, recorded), ""):
+        before, after = recorded.get(conn, []), played.get(conn, [])
+        then, now = [entry.event for entry in before], [entry.event for entry in after]
         opened = next((event for event in then if isinstance(event, Opened)), None)
         if conn and opened is None:
             continue
@@ -323,9 +371,17 @@ def _compare(recording: Recording, seen: list[Entry], masks: list[Mask]) -> Iter
             missed = [Registered(opened.client)] if opened is not None and opened.client is not None else []
             broker = _diff(_broker([*missed, *then], masks), _broker(now, masks))
         if sent or broker:
-            *_, protocol = (entry.protocol for entry in (*seen, *recording.entries) if entry.conn == conn)
+            protocol = (before or after)[-1].protocol
             peer = "" if opened is None else str(opened.info.peername)
             yield Difference(conn, protocol, peer, sent, broker, _errors(now))
+
+
+def _by_connection(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Return the entries of each connection, in the order in which they come first."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.conn, []).append(entry)
+    return found
 
 
 def _sent(then: Sequence[object], now: Sequence[object], masks: list[Mask], *, datagrams: bool) -> list[str]:
@@ -382,5 +438,11 @@ def _hidden(data: bytes, masks: list[Mask]) -> bytes:
 def _diff(then: list[str], now: list[str]) -> list[str]:
     if then == now:
         return []
-    _, _, *lines = difflib.unified_diff(then, now, lineterm="", n=2)
-    return ["…" if line.startswith("@@") else f"{line[0]} {line[1:]}" for line in lines]
+    least = min(len(then), len(now))
+    first = next((at for at in range(least) if then[at] != now[at]), least)
+    begin = max(0, first - CONTEXT)
+    old, new = (lines[begin : begin + COMPARED] for lines in (then, now))
+    _, _, *lines = difflib.unified_diff(old, new, lineterm="", n=CONTEXT)
+    shown = ["…" if line.startswith("@@") else f"{line[0]} {line[1:]}" for line in lines]
+    left = max(len(then), len(now)) - begin - COMPARED
+    return shown if left <= 0 else [*shown, f"… {left} more lines aren't compared"]

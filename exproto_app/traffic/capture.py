@@ -47,7 +47,7 @@ WHOLE: Final = 1 << 32
 
 
 def is_capture(path: Path) -> bool:
-    """Tell whether *path* is a capture of packets."""
+    """Return whether *path* is a capture of packets."""
     with path.open("rb") as file:
         return file.read(4) in MAGIC
 
@@ -66,7 +66,7 @@ def read(path: str | Path, *, port: int | None = None) -> Recording:
     except OSError as error:
         raise SetupError(f"{path} can't be read: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
-        raise SetupError(f"{path} is neither a recording nor a capture of packets") from None
+        raise SetupError(f"{path} is neither a recording nor a packet capture") from None
 
 
 @attrs.define
@@ -101,7 +101,7 @@ def _read_packets(path: Path, port: int | None) -> Recording:
     try:
         dpkt: Any = importlib.import_module("dpkt")
     except ImportError:
-        raise ExprotoError("captures of packets need: pip install 'exproto-app[pcap]'") from None
+        raise ExprotoError("packet captures need: pip install 'exproto-app[pcap]'") from None
     recording = Recording(broker=False)
     with path.open("rb") as file:
         flows = _flows(_packets(dpkt, file, path.name, recording.notes))
@@ -239,22 +239,22 @@ def _assembled(
     socktype: SockType = "udp" if first.udp else "tcp"
     late = not (first.udp or first.syn)
     yield entry(first.at, Opened(ConnectionInfo(socktype, client, server), late=late))
-    ends: list[Address] = []
+    ends: dict[Address, None] = {}
     streams = {client: _Stream(), server: _Stream()}
     for packet in flow.packets:
         data = packet.data if packet.udp else streams[packet.source].take(packet)
         if data or (packet.udp and packet.source == client):
             yield entry(packet.at, Received(data) if packet.source == client else Sent(data))
         if packet.fin or packet.rst:
-            ends.append(packet.source)
-        if packet.rst or {client, server} <= {*ends}:
+            ends[packet.source] = None
+        if packet.rst or len(ends) == 2:
             break
     if ends:
-        yield entry(last.at, Closed("device closed" if ends[0] == client else "terminated", ""))
+        yield entry(last.at, Closed("device closed" if client == next(iter(ends)) else "terminated", ""))
     for end, stream in streams.items():
         if stream.waiting:
             recording.notes.append(
-                f"connection {conn}: the capture lacks bytes of {end}; what follows is left out"
+                f"connection {conn}: the capture lacks bytes of {end}; what follows is skipped"
             )
     if late:
         recording.notes.append(f"connection {conn} began before the capture; on_connect isn't run")

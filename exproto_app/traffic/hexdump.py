@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -117,7 +118,9 @@ def _client(client: ClientInfo) -> str:
 
 def _message(message: Message) -> str:
     flags = f" qos {message.qos}" + (" retain" if message.retain else "")
-    return f"{plain(message.topic)}{flags} {payload(message.payload)}"
+    given = [f"{name} {plain(str(value))}" for name, value in message.properties.given().items()]
+    more = f" ({', '.join(given)})" if given else ""
+    return f"{plain(message.topic)}{flags} {payload(message.payload)}{more}"
 
 
 def payload(data: bytes, limit: int = LONG) -> str:
@@ -144,11 +147,13 @@ def undump(text: str) -> bytes:
     r"""Return the bytes that *text* writes in hex, as people copy it from elsewhere.
 
     `78780d01`, `78 78 0d 01`, `78:78:0d:01`, `0x78, 0x78`, `\x78\x78`, a C array, the output of `xxd`,
-    `hexdump` or `hexdump -C`, also several of them. Raises `SetupError` that names what is no hex.
+    `hexdump` or `hexdump -C`, also several of them. Raises `SetupError` that names what isn't hex.
     """
     dumped = _undump_lines([line.strip() for line in text.splitlines() if line.strip()])
     if dumped is not None:
         return dumped
+    with contextlib.suppress(ValueError):  # most is nothing but digits and blanks
+        return bytes.fromhex(text)
     text = _NOISE.sub(_blank, text)
     if "{" in text:  # a C array: what stands around the braces declares it
         text = " ".join(re.findall(r"\{([^{}]*)\}", text)) or text
@@ -209,7 +214,7 @@ def _undump_lines(lines: list[str]) -> bytes | None:
 
 
 def _row(text: str, *, colon: bool, words: bool) -> bytes | None:
-    """Return the bytes of one dump line, behind its offset; None if it is none."""
+    """Return the bytes of one dump line, behind its offset; None if it isn't one."""
     text = text.partition("  ")[0] if colon else text.partition("|")[0]
     pieces = text.split()
     if not pieces or any(re.fullmatch(r"(?:[0-9a-fA-F]{2}){1,8}", piece) is None for piece in pieces):

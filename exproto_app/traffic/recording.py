@@ -8,11 +8,12 @@ file of the recording it is, when that began (RFC 3339) and what made it. Each l
 - `event`: what happened, and with it
 
   - `opened`: `socktype`, `peer` and `local` as `HOST:PORT`; and only if it is so: `cert` with `dn` and `cn`,
-    `resumed`, `late` (it was open before this file began), `client` (who it was by then).
+    `target` and `name` (of one that was dialled), `resumed`, `late` (it was open before this file began),
+    `client` (who it was by then).
   - `in`: `hex`, bytes as they came; one datagram on UDP.
   - `frame`: `hex`, `handler` (null for nobody). Not in files, for frames follow from the bytes.
   - `out`: `hex`, bytes sent, one `send` or reply.
-  - `published`: `topic`, `hex` (the payload), `qos`, `retain`.
+  - `published`: `topic`, `hex` (the payload), `qos`, `retain`, and `properties` if it has any.
   - `delivered`: the same, `handler`, and how many `more` messages came with it.
   - `registered`: `client`, those fields of a `ClientInfo` that are set.
   - `subscribed`, `unsubscribed`: `topic`, and `qos`.
@@ -29,18 +30,27 @@ in order; between connections `at` tells.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import attrs
 
 from .. import errors
 from ..errors import CommandError, SetupError
-from ..models import Address, Certificate, ClientInfo, ConnectionInfo, Message
+from ..models import (
+    PLAIN,
+    Address,
+    Certificate,
+    ClientInfo,
+    ConnectionInfo,
+    Message,
+    Properties,
+    Reason,
+    SockType,
+)
 from ..tap import (
     Closed,
     Delivered,
@@ -63,6 +73,8 @@ __all__ = [
     "Entry",
     "Gap",
     "Recording",
+    "bytes_line",
+    "bytes_lines",
     "connections",
     "event_of",
     "facts_of",
@@ -70,6 +82,9 @@ __all__ = [
     "line",
     "parse",
 ]
+
+LATEST: Final = 1e10
+"""Seconds from the beginning of a file: more than three hundred years."""
 
 VERSION: Final = 1
 """Of the format; a reader of another version refuses."""
@@ -83,7 +98,7 @@ class Gap:
 
 
 class RecordedError(Exception):
-    """What a recording tells of an exception."""
+    """What a recording says of an exception."""
 
 
 @attrs.define
@@ -143,17 +158,31 @@ def opening(began: float, part: int = 1) -> str:
 
 def line(entry: Entry) -> str:
     """Return the line for *entry*."""
-    at, event = round(entry.at, 6), entry.event
-    if type(event) is Received or type(event) is Sent:  # most lines are of these
-        word = "in" if type(event) is Received else "out"
-        who = f'"conn":{_quoted(entry.conn)},"protocol":{_quoted(entry.protocol)}'
-        return f'{{"at":{at},{who},"event":"{word}","hex":"{event.data.hex()}"}}'
-    return _text({"at": at, "conn": entry.conn, "protocol": entry.protocol, **facts_of(event)})
+    event = entry.event
+    if type(event) is Received or type(event) is Sent:
+        received = type(event) is Received
+        return bytes_line(entry.at, entry.conn, entry.protocol, event.data, received)[:-1]
+    return _text(
+        {"at": round(entry.at, 6), "conn": entry.conn, "protocol": entry.protocol, **facts_of(event)}
+    )
+
+
+def bytes_lines(at: float, conn: str, protocol: str, chunks: Iterable[bytes], *, received: bool) -> str:
+    """Return a line for each of *chunks*, which came or were sent together; most lines are of these."""
+    head = f'{{"at":{at:.6f},{_who(conn, protocol, received)}'
+    return head + ('"}\n' + head).join(map(bytes.hex, chunks)) + '"}\n'
+
+
+def bytes_line(at: float, conn: str, protocol: str, data: bytes, received: bool) -> str:
+    """Return a line for *data*, which came or was sent alone, as most is: the hot path of recordings."""
+    # Six digits, always: as many as the number has take three times as long.
+    return f'{{"at":{at:.6f},{_who(conn, protocol, received)}{data.hex()}"}}\n'
 
 
 @lru_cache(maxsize=4_096)
-def _quoted(text: str) -> str:
-    return json.dumps(text)
+def _who(conn: str, protocol: str, received: bool) -> str:
+    word = "in" if received else "out"
+    return f'"conn":{json.dumps(conn)},"protocol":{json.dumps(protocol)},"event":"{word}","hex":"'
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -195,12 +224,18 @@ def facts_of(event: Event | Gap) -> dict[str, Any]:  # noqa: C901, PLR0911, PLR0
 
 
 def _message_facts(message: Message) -> dict[str, Any]:
-    return {
+    facts: dict[str, Any] = {
         "topic": message.topic,
         "hex": message.payload.hex(),
         "qos": message.qos,
         "retain": message.retain,
     }
+    given = message.properties.given()
+    if given:
+        facts["properties"] = {
+            name: value.hex() if isinstance(value, bytes) else value for name, value in given.items()
+        }
+    return facts
 
 
 def _client_facts(client: ClientInfo) -> dict[str, Any]:
@@ -214,6 +249,8 @@ def _opened_facts(opened: Opened) -> dict[str, Any]:
         "peer": str(info.peername),
         "local": str(info.sockname),
     }
+    if info.target:
+        facts["target"], facts["name"] = info.target, info.name
     if info.peercert is not None:
         facts["cert"] = attrs.asdict(info.peercert)
     if opened.resumed:
@@ -229,7 +266,7 @@ def _opened_facts(opened: Opened) -> dict[str, Any]:
 
 
 def parse(lines: Iterable[str], name: str) -> Recording:
-    """Return the recording in *lines*, those of the file *name*. Raises `SetupError` for what is none.
+    """Return the recording in *lines*, those of the file *name*. Raises `SetupError` if it isn't one.
 
     A last line that was cut off, as by a crash, is left out, with a note.
     """
@@ -245,7 +282,7 @@ def parse(lines: Iterable[str], name: str) -> Recording:
             entry = Entry(
                 _seconds(facts["at"]), _str(facts["conn"]), _str(facts["protocol"]), event_of(facts), number
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             if isinstance(error, json.JSONDecodeError) and not text.endswith("\n"):
                 recording.notes.append(f"{name}, line {number} was cut off and is skipped")
                 break
@@ -273,7 +310,7 @@ def _start(text: str, name: str) -> tuple[float, int]:
         )
     try:
         return datetime.fromisoformat(facts["started"]).timestamp(), _count(facts["part"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return 0.0, 1
 
 
@@ -289,7 +326,7 @@ def _short(text: str) -> str:
 
 
 def event_of(facts: dict[str, Any]) -> Event | Gap:
-    """Return the event that a line tells. Raises `ValueError`, `KeyError` or `TypeError` for what is none."""
+    """Return the event of a line. Raises `ValueError`, `KeyError` or `TypeError` if it isn't one."""
     kind = facts["event"]
     make = _MAKERS.get(kind) if isinstance(kind, str) else None
     if make is None:
@@ -299,22 +336,57 @@ def event_of(facts: dict[str, Any]) -> Event | Gap:
 
 def _opened(facts: dict[str, Any]) -> Opened:
     socktype = facts["socktype"]
-    if socktype not in ("tcp", "ssl", "udp", "dtls"):
+    if socktype not in get_args(SockType):
         raise ValueError(f"unknown socktype {socktype!r}")
-    cert = Certificate(**facts["cert"]) if "cert" in facts else None
+    cert = (
+        Certificate(**{name: _str(value) for name, value in facts["cert"].items()})
+        if "cert" in facts
+        else None
+    )
     info = ConnectionInfo(socktype, _address(facts["peer"]), _address(facts["local"]), cert)
-    client = ClientInfo(**facts["client"]) if "client" in facts else None
+    if "target" in facts:
+        info = attrs.evolve(info, target=_str(facts["target"]), name=_str(facts["name"]))
+    client = _client(facts["client"]) if "client" in facts else None
     return Opened(info, bool(facts.get("resumed")), bool(facts.get("late")), client)
 
 
-def _address(text: str) -> Address:
-    host, _, port = text.rpartition(":")
+def _address(text: object) -> Address:
+    host, _, port = _str(text).rpartition(":")
+    if not (port.isascii() and port.isdigit() and len(port) <= 10):
+        raise ValueError(f"{port!r} is not a port")
     return Address(host.removeprefix("[").removesuffix("]"), int(port))
 
 
+def _client(facts: dict[str, Any]) -> ClientInfo:
+    for name, value in facts.items():
+        _count(value) if name == "keepalive" else _str(value)
+    return ClientInfo(**facts)
+
+
+def _handler(value: object) -> str | None:
+    return None if value is None else _str(value)
+
+
+def _reason(value: object) -> Reason:
+    if value not in get_args(Reason):
+        raise ValueError(f"unknown reason {value!r}")
+    return cast("Reason", value)
+
+
 def _message(facts: dict[str, Any]) -> Message:
-    return Message(
-        _str(facts["topic"]), bytes.fromhex(facts["hex"]), _count(facts["qos"]), bool(facts["retain"])
+    topic, payload = _str(facts["topic"]), bytes.fromhex(facts["hex"])
+    properties = _properties(facts["properties"]) if "properties" in facts else PLAIN
+    return Message(topic, payload, _count(facts["qos"]), bool(facts["retain"]), properties=properties)
+
+
+def _properties(facts: dict[str, Any]) -> Properties:
+    return Properties(
+        _count(facts["expiry"]) if "expiry" in facts else None,
+        _str(facts.get("content_type", "")),
+        _str(facts.get("response_topic", "")),
+        bytes.fromhex(facts.get("correlation_data", "")),
+        tuple((_str(key), _str(value)) for key, value in facts.get("user_properties", ())),
+        bool(facts.get("utf8")),
     )
 
 
@@ -337,8 +409,8 @@ def _str(value: object) -> str:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{value!r} is not a time in seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LATEST:
+        raise TypeError(f"{_short(repr(value))} is not a time in seconds")
     return float(value)
 
 
@@ -352,16 +424,16 @@ _MAKERS: Final[dict[str, Callable[[dict[str, Any]], Event | Gap]]] = {
     "opened": _opened,
     "in": lambda facts: Received(bytes.fromhex(facts["hex"])),
     "out": lambda facts: Sent(bytes.fromhex(facts["hex"])),
-    "frame": lambda facts: Frame(bytes.fromhex(facts["hex"]), facts["handler"]),
+    "frame": lambda facts: Frame(bytes.fromhex(facts["hex"]), _handler(facts["handler"])),
     "published": lambda facts: Published(_message(facts)),
-    "delivered": lambda facts: Delivered(_message(facts), facts["handler"], _count(facts["more"])),
-    "registered": lambda facts: Registered(ClientInfo(**facts["client"])),
+    "delivered": lambda facts: Delivered(_message(facts), _handler(facts["handler"]), _count(facts["more"])),
+    "registered": lambda facts: Registered(_client(facts["client"])),
     "subscribed": lambda facts: Subscribed(_str(facts["topic"]), _count(facts["qos"])),
     "unsubscribed": lambda facts: Unsubscribed(_str(facts["topic"])),
     "refused": _refused,
     "failed": _failed,
     "dropped": lambda facts: Dropped(_str(facts["what"]), _count(facts["count"])),
-    "closed": lambda facts: Closed(facts["reason"], _str(facts["detail"])),
+    "closed": lambda facts: Closed(_reason(facts["reason"]), _str(facts["detail"])),
     "gap": lambda facts: Gap(_count(facts["count"])),
 }
 
