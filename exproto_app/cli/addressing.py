@@ -8,8 +8,10 @@ from typing import Any, Final
 import click
 
 from ..addresses import AddressLimits, networks
+from ..hosts.gateway import Lists
+from .numbers import POSITIVE
 
-__all__ = ["address_options", "take_address_limits"]
+__all__ = ["address_options", "take_address_limits", "take_lists"]
 
 OPTIONS: Final = (
     click.option(
@@ -24,7 +26,17 @@ OPTIONS: Final = (
         "deny",
         multiple=True,
         metavar="NETWORK",
-        help="Accept none from there, even if allowed; may be repeated.",
+        help="Refuse devices from there, even if allowed; may be repeated.",
+    ),
+    click.option(
+        "--allow-file",
+        metavar="FILE",
+        help="More networks to allow, one a line; # begins a comment. It is read again when it changes.",
+    ),
+    click.option(
+        "--deny-file",
+        metavar="FILE",
+        help="More networks to deny; what is open from there ends when the file has changed.",
     ),
     click.option(
         "--address-connections",
@@ -35,7 +47,7 @@ OPTIONS: Final = (
     ),
     click.option(
         "--address-rate",
-        type=click.FloatRange(0, min_open=True),
+        type=POSITIVE,
         metavar="N",
         help="New connections per address and second.",
     ),
@@ -53,7 +65,7 @@ OPTIONS: Final = (
     ),
     click.option(
         "--ban",
-        type=click.FloatRange(0, min_open=True),
+        type=POSITIVE,
         metavar="SECONDS",
         help="How long a ban lasts (default: 600).",
     ),
@@ -65,6 +77,11 @@ def address_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(OPTIONS):
         command = option(command)
     return command
+
+
+def take_lists(given: dict[str, Any]) -> Lists:
+    """Take the options with files out of *given*."""
+    return Lists(given.pop("allow_file"), given.pop("deny_file"))
 
 
 def take_address_limits(given: dict[str, Any]) -> AddressLimits:

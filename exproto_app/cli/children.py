@@ -42,17 +42,29 @@ class Children:
         self._stop = asyncio.Event()
 
     async def start(
-        self, number: int | None, sockets: list[list[socket.socket]], roots: Sequence[str] = ()
+        self,
+        number: int | None,
+        sockets: list[list[socket.socket]],
+        roots: Sequence[str] = (),
+        *,
+        names: Sequence[Sequence[Any]] = (),
     ) -> Child:
         """Start a process; it learns from its end of a socket pair when this one has gone.
 
-        *number* tells it apart from others, None where there are none; *sockets* has those of each listener.
-        It tells which files it imports from the folders *roots*.
+        *number* tells it apart from others, None where there are none; *sockets* has those of each listener,
+        *names* the addresses that it is to bind those to that aren't bound. It tells which files it imports
+        from the folders *roots*.
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         handles = [[sock.fileno() for sock in each] for each in sockets]
-        given = {"number": number, "sockets": handles, "control": theirs.fileno(), "roots": list(roots)}
+        given = {
+            "number": number,
+            "sockets": handles,
+            "control": theirs.fileno(),
+            "roots": list(roots),
+            "names": names,
+        }
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *self._command,

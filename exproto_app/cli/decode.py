@@ -23,7 +23,7 @@ from ..names import escaped
 from ..router import Router
 from ..tap import Event, Failed, Opened, Received, Tap
 from ..target import load
-from ..testing.client import Link, World
+from ..testing.world import MemoryLink, World
 from ..traffic.capture import is_capture, read
 from ..traffic.hexdump import shown, undump
 from ..traffic.recording import Entry, Recording, line
@@ -172,12 +172,12 @@ def _feed(
     app.watch(shows)
     left: dict[str, tuple[str, int]] = {}
     world = World(app)
-    links: dict[str, Link] = {}
+    links: dict[str, MemoryLink] = {}
     try:
         for entry in recording.entries:
             event = entry.event
             if isinstance(event, Opened):
-                link = links[entry.conn] = Link(world)
+                link = links[entry.conn] = MemoryLink(world)
                 connect = partial(world.runner.engine.connected, conn_id=entry.conn)
                 world.loop.call_soon(connect, link, event.info, routers)
             elif isinstance(event, Received):

@@ -18,12 +18,16 @@ import click
 from ..errors import SetupError
 from ..hosts.gateway import Listen
 from ..hosts.gateway.listeners import DEFAULT_LISTEN
+from ..hosts.gateway.targets import read_targets
 from ..names import to_json
-from .checks import CHECKS, Finding, Gateway, Setup, Uplink
+from .checks import CHECKS, EmqxGateway, Finding, Setup, Uplink
 from .checks.setup import in_container
+from .dialled import dial_target_options, take_targets
 from .emqx_ports import protocol_option
+from .numbers import POSITIVE
 from .observe import parse_address
 from .secrets import key_password_option, with_password
+from .tls import TLS, tls_options
 
 __all__ = ["command"]
 
@@ -35,17 +39,20 @@ __all__ = ["command"]
     "listens",
     multiple=True,
     metavar="[PROTOCOL=]URL",
-    help=f"As for run. Default: {DEFAULT_LISTEN}, unless --serve or --driver is given.",
+    help=f"As for run. Default: {DEFAULT_LISTEN}, unless --serve, --driver or --dial is given.",
 )
+@dial_target_options
 @click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, or of --serve, PEM.")
 @click.option("--key", metavar="FILE", help="Its key.")
 @key_password_option
 @click.option("--client-ca", metavar="FILE", help="The CA of devices, or of EMQX.")
+@tls_options
 @click.option("--mqtt", metavar="URL", envvar="EXPROTO_MQTT", show_envvar=True, help="Check this broker.")
 @click.option("--mqtt-password-file", metavar="FILE", help="As for run.")
 @click.option("--mqtt-ca", metavar="FILE", help="As for run.")
 @click.option("--mqtt-cert", metavar="FILE", help="As for run.")
 @click.option("--mqtt-key", metavar="FILE", help="As for run.")
+@click.option("--mqtt-version", type=click.Choice(["auto", "5", "3.1.1"]), help="As for run.")
 @click.option(
     "--mqtt-topic",
     metavar="TOPIC",
@@ -78,7 +85,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--wait",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     default=5.0,
     show_default=True,
     metavar="SECONDS",
@@ -92,10 +99,13 @@ def command(target: str, *, wait: float, as_json: bool, **given: Any) -> None:
     what it publishes goes to a topic of its own. Exit code 1: something is wrong, 2: wrong usage.
     """
     logging.basicConfig(level=logging.CRITICAL)  # what matters of it is told in the lines
+    targets, file = take_targets(given)
+    targets += read_targets(file) if file else ()
     setup = Setup(
         target=target,
         wait=wait,
-        listens=_listens(given),
+        targets=tuple(targets),
+        listens=_listens(given, dials=bool(targets)),
         uplink=_uplink(given),
         gateway=_gateway(given),
         driver=given["driver"],
@@ -120,26 +130,27 @@ def _findings(setup: Setup) -> Iterator[Finding]:
         yield from check(setup)
 
 
-def _listens(given: dict[str, Any]) -> tuple[Listen, ...]:
+def _listens(given: dict[str, Any], *, dials: bool) -> tuple[Listen, ...]:
     texts = given["listens"]
     if not texts:
-        texts = () if given["serve"] or given["driver"] else (DEFAULT_LISTEN,)
-    files = {} if given["serve"] else {name: given[name] for name in ("cert", "key", "client_ca")}
+        texts = () if given["serve"] or given["driver"] or dials else (DEFAULT_LISTEN,)
+    files = {} if given["serve"] else {name: given[name] for name in ("cert", "key", "client_ca", *TLS)}
     return tuple(Listen.parse(text, **files) for text in texts)
 
 
 def _uplink(given: dict[str, Any]) -> Uplink | None:
     if given["mqtt"] is None:
-        for name in ("password_file", "ca", "cert", "key", "topic"):
+        for name in ("password_file", "ca", "cert", "key", "version", "topic"):
             if given[f"mqtt_{name}"]:
                 raise click.UsageError(f"--mqtt-{name.replace('_', '-')} needs --mqtt URL.")
         return None
     topic = given["mqtt_topic"] or f"exproto-app/doctor/{secrets.token_hex(6)}"
     url = with_password(given["mqtt"], given["mqtt_password_file"])
-    return Uplink(url or "", topic, given["mqtt_ca"], given["mqtt_cert"], given["mqtt_key"])
+    files = (given["mqtt_ca"], given["mqtt_cert"], given["mqtt_key"])
+    return Uplink(url or "", topic, *files, given["mqtt_version"] or "auto")
 
 
-def _gateway(given: dict[str, Any]) -> Gateway | None:
+def _gateway(given: dict[str, Any]) -> EmqxGateway | None:
     if not given["serve"]:
         for name in ("bind", "adapters", "protocols", "device"):
             if given[name]:
@@ -149,7 +160,7 @@ def _gateway(given: dict[str, Any]) -> Gateway | None:
     device = parse_address(given["device"], "--device", "127.0.0.1:7993") if given["device"] else None
     bind = parse_address(given["bind"] or "127.0.0.1:9001", "--bind", "127.0.0.1:9001")
     adapters = given["adapters"] or ("http://127.0.0.1:9100",)
-    return Gateway(bind, adapters, given["protocols"], _tls(given), device)
+    return EmqxGateway(bind, adapters, given["protocols"], _tls(given), device)
 
 
 def _tls(given: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from ..models import Address
 from ..names import escaped, to_json
 from .emqx_ports import NAMES_SINCE, Listener, Version
 
-__all__ = ["Handler", "configuration", "dns_names", "handler"]
+__all__ = ["HandlerAddress", "configuration", "dns_names", "handler"]
 
 MAX_CONNECTIONS: Final = 1_024_000
 """Of each listener; EMQX's default is 1024."""
@@ -31,7 +31,7 @@ OWN: Final = (("certfile", "etc/certs/cert.pem"), ("keyfile", "etc/certs/key.pem
 
 
 @attrs.frozen
-class Handler:
+class HandlerAddress:
     """How EMQX reaches the service: *url*, the name in the certificate, and what may be wrong with it."""
 
     url: str
@@ -39,7 +39,7 @@ class Handler:
     warnings: tuple[str, ...] = ()
 
 
-def handler(bind: Address, cert: str | None, version: Version) -> Handler:
+def handler(bind: Address, cert: str | None, version: Version) -> HandlerAddress:
     """Return what an EMQX of *version* calls, where the service listens on *bind*."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)  # noqa: S104 - compared, not bound
     warnings = []
@@ -56,7 +56,7 @@ def handler(bind: Address, cert: str | None, version: Version) -> Handler:
                 "EMQX before 5.8.5 verifies names only; subjectAltName = DNS:localhost would do"
             )
     url = f"{'http' if cert is None else 'https'}://{Address(host, bind.port)}"
-    return Handler(url, name, tuple(warnings))
+    return HandlerAddress(url, name, tuple(warnings))
 
 
 def _reachable(host: str, version: Version) -> tuple[str, str]:
@@ -127,7 +127,7 @@ def _opened(der: bytes, at: int) -> tuple[int, int]:
 
 
 def configuration(
-    called: Handler,
+    called: HandlerAddress,
     adapter: str,
     listeners: Sequence[Listener],
     version: Version,
@@ -143,7 +143,7 @@ def configuration(
 
 
 def _gateway(
-    called: Handler,
+    called: HandlerAddress,
     adapter: str,
     listeners: Sequence[Listener],
     version: Version,
@@ -178,7 +178,7 @@ def _gateway(
 
 
 def _plugin(
-    called: Handler, adapter: str, listeners: Sequence[Listener], files: tuple[tuple[str, str], ...]
+    called: HandlerAddress, adapter: str, listeners: Sequence[Listener], files: tuple[tuple[str, str], ...]
 ) -> list[str]:
     lines = [
         "# etc/plugins/emqx_exproto.conf of EMQX 4.3 and 4.4",

@@ -21,6 +21,7 @@ __all__ = [
     "emqx_option",
     "ports_of",
     "protocol_option",
+    "split_listener",
     "takes_shares",
 ]
 
@@ -85,13 +86,13 @@ emqx_option: Callable[[Any], Any] = click.option(
 
 
 def takes_shares(version: Version) -> bool:
-    """Tell whether an EMQX of *version* takes shared subscriptions of ExProto's devices."""
+    """Return whether an EMQX of *version* takes shared subscriptions of ExProto's devices."""
     return version < SHARES_UNTIL if len(version) > 1 else version < SHARES_UNTIL[:1]
 
 
 def choose_listeners(app: App[Any], texts: Sequence[str]) -> list[Listener]:
     """Read `--protocol`; return EMQX's listeners, none where it tells of none. Raises `SetupError`."""
-    listeners = [_listener(app, text) for text in texts]
+    listeners = [split_listener(app, text) for text in texts]
     for number, one in enumerate(listeners):
         for other in listeners[:number]:
             # EMQX tells only the port, so what is spoken there is the same by TCP and UDP.
@@ -112,7 +113,8 @@ def ports_of(listeners: Sequence[Listener]) -> dict[int, str]:
     return {listener.port: listener.protocols for listener in listeners}
 
 
-def _listener(app: App[Any], text: str) -> Listener:
+def split_listener(app: App[Any], text: str) -> Listener:
+    """Read `NAME[,NAME…]=[KIND://]:PORT`. Raises `SetupError`."""
     name, _, where = text.rpartition("=")
     found = re.fullmatch(r"(?:([a-z]+)://)?:(\d{1,5})", where)
     if not name or found is None or not 0 < int(found[2]) < 65_536:

@@ -16,6 +16,7 @@ from ..hosts.emqx42 import conf, generate
 from ..tap import masking
 from ..target import absolute, load
 from .checks.driver import check_python, configured, fits
+from .emqx_ports import Listener, split_listener
 from .watching import MEGABYTE, chosen, mask_option, record_options
 
 __all__ = ["command"]
@@ -31,8 +32,10 @@ TAKEN: Final = {*sys.stdlib_module_names, "attrs", "erlport", "exproto_app"}
     "--protocol",
     "protocols",
     multiple=True,
-    metavar="NAME[,NAME…]",
-    help="Only these; default: all. Several with commas share a listener, told apart by their first bytes.",
+    metavar="NAME[,NAME…][=[udp://]:PORT]",
+    help="Only these; default: all. Several with commas share a listener, told apart by their first bytes. "
+    "The port, and tls://, udp:// or dtls:// before it, are for the configuration that is printed; one "
+    "protocol may have several listeners.",
 )
 @click.option("--module", metavar="NAME", help="The callback module's name; for one protocol.")
 @click.option("--python", metavar="PATH", help="The python3 that the broker will find; it is checked.")
@@ -67,7 +70,8 @@ def command(
         raise click.UsageError("--conf FILE is only read, by --check; redirect the output into it instead.")
     app = load(target)
     out = out.resolve()
-    modules = _modules(app, protocols, module)
+    listeners = _listeners(app, protocols)
+    modules = _modules(listeners, module)
     if stock:
         _fits_stock(app, acl=acl)
     full, folder = absolute(target)
@@ -88,7 +92,7 @@ def command(
     for written in generate.write(out, texts, force=force):
         click.echo(f"{written.what}: {written.path}", err=True)
     click.echo("below: the whole emqx_exproto.conf; EMQX's own has a listener on port 7993 too", err=True)
-    click.echo(conf.broker_config(out, modules))
+    click.echo(conf.broker_config(out, _planned(listeners, modules)))
 
 
 def _record() -> generate.Record | None:
@@ -103,9 +107,44 @@ def _record() -> generate.Record | None:
     return generate.Record(values["record"].resolve(), size, values["record_keep"], masks)
 
 
-def _modules(app: App[Any], protocols: tuple[str, ...], module: str | None) -> list[tuple[str, str]]:
-    choices = [app.find_protocols(name) for name in protocols or tuple(app.protocols) or (None,)]
-    names = [",".join(router.name for router in routers) for routers in choices]
+def _listeners(app: App[Any], texts: tuple[str, ...]) -> list[Listener]:
+    """Read `--protocol`; what names no port has 0 for it."""
+    listeners = []
+    for text in texts or tuple(app.protocols) or (None,):
+        if text is not None and "=" in text:
+            listeners.append(split_listener(app, text))
+        else:
+            names = ",".join(router.name for router in app.find_protocols(text))
+            listeners.append(Listener(0, "tcp", names))
+    return listeners
+
+
+def _planned(listeners: list[Listener], modules: list[tuple[str, str]]) -> list[conf.Planned]:
+    """Return what EMQX is to be told; a listener without a port has the next one that is free."""
+    named = {protocols: module for module, protocols in modules}
+    taken = {(one.datagrams, one.port) for one in listeners}
+    planned = []
+    for one in listeners:
+        port = one.port or next(
+            port for port in range(conf.PORT, 65_536) if (one.datagrams, port) not in taken
+        )
+        taken.add((one.datagrams, port))
+        planned.append(conf.Planned(named[one.protocols], one.protocols, port, one.kind))
+    return planned
+
+
+def _modules(listeners: list[Listener], module: str | None) -> list[tuple[str, str]]:
+    for number, one in enumerate(listeners):
+        for other in listeners[:number]:
+            if one.port and (one.port, one.datagrams) == (other.port, other.datagrams):
+                raise SetupError(
+                    f"two --protocol name port {one.port}; EMQX can have only one listener there"
+                )
+            if one.protocols == other.protocols and not (one.port and other.port):
+                raise SetupError(
+                    f"--protocol {one.protocols} is given twice; add =:PORT to both, or leave one"
+                )
+    names = list(dict.fromkeys(one.protocols for one in listeners))
     if module is None:
         modules = [(generate.module_name(name), name) for name in names]
     elif len(names) > 1:

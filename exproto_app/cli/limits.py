@@ -19,7 +19,8 @@ def limit_option(name: str, kind: type, meaning: str) -> Callable[[Any], Any]:
     default = getattr(Limits(), name)
     text = f"{meaning} (default: the app's, else {default:.12g})."
     flag = f"--{name.replace('_', '-')}"
-    return click.option(flag, name, type=kind, help=text)
+    metavar = "N" if meaning.startswith("Messages") else meaning.split(" ", 1)[0].upper()
+    return click.option(flag, name, type=kind, metavar=metavar, help=text)
 
 
 def sniff_options(command: Any) -> Any:
@@ -32,7 +33,7 @@ def sniff_options(command: Any) -> Any:
 
 
 def limit(app: App[Any], given: Mapping[str, Any]) -> None:
-    """Have *app* obey the limits that were *given*; None is none."""
+    """Have *app* obey the limits that were *given*; those that are None weren't."""
     app.limits = attrs.evolve(
         app.limits, **{name: value for name, value in given.items() if value is not None}
     )

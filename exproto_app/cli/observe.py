@@ -13,12 +13,12 @@ from ..app import App
 from ..errors import ExprotoError, SetupError
 from ..models import Address, is_loopback
 from ..ops.logs import FORMATS, LEVELS
-from ..ops.metrics import Host, Metrics
+from ..ops.metrics import MeasuredHost, Metrics
 from .secrets import take_into
 
 if TYPE_CHECKING:
     from ..inspector import Inspector
-    from ..inspector.server import Host as Inspected
+    from ..inspector.server import InspectedHost
 
 __all__ = [
     "inspect_options",
@@ -76,8 +76,8 @@ def inspect_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--inspect-token",
         metavar="TOKEN",
         envvar=TOKEN,
-        help=f"What the page asks for; better set {TOKEN}. Generated and printed if the page can be "
-        "reached from other machines.",
+        help=f"The token that the page asks for; better set {TOKEN}. Generated and printed if the page can "
+        "be reached from other machines.",
     )
     file = click.option(
         "--inspect-token-file",
@@ -120,7 +120,7 @@ def _own(address: Address, worker: int | None) -> tuple[Address, bool]:
 
 
 @contextmanager
-def observed(host: Host, metrics: Metrics | None) -> Iterator[None]:
+def observed(host: MeasuredHost, metrics: Metrics | None) -> Iterator[None]:
     """Serve *metrics*, if there are any, for the length of a block in which *host* serves."""
     if metrics is None:
         yield
@@ -159,7 +159,7 @@ def open_inspector(
 
 
 @asynccontextmanager
-async def inspected(inspector: Inspector | None, host: Inspected) -> AsyncIterator[list[str]]:
+async def inspected(inspector: Inspector | None, host: InspectedHost) -> AsyncIterator[list[str]]:
     """Serve the page, if there is one, for the length of a block; give the line that tells the user of it."""
     if inspector is None:
         yield []

@@ -1,4 +1,4 @@
-"""`--reload`: one process that keeps the listeners, and another that begins anew when a file changes.
+"""`--reload`: one process that keeps the listeners, and another that restarts when a file changes.
 
 A broken file is told as ever, and the listeners wait: who connects is served as soon as it is mended.
 """
@@ -45,7 +45,7 @@ reload_option: Callable[[Any], Any] = click.option(
     "--reload",
     "reloads",
     is_flag=True,
-    help="Begin anew when a file changes that TARGET imports from its own folder, or one that the options "
+    help="Restart when a file changes that TARGET imports from its own folder, or one that the options "
     "name; needs exproto-app[reload].",
 )
 
@@ -109,7 +109,7 @@ class Watched:
         return {folder for folder in inner | {file.parent for file in self.files} if folder.is_dir()}
 
     def concerns(self, path: str) -> bool:
-        """Tell whether a change at *path* matters."""
+        """Return whether a change at *path* matters."""
         file = Path(path)
         if file in self.files:
             return True
@@ -179,7 +179,7 @@ class Reloader:
                 changed = await self._until_changed(began)
             finally:
                 await cancel(following)
-            log.info("reload = %s; the gateway begins anew", _told(changed))
+            log.info("reload = %s; the gateway restarts", _told(changed))
             if child.process.returncode is None:
                 await child.end(STOP_TIMEOUT)
 
@@ -195,11 +195,11 @@ class Reloader:
                 log.info("reload = serves again after %.1f s", time.monotonic() - began)
             else:
                 self._served = True
-                click.echo("\n".join(news["serves"]) + "; begins anew when a file changes; Ctrl-C stops it")
+                click.echo("\n".join(news["serves"]) + "; restarts when a file changes; Ctrl-C stops it")
         ended = how(await child.process.wait())
         self._watched.imported = None
         self._news.set()
-        log.error("reload ! the gateway %s; it begins anew when a file changes", ended)
+        log.error("reload ! the gateway %s; it restarts when a file changes", ended)
 
     async def _until_changed(self, began: float) -> set[str]:
         """Wait for a change since *began*; return the files, none where the user has asked for it."""

@@ -14,6 +14,7 @@ from ..target import load
 from ..testing import replay
 from ..traffic.capture import read
 from ..traffic.recording import connections
+from .numbers import POSITIVE
 
 __all__ = ["command"]
 
@@ -29,7 +30,7 @@ __all__ = ["command"]
 @click.option("--port", type=click.IntRange(1, 65_535), help="The server's port, in a capture of packets.")
 @click.option(
     "--speed",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     metavar="X",
     help="X times as fast as recorded; default: as fast as possible, in virtual time.",
 )

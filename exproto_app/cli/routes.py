@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ..router import Handler, Router
+from ..handlers import Handler
+from ..router import Router
 from ..target import load
 
 __all__ = ["command"]
@@ -23,6 +24,7 @@ def command(target: str) -> None:
     for name, router in app.protocols.items():
         click.echo(f"{name}  {_framing(router)}")
         rows = [(handler.where, _function(handler)) for handler in router.routes]
+        rows += [(f"child.{handler.where}", _function(handler)) for handler in router.child.routes]
         width = max(len(where) for where, _ in rows) if rows else 0
         for where, function in rows:
             click.echo(f"  {where:<{width}}  {function}")

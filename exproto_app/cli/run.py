@@ -12,7 +12,7 @@ import click
 
 from ..errors import SetupError
 from ..framing import Framing
-from ..hosts.gateway import Gateway, Listen, Options
+from ..hosts.gateway import Gateway, Listen, Options, Share
 from ..hosts.gateway.listeners import DEFAULT_LISTEN
 from ..hosts.gateway.users import Users
 from ..hub import MemoryHub
@@ -20,9 +20,11 @@ from ..models import Address
 from ..ops.logs import configure
 from ..ops.metrics import Metrics
 from ..target import load
-from .addressing import address_options, take_address_limits
-from .door import DoorChoice, choose_door, door_option, opened
+from .addressing import address_options, take_address_limits, take_lists
+from .dialled import dial_options, shown_targets, take_dial_options, take_targets
 from .limits import limit, limit_option, sniff_options
+from .mqtt_listen import MqttListen, choose_mqtt_listen, mqtt_listen_option, opened
+from .numbers import POSITIVE
 from .observe import (
     inspect_options,
     inspected,
@@ -37,7 +39,8 @@ from .process import find_uvloop, loop_option, on_signals, report, run_loop, sta
 from .reload import reload, reload_option
 from .secrets import key_password_option
 from .supervisor import supervise
-from .uplink import make_hub, uplink_options
+from .tls import TLS, tls_options
+from .uplink import hold_store, make_hub, take_uplink_options, uplink_options
 from .watching import watching, watching_options
 from .worker import Worker
 
@@ -62,15 +65,18 @@ LONGEST = 72
     "listens",
     multiple=True,
     metavar="[PROTOCOL[,PROTOCOL…]=]URL",
-    help="tcp://HOST:PORT, tls://… or udp://…; may be repeated. Several protocols are told apart by what "
-    f"a device sends first, see Router(sniff=). Default: {DEFAULT_LISTEN}.",
+    help="tcp://HOST:PORT, tls://…, udp://…, dtls://…, unix:///PATH, serial:///DEVICE, ws://HOST:PORT/PATH, "
+    "wss://… or mqtt-bytes://HOST/TOPIC; may be repeated. Several "
+    f"protocols are told apart by what a device sends first, see Router(sniff=). Default: {DEFAULT_LISTEN}.",
 )
-@click.option("--cert", metavar="FILE", help="Certificate (chain) of tls listeners, PEM.")
+@dial_options
+@click.option("--cert", metavar="FILE", help="Certificate (chain) of tls, dtls and wss listeners, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @key_password_option
 @click.option(
     "--client-ca", metavar="FILE", help="Require devices to present a certificate signed by this CA."
 )
+@tls_options
 @click.option(
     "--proxy-protocol",
     is_flag=True,
@@ -88,36 +94,47 @@ LONGEST = 72
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
+    metavar="N",
     default=10_000,
     show_default=True,
-    help="Open connections at most, per worker.",
+    help="Maximum of open connections, per worker.",
 )
 @click.option(
     "--handshake-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
+    metavar="SECONDS",
     default=10.0,
     show_default=True,
-    help="Seconds that a TLS handshake, and a PROXY header, may take.",
+    help="Seconds that a TLS or DTLS handshake, and a PROXY header, may take.",
 )
 @click.option(
     "--stop-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
+    metavar="SECONDS",
     default=5.0,
     show_default=True,
     help="Seconds that connections, and the broker, may take to end; what hasn't ended is cut, and logged.",
+)
+@click.option(
+    "--tcp-keepalive",
+    type=POSITIVE,
+    metavar="SECONDS",
+    help="Seconds of silence after which the kernel asks a TCP device whether it is there (default: the "
+    "system's, mostly two hours). Who doesn't answer within --stall is lost.",
 )
 @address_options
 @limit_option("inbox", int, "Bytes of a device waiting to be handled; beyond that reading pauses")
 @limit_option("outbox", int, "Bytes waiting for a device; beyond that its frames wait")
 @limit_option("outbox_max", int, "Bytes waiting for a device; beyond that it is closed")
 @limit_option("deliveries", int, "Messages waiting for a device; beyond that the newest are dropped")
+@limit_option("memory", int, "Bytes that all connections hold; beyond that those that hold most are closed")
 @limit_option("first_frame", float, "Seconds in which a device has to send something")
-@limit_option("stall", float, "Seconds for which a device may not read what it is sent")
+@limit_option("stall", float, "Seconds for which a device may not read, or acknowledge, what it is sent")
 @limit_option("datagram_idle", float, "Seconds of silence that end a UDP connection")
 @limit_option("handler_timeout", float, "Seconds that an async handler may take")
 @sniff_options
 @uplink_options
-@door_option
+@mqtt_listen_option
 @watching_options
 @stats_option
 @metrics_option
@@ -140,6 +157,7 @@ def command(
     max_connections: int,
     handshake_timeout: float,
     stop_timeout: float,
+    tcp_keepalive: float | None,
     stats: float | None,
     metrics: str | None,
     inspect: str | None,
@@ -153,24 +171,36 @@ def command(
     worker = Worker.take()
     number = worker.number if worker else None
     configure(log_level, log_format, worker=number)
+    tls = {name: others.pop(name) for name in TLS}
     parsed = [
-        Listen.parse(text, proxy_protocol=proxy_protocol, cert=cert, key=key, client_ca=client_ca)
-        for text in listens or (DEFAULT_LISTEN,)
+        Listen.parse(text, proxy_protocol=proxy_protocol, cert=cert, key=key, client_ca=client_ca, **tls)
+        for text in listens or (() if others["dials"] or others["dial_file"] else (DEFAULT_LISTEN,))
     ]
+    targets, dial_file = take_targets(others)
     if workers is not None and mqtt is None:
         raise SetupError(
             "--workers needs --mqtt URL: the embedded hub can't reach devices of another process"
         )
     if workers is not None and reloads:
         raise SetupError("--reload is for one process; SIGHUP reloads --workers, one by one")
+    uplink = take_uplink_options(others)
+    held = None if worker else hold_store(mqtt, uplink["store"], shared=workers is not None)
     if workers is not None and worker is None:
         share_token(inspect, inspect_token)
         sys.exit(supervise(parsed, workers))
-    addresses = take_address_limits(others)
-    uplink = {name: others.pop(name) for name in tuple(others) if name.startswith("mqtt_")}
+    lists = take_lists(others)
+    addresses, dial = take_address_limits(others), take_dial_options(others)
     if reloads and worker is None:
-        files = [file for listen in parsed for file in (listen.cert, listen.key, listen.client_ca)]
-        files += [users, *(uplink[f"mqtt_{name}"] for name in ("ca", "cert", "key"))]
+        files = [
+            file for listen in parsed for file in (listen.cert, listen.key, listen.client_ca, listen.psk)
+        ]
+        files += [
+            users,
+            dial_file,
+            lists.allow,
+            lists.deny,
+            *(uplink[f"mqtt_{name}"] for name in ("ca", "cert", "key")),
+        ]
         share_token(inspect, inspect_token)
         sys.exit(reload(target, parsed, files))
     uvloop = find_uvloop(loop)
@@ -178,7 +208,7 @@ def command(
         uplink["mqtt_client_id"] += f"-{number}"
     login = Users(users) if users else None
     hub = make_hub(mqtt, login, uplink)
-    door = choose_door(mqtt_listen, hub)
+    mqtt_listener = choose_mqtt_listen(mqtt_listen, hub)
     app = load(target)
     limit(app, others)
     each = 2 if mqtt is not None and uplink["mqtt_mode"] != "shared" else 1
@@ -186,21 +216,39 @@ def command(
         max_connections=max_connections,
         handshake_timeout=handshake_timeout,
         addresses=addresses,
+        lists=lists,
         files=each,
         stop_timeout=stop_timeout,
+        dial=dial,
+        keepalive=tcp_keepalive,
     )
     _allow_files(max_connections * each)
-    gateway = Gateway(app, parsed, hub=hub, options=options, sockets=worker.sockets if worker else None)
+    gateway = Gateway(
+        app,
+        parsed,
+        hub=hub,
+        options=options,
+        dial=targets,
+        dial_file=dial_file,
+        share=None if number is None else Share(number, workers or 1),
+        sockets=worker.open if worker else None,
+    )
+    if login is not None:
+        gateway.renewal.add(login.follow())
     served = open_metrics(app, metrics, worker=number)
     page = open_inspector(app, inspect, inspect_token, worker=number)
-    with watching(app, worker=number):
-        main = _serve(gateway, door, served, page, stats=stats, with_uvloop=uvloop is not None, worker=worker)
+    with watching(app, target, worker=number):
+        main = _serve(
+            gateway, mqtt_listener, served, page, stats=stats, with_uvloop=uvloop is not None, worker=worker
+        )
         run_loop(main, uvloop)
+    if held is not None:
+        held.release()
 
 
 async def _serve(
     gateway: Gateway,
-    door: DoorChoice | None,
+    mqtt_listener: MqttListen | None,
     metrics: Metrics | None,
     inspector: Inspector | None,
     *,
@@ -215,9 +263,13 @@ async def _serve(
     else:
         worker.obey(loop, stop)
     with observed(gateway, metrics):
-        async with gateway, opened(door, gateway) as at_door, inspected(inspector, gateway) as page:
+        async with (
+            gateway,
+            opened(mqtt_listener, gateway) as mqtt_lines,
+            inspected(inspector, gateway) as page,
+        ):
             *listeners, how = _announcement(gateway, with_uvloop=with_uvloop)
-            lines = [*listeners, *at_door, *page, how]
+            lines = [*listeners, *mqtt_lines, *page, how]
             if isinstance(gateway.hub, MemoryHub) and not gateway.hub.asks:
                 log.warning("gateway ! no --users FILE: any password is accepted")
             if worker is None:
@@ -237,7 +289,9 @@ def _announcement(gateway: Gateway, *, with_uvloop: bool) -> list[str]:
     for listen, routers, address in gateway.addresses:
         names = ",".join(router.name for router in routers)
         framing = _short(routers[0].framing) if len(routers) == 1 else "whichever sniff= finds"
-        lines.append(f"{names} on {listen.scheme}://{address}  {framing}  try: {_try(listen, address)}")
+        line = f"{names} on {listen.at(address)}  {framing}"
+        lines.append(line + _try(listen, address))
+    lines += shown_targets(gateway)
     return [*lines, f"on {'uvloop' if with_uvloop else 'asyncio'}, messages through {gateway.hub}"]
 
 
@@ -248,10 +302,22 @@ def _short(framing: Framing) -> str:
 
 
 def _try(listen: Listen, address: Address) -> str:
+    """Return how to be a device there, where there is a program for it that many have."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 - compared, not bound
-    if listen.scheme == "tls":
-        return f"openssl s_client -quiet -connect {Address(host, address.port)}"
-    return f"nc {'-u ' if listen.scheme == 'udp' else ''}{host} {address.port}"
+    match listen.scheme:
+        case "tcp":
+            command = f"nc {host} {address.port}"
+        case "udp":
+            command = f"nc -u {host} {address.port}"
+        case "tls":
+            command = f"openssl s_client -quiet -connect {Address(host, address.port)}"
+        case "dtls":
+            command = f"openssl s_client -dtls -quiet -connect {Address(host, address.port)}"
+        case "unix":
+            command = f"nc -U {listen.path}"
+        case _:
+            return ""
+    return f"  try: {command}"
 
 
 def _allow_files(files: int) -> None:

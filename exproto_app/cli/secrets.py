@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 import click
 
 from ..errors import SetupError
-from ..ops.certificates import KEY_PASSWORD
+from ..ops.certificates import KEY_PASSWORD, KEY_PASSWORD_FILE, read_secret
 
 __all__ = ["MQTT_PASSWORD", "key_password_option", "read_secret", "take_into", "with_password"]
 
 MQTT_PASSWORD: Final = "EXPROTO_MQTT_PASSWORD"  # noqa: S105 - the name of a variable
 """The variable with the gateway's own password at the broker."""
-
-
-def read_secret(file: str, option: str) -> str:
-    """Return the first line of *file*, which *option* names. Raises `SetupError`."""
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        words = (error.strerror or str(error)).lower()
-        raise SetupError(f"{option}: {file} can't be read: {words}") from None
-    except UnicodeDecodeError:
-        raise SetupError(f"{option}: {file} isn't UTF-8 text") from None
-    secret = text.partition("\n")[0].rstrip("\r")
-    if not secret:
-        raise SetupError(f"{option}: the first line of {file} is empty")
-    return secret
 
 
 def take_into(variable: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
@@ -45,6 +29,13 @@ def take_into(variable: str) -> Callable[[click.Context, click.Parameter, str | 
             os.environ[variable] = read_secret(file, parameter.opts[0])
 
     return take
+
+
+def _take_key_password(_: click.Context, parameter: click.Parameter, file: str | None) -> None:
+    """Have the file's name be in the environment: it may have another password when the key is renewed."""
+    if file is not None:
+        read_secret(file, parameter.opts[0])
+        os.environ[KEY_PASSWORD_FILE] = file
 
 
 def with_password(url: str | None, file: str | None) -> str | None:
@@ -72,7 +63,7 @@ def with_password(url: str | None, file: str | None) -> str | None:
 key_password_option: Callable[[Any], Any] = click.option(
     "--key-password-file",
     metavar="FILE",
-    callback=take_into(KEY_PASSWORD),
+    callback=_take_key_password,
     expose_value=False,
     help=f"The password of encrypted keys, in the file's first line; or set {KEY_PASSWORD}.",
 )

@@ -75,6 +75,14 @@ log = logging.getLogger("exproto_app")
     help="Open calls per adapter; the more are open, the slower EMQX answers.",
 )
 @protocol_option
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    metavar="N",
+    default=100_000,
+    show_default=True,
+    help="Connections of devices at most; EMQX is told to close what it announces beyond.",
+)
 @click.option("--cert", metavar="FILE", help="Certificate (chain) for TLS from EMQX to here, PEM.")
 @click.option("--key", metavar="FILE", help="Its key, PEM; may be in the same file.")
 @key_password_option
@@ -96,6 +104,7 @@ def command(
     adapters: tuple[str, ...],
     adapter_calls: int,
     protocols: tuple[str, ...],
+    max_connections: int,
     cert: str | None,
     key: str | None,
     client_ca: str | None,
@@ -137,7 +146,9 @@ def command(
         for warning in called.warnings:
             click.echo(f"warning: {warning}", err=True)
         return
-    adapter_map = AdapterMap(adapters or ("http://127.0.0.1:9100",), in_flight=adapter_calls)
+    adapter_map = AdapterMap(
+        adapters or ("http://127.0.0.1:9100",), in_flight=adapter_calls, shares=takes_shares(emqx)
+    )
     tls = Tls(cert, key, client_ca) if cert is not None else None
     service = Service(
         app,
@@ -145,13 +156,13 @@ def command(
         adapter_map,
         ports=ports_of(listeners),
         datagrams={listener.port for listener in listeners if listener.kind == "dtls"},
-        shares=takes_shares(emqx),
         tls=tls,
         sockets=worker.sockets[0] if worker else None,
+        max_connections=max_connections,
     )
     served = open_metrics(app, metrics)
     page = open_inspector(app, inspect, inspect_token)
-    with watching(app):
+    with watching(app, target):
         run_loop(_serve(service, stats, served, page, worker), find_uvloop(loop))
 
 
@@ -165,7 +176,7 @@ async def _serve(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     if worker is None:
-        on_signals(loop, stop)
+        on_signals(loop, stop, service.renew if service.renewable else None)
     else:
         worker.obey(loop, stop)
     with observed(service, metrics):

@@ -3,7 +3,9 @@
 Each worker is this same command in a slot of its own. A slot's sockets stay open here, so what waits in them
 survives a reload. When a worker dies while others serve, its sockets are closed at once: the kernel would go
 on giving them a share of the devices, and nobody would serve those. Who waited there is refused, and finds a
-worker when it comes back. Where no other worker serves, devices wait for the successor.
+worker when it comes back. The successor's socket for datagrams joins the others when it serves. Where no
+other worker serves, devices wait for the successor.
+
 It comes within a tenth of a second at first, then after growing pauses up to 10 s. An app that is broken from
 the start is told once, and ends the whole with its exit code; one that a reload finds broken leaves the old
 workers where they are, and the log says why. Options of the command line stay as they were. Workers whose
@@ -15,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ import click
 from ..errors import SetupError
 from ..hosts.gateway import Listen
 from ..hosts.gateway.sockets import share, share_again
+from ..ops.backoff import Backoff
 from .children import AGAIN, Child, Children, cancel, how
 
 __all__ = ["Supervisor", "supervise"]
@@ -50,7 +52,8 @@ def supervise(listens: Sequence[Listen], workers: int) -> int:
     if sys.platform != "linux":
         raise SetupError("--workers needs Linux, whose kernel spreads connections over processes")
     shares = [share(listen, workers) for listen in listens]
-    return asyncio.run(Supervisor(AGAIN, [list(sockets) for sockets in zip(*shares, strict=True)]).run())
+    slots = [[each[slot] for each in shares] for slot in range(workers)]
+    return asyncio.run(Supervisor(AGAIN, slots).run())
 
 
 class Supervisor:
@@ -101,7 +104,7 @@ class Supervisor:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             code = done.pop().result()
-            log.error("workers ! none comes up any more")
+            log.error("workers ! no worker can be started any more")
             return code
         finally:
             await cancel(*tasks)
@@ -113,7 +116,10 @@ class Supervisor:
             log.info("workers = reloading one by one")
             for slot in self._slots:
                 if not await slot.replace():
-                    log.error("workers ! not reloaded from worker %d on; those that serve stay", slot.number)
+                    log.error(
+                        "workers ! worker %d and those after it are not reloaded; the old ones keep serving",
+                        slot.number,
+                    )
                     break
             else:
                 log.info("workers = reloaded")
@@ -130,54 +136,53 @@ class Slot:
         self._supervisor = supervisor
         self._sockets = sockets
         self._names = [[(sock.family, sock.type, sock.getsockname()) for sock in each] for each in sockets]
+        self._addresses = [[address for _, _, address in each] for each in self._names]
         self._lock = asyncio.Lock()
         self._hurry = asyncio.Event()
         self._why = ""
-        self._pauses = 0
+        self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, STEADY)
         self._failed = 0
 
     async def begin(self) -> bool:
-        """Start the slot's first process; tell whether it serves."""
+        """Start the slot's first process; return whether it serves."""
         self.child = await self._start()
         return self.child is not None
 
     async def keep(self) -> int:
         """Replace each process that dies; return an exit code when none comes up in any slot any more."""
         while True:
-            child = self.child
+            child, lasted = self.child, 0.0
             if child is not None:
                 self._why = how(await child.process.wait())
                 if self.child is not child:  # a reload has replaced it
                     continue
                 self.child, self._failed = None, 0
                 self._leave()
-                if time.monotonic() - child.started >= STEADY:
-                    self._pauses = 0
+                lasted = time.monotonic() - child.started
             elif self._failed >= ATTEMPTS and not self._supervisor.serving:
                 return self.code
-            await self._pause()
+            await self._pause(lasted)
             async with self._lock:
                 if self.child is None:
                     self.child = await self._start()
 
     async def replace(self) -> bool:
-        """Start another process, then end the one that serves; tell whether it came to that."""
+        """Start another process, then end the one that serves; return whether it came to that."""
         if self.child is None:
             self._hurry.set()
             return True
         async with self._lock:
             new = await self._start()
             if new is None:
-                log.error("worker %d ! the new one %s; the old one stays", self.number, self._why)
+                log.error("worker %d ! its replacement %s; the old one keeps serving", self.number, self._why)
                 return False
             old, self.child = self.child, new
         if old is not None:
             await old.end(self._supervisor.stop_timeout)
         return True
 
-    async def _pause(self) -> None:
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._pauses, 10)) * random.uniform(0.5, 1)  # noqa: S311 - spreads load, hides nothing
-        self._pauses += 1
+    async def _pause(self, lasted: float) -> None:
+        pause = self._backoff.wait(lasted)
         log.warning("worker %d ! %s; another starts in %.1f s", self.number, self._why, pause)
         self._hurry.clear()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -187,7 +192,7 @@ class Slot:
         """Start a process; return it when it serves, or None where it ended before."""
         supervisor = self._supervisor
         self._join()
-        child = await supervisor.children.start(self.number, self._sockets)
+        child = await supervisor.children.start(self.number, self._sockets, names=self._addresses)
         try:
             lines = await asyncio.wait_for(child.ready(), supervisor.start_timeout)
         except asyncio.TimeoutError:
@@ -217,7 +222,8 @@ class Slot:
             return
         for sockets in self._sockets:
             for sock in sockets:
-                sock.close()
+                if sock.family != getattr(socket, "AF_UNIX", None):  # whose queue the others have too
+                    sock.close()
 
     def _join(self) -> None:
         """Open the sockets that were closed."""

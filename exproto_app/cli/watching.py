@@ -12,8 +12,11 @@ from typing import Any, Final
 import click
 
 from ..app import App
+from ..ops.incidents import Incidents, keep_incidents
 from ..ops.recorder import KEEP, SIZE, HexDump, Recorder, record
 from ..tap import masking
+from ..target import absolute
+from .numbers import POSITIVE
 
 __all__ = ["mask_option", "record_options", "watching", "watching_options"]
 
@@ -45,6 +48,14 @@ hex_option: Callable[[Any], Any] = _option(
     "--hex", "hexdump", is_flag=True, help="Print the traffic: bytes, frames, handlers, messages, errors."
 )
 
+incidents_option: Callable[[Any], Any] = _option(
+    "--incidents",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="When a handler or a framing fails, or a connection is lost, keep its last events there: "
+    "a recording, and a test that fails as long as the app does.",
+)
+
 
 def record_options(command: Any) -> Any:
     """Add the options that say where a recording goes."""
@@ -57,11 +68,10 @@ def record_options(command: Any) -> Any:
         ),
         _option(
             "--record-size",
-            type=click.FloatRange(0, min_open=True),
+            type=POSITIVE,
             default=SIZE / MEGABYTE,
-            show_default=True,
             metavar="MB",
-            help="Megabytes after which a new file is started.",
+            help=f"Megabytes after which a new file is started (default: {SIZE / MEGABYTE:.1f}).",
         ),
         _option(
             "--record-keep",
@@ -79,7 +89,7 @@ def record_options(command: Any) -> Any:
 
 def watching_options(command: Any) -> Any:
     """Add all options of this module."""
-    return record_options(hex_option(mask_option(command)))
+    return record_options(incidents_option(hex_option(mask_option(command))))
 
 
 def chosen() -> dict[str, Any]:
@@ -89,14 +99,14 @@ def chosen() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def watching(app: App[Any], *, worker: int | None = None) -> Iterator[None]:
-    """Have *app* watched in the block, as the options of the present command say.
+def watching(app: App[Any], target: str, *, worker: int | None = None) -> Iterator[None]:
+    """Have *app*, which *target* names, watched in the block, as the options of the present command say.
 
     A *worker*, of several processes, records into a file of its own: `traffic.jsonl` is `traffic-2.jsonl`.
     """
     values = chosen()
     app.masks += [masking(pattern) for pattern in values["masks"]]
-    watchers: list[Recorder | HexDump] = []
+    watchers: list[Recorder | HexDump | Incidents] = []
     if values["record"] is not None:
         size = int(values["record_size"] * MEGABYTE)
         path: Path = values["record"]
@@ -104,6 +114,9 @@ def watching(app: App[Any], *, worker: int | None = None) -> Iterator[None]:
             path = path.with_name(f"{path.stem}-{worker}{path.suffix}")
         watchers.append(record(app, path, size=size, keep=values["record_keep"]))
         log.info("record = into %s", path)
+    if values["incidents"] is not None:
+        watchers.append(keep_incidents(app, values["incidents"], absolute(target)[0]))
+        log.info("incidents = into %s", values["incidents"])
     if values["hexdump"]:
         watchers.append(HexDump(sys.stdout))
         app.watch(watchers[-1])

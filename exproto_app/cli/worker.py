@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -40,6 +40,7 @@ class Worker:
     sockets: list[list[socket.socket]]
     _control: socket.socket
     _roots: tuple[str, ...] = ()
+    _names: list[list[Any]] = attrs.field(factory=list)
     _modules: int = 0
 
     @classmethod
@@ -50,11 +51,21 @@ class Worker:
             return None
         given = json.loads(text)
         sockets = [[_inherited(handle) for handle in handles] for handles in given["sockets"]]
-        worker = cls(given["number"], sockets, _inherited(given["control"]), tuple(given["roots"]))
+        worker = cls(
+            given["number"], sockets, _inherited(given["control"]), tuple(given["roots"]), given["names"]
+        )
         if worker._roots:
             # Python takes a compiled file for fresh by its second and size; edits may be quicker.
             sys.dont_write_bytecode = True
         return worker
+
+    def open(self) -> list[list[socket.socket]]:
+        """Return the sockets, all bound: from now on somebody reads what comes there. Raises `OSError`."""
+        for sockets, names in zip(self.sockets, self._names):  # noqa: B905 - there may be none
+            for sock, name in zip(sockets, names, strict=True):
+                if sock.type == socket.SOCK_DGRAM and not sock.getsockname()[1]:
+                    sock.bind(tuple(name))
+        return self.sockets
 
     def obey(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         """Set *stop* when the parent asks for it, or has gone."""
@@ -62,7 +73,7 @@ class Worker:
         def gone() -> None:
             loop.remove_reader(self._control)
             if not stop.is_set():
-                log.warning("worker ! the supervisor has gone; it ends")
+                log.warning("worker ! the supervisor is gone; the worker ends")
                 stop.set()
 
         loop.add_reader(self._control, gone)  # nothing is ever sent this way, so it is the end

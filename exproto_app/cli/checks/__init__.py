@@ -9,19 +9,21 @@ from typing import Final
 
 from .app import extras, python, target
 from .broker import broker
+from .dials import dials
 from .driver import driver
 from .emqx import emqx
 from .finding import Finding
 from .ports import ports
-from .setup import Gateway, Setup, Uplink
+from .setup import EmqxGateway, Setup, Uplink
 
-__all__ = ["CHECKS", "Finding", "Gateway", "Setup", "Uplink"]
+__all__ = ["CHECKS", "EmqxGateway", "Finding", "Setup", "Uplink"]
 
 CHECKS: Final[tuple[Callable[[Setup], Iterator[Finding]], ...]] = (
     python,
     extras,
     target,
     ports,
+    dials,
     broker,
     emqx,
     driver,

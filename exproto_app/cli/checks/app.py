@@ -27,9 +27,12 @@ EXTRAS: Final = {
     "metrics": ("prometheus_client",),
     "mqtt": ("mqtt5",),
     "pcap": ("dpkt",),
+    "dtls": ("OpenSSL",),
     "reload": ("watchfiles",),
+    "serial": ("serial",),
     "uvloop": ("uvloop",),
     "web": ("aiohttp",),
+    "ws": ("wsproto",),
 }
 """The modules that each extra of the package brings."""
 
@@ -52,6 +55,7 @@ def python(setup: Setup) -> Iterator[Finding]:
 def extras(setup: Setup) -> Iterator[Finding]:
     """Look for the libraries that this set-up needs, and tell which others aren't installed."""
     needed = {"mqtt"} if setup.uplink is not None else set()
+    needed |= {listen.kind.extra for listen in (*setup.listens, *setup.targets) if listen.kind.extra}
     needed |= {"grpc"} if setup.gateway is not None else set()
     missing = {name for name, modules in EXTRAS.items() if not all(map(_is_there, modules))}
     for name in sorted(needed):
@@ -61,7 +65,7 @@ def extras(setup: Setup) -> Iterator[Finding]:
             yield ok("extras", f"the extra {name} is installed")
     others = sorted(missing - needed)
     if others:
-        yield skipped("extras", f"not installed, and not needed here: the extras {', '.join(others)}")
+        yield skipped("extras", f"not installed and not needed here: the extras {', '.join(others)}")
 
 
 def _is_there(module: str) -> bool:
@@ -136,7 +140,7 @@ def _handlers(name: str, router: Router[Any]) -> Finding:
     count = f"{len(handlers)} handler{'' if len(handlers) == 1 else 's'}"
     text = f"protocol {name}: {count}, framing {router.framing!r}"
     if not any(handler.where.startswith("on_received") for handler in handlers):
-        return ok("handlers", text, "nothing takes what devices send; that would be @on_received")
+        return ok("handlers", text, "no handler takes what devices send; add @app.on_received")
     if router.framing is RAW:
         advice = (
             "frames are whatever bytes came in one read, which TCP cuts anywhere; framing= makes them whole"

@@ -19,6 +19,7 @@ from .setup import Setup, Uplink
 
 if TYPE_CHECKING:
     from ...hosts.mqtt import Url
+    from ...hosts.mqtt.dialects import Dialect
 
 __all__ = ["broker"]
 
@@ -31,8 +32,10 @@ TLS_ALERT: Final = b"\x15\x03"
 MQTT3_ANSWER: Final = b"\x20\x02"
 """A CONNACK of MQTT 3, which is two bytes shorter (3.2.2.3 of the MQTT 5 standard)."""
 
+VERSION: Final = 0x84
+
 REMEDIES: Final = {
-    0x84: "take a broker that speaks MQTT 5",
+    VERSION: "use a broker that speaks MQTT 5 or 3.1.1, and leave --mqtt-version out",
     0x85: "have it allow clientids that begin with exproto-app",
     0x86: "correct the user and the password in --mqtt",
     0x87: "give --mqtt a user that may connect: mqtt://USER:PASSWORD@HOST",
@@ -49,7 +52,7 @@ def broker(setup: Setup) -> Iterator[Finding]:
     try:
         from ...hosts.mqtt import Url  # noqa: PLC0415 - an extra
     except ExprotoError as error:
-        yield skipped("broker", f"the broker wasn't looked at: {error}")
+        yield skipped("broker", f"the broker wasn't checked: {error}")
         return
     try:
         url = Url.parse(setup.uplink.url)
@@ -57,7 +60,12 @@ def broker(setup: Setup) -> Iterator[Finding]:
     except SetupError as error:
         yield failed("broker.url", str(error))
         return
-    findings = asyncio.run(_follow(setup, setup.uplink, url, context))
+    for node in url.each():
+        yield from _node(setup, setup.uplink, node, context)
+
+
+def _node(setup: Setup, uplink: Uplink, url: Url, context: ssl.SSLContext | None) -> Iterator[Finding]:
+    findings = asyncio.run(_follow(setup, uplink, url, context))
     yield from findings
     seen = {finding.check for finding in findings}
     left = [step for step in STEPS if f"broker.{step}" not in seen]
@@ -66,18 +74,32 @@ def broker(setup: Setup) -> Iterator[Finding]:
 
 
 async def _follow(setup: Setup, uplink: Uplink, url: Url, context: ssl.SSLContext | None) -> list[Finding]:
+    from ...hosts.mqtt.dialects import MQTT_5, MQTT_311  # noqa: PLC0415 - an extra
+
+    findings, pair = await _connect(setup, url, context)
+    if pair is None:
+        return findings
+    talk = Talk(*pair, url, setup.wait, MQTT_311 if uplink.version == "3.1.1" else MQTT_5)
+    found = await _talk(talk, uplink)
+    if uplink.version == "auto" and talk.may_be_old:
+        _, pair = await _connect(setup, url, context)
+        if pair is not None:
+            older = Talk(*pair, url, setup.wait, MQTT_311)
+            other = await _talk(older, uplink)
+            if not older.may_be_old:
+                found = other
+    return findings + found
+
+
+async def _connect(
+    setup: Setup, url: Url, context: ssl.SSLContext | None
+) -> tuple[list[Finding], tuple[asyncio.StreamReader, asyncio.StreamWriter] | None]:
+    """Connect, with TLS where there is to be some."""
     findings, sock = await reach(setup, "broker", url.host, url.port, "--mqtt")
     if sock is None:
-        return findings
+        return findings, None
     secured, pair = await _secure(setup, sock, url, context)
-    findings.append(secured)
-    if pair is not None:
-        talk = Talk(*pair, url, setup.wait)
-        try:
-            findings += await _talk(talk, url, uplink)
-        finally:
-            await talk.close()
-    return findings
+    return [*findings, secured], pair
 
 
 async def _secure(
@@ -94,7 +116,9 @@ async def _secure(
         pair = await asyncio.wait_for(opened, setup.wait)
     except asyncio.TimeoutError:
         words = f"{url}: no answer to the TLS handshake within {setup.wait:g} s"
-        return failed("broker.tls", words, "is there TLS on this port? 8883 is usual, mqtt:// has none"), None
+        return failed(
+            "broker.tls", words, "does this port speak TLS? it is usually 8883; mqtt:// uses none"
+        ), None
     except OSError as error:
         return failed("broker.tls", f"{url}: {why(error)}", _tls_remedy(error)), None
     took = asyncio.get_running_loop().time() - began
@@ -107,15 +131,20 @@ def _tls_remedy(error: OSError) -> str:
             return "give --mqtt the name that its certificate is for"
         return "give the CA that it is signed by, --mqtt-ca FILE, or have the broker renew it"
     if isinstance(error, ssl.SSLError) and "VERSION" in (error.reason or ""):
-        return "what is there speaks no TLS; write mqtt://, or take its TLS port, usually 8883"
-    return "the broker may demand a certificate: --mqtt-cert FILE; else take its TLS port, usually 8883"
+        return "that port speaks no TLS; write mqtt://, or use the broker's TLS port, usually 8883"
+    return "the broker may demand a certificate: --mqtt-cert FILE; else use its TLS port, usually 8883"
 
 
 class Talk:
     """One MQTT session for the checks: the owner of a `Session`, over streams."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, url: Url, wait: float
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        url: Url,
+        wait: float,
+        dialect: Dialect,
     ) -> None:
         from ...hosts.mqtt.session import Bounds, Login, Session  # noqa: PLC0415 - an extra
 
@@ -123,6 +152,9 @@ class Talk:
         clientid = f"exproto-app-doctor-{secrets.token_hex(6)}"
         login = Login(clientid, url.username, url.password)
         self.session = Session(login, self, self.loop.create_future, Bounds(timeout=wait))
+        self.dialect = dialect
+        self.may_be_old = False  # it doesn't speak this version
+        self.url = url
         self.clientid = clientid
         self.answer: Finding | None = None
         self.messages: list[Message] = []
@@ -147,6 +179,7 @@ class Talk:
             except OSError as error:
                 raise UnavailableError(f"the connection broke: {why(error)}") from None
             if not data:
+                self.may_be_old = self.answer is None and not self.ended
                 raise UnavailableError(self.ended or "it closed the connection")
             self._receive(data)
             if self.ended:
@@ -156,8 +189,9 @@ class Talk:
         from ...hosts.mqtt.session import ProtocolError  # noqa: PLC0415 - an extra
 
         if not self.session.online:
-            other = _no_broker(data)
+            other = _no_broker(data, self.dialect)
             if other is not None:
+                self.may_be_old = data[:1] == MQTT3_ANSWER[:1]
                 self.answer = other
                 return
         try:
@@ -182,15 +216,20 @@ class Talk:
 
     def accepted(self) -> None:
         """Take note of success."""
-        self.answer = ok("broker.login", f"the broker lets the gateway in{self._user}, by MQTT 5")
+        from ...hosts.mqtt.versions import LOST  # noqa: PLC0415 - an extra
+
+        words = f"the broker lets the gateway in{self._user}, by {self.dialect.name}"
+        self.answer = ok("broker.login", words, "" if self.dialect.is_5 else LOST)
 
     def refused(self, code: int, words: str) -> None:
         """Take note of a refusal."""
+        self.may_be_old = code == VERSION
         remedy = REMEDIES.get(code, "see the broker's log")
         self.answer = failed("broker.login", f"the broker refuses the login{self._user}: {words}", remedy)
 
-    def denied(self, command: object, words: str) -> None:
+    def denied(self, command: object, words: str) -> bool:  # noqa: ARG002 - a session's owner
         """Do nothing: its outcome tells."""
+        return True
 
     def disconnected(self, code: int, words: str, blame: object) -> None:  # noqa: ARG002 - a session's owner
         """Take note of the broker's goodbye."""
@@ -209,28 +248,36 @@ class Talk:
         """Do nothing: it is never asked to finish."""
 
 
-def _no_broker(data: bytes) -> Finding | None:
-    """Return what is wrong where the first bytes are no answer of MQTT 5."""
-    from ...hosts.mqtt.reasons import NO_MQTT5  # noqa: PLC0415 - an extra
-
+def _no_broker(data: bytes, dialect: Dialect) -> Finding | None:
+    """Return what is wrong where the first bytes are no answer in *dialect*."""
     if data[:2] == TLS_ALERT:
         return failed("broker.login", "that port speaks TLS", "write mqtts://")
-    if data[:2] == MQTT3_ANSWER:
-        return failed("broker.login", "it answers with MQTT 3", NO_MQTT5)
+    if dialect.is_5 and data[:2] == MQTT3_ANSWER:
+        return failed("broker.login", "it answers with MQTT 3", REMEDIES[VERSION])
     if data[:1] not in (b"\x20", b"\xe0"):
         remedy = "correct the port in --mqtt; 1883 is usual, 8883 with mqtts://"
         return failed("broker.login", f"that port doesn't speak MQTT: it answered {data[:40]!r}", remedy)
     return None
 
 
-async def _talk(talk: Talk, url: Url, uplink: Uplink) -> list[Finding]:
+async def _talk(talk: Talk, uplink: Uplink) -> list[Finding]:
+    """Log in, have a message go there and back, and say goodbye."""
+    try:
+        return await _converse(talk, uplink)
+    finally:
+        await talk.close()
+
+
+async def _converse(talk: Talk, uplink: Uplink) -> list[Finding]:
     from ...hosts.mqtt.reasons import NO_MQTT5  # noqa: PLC0415 - an extra
 
-    talk.session.connect(talk.loop.time())
+    url = talk.url
+    talk.session.connect(talk.loop.time(), talk.dialect)
     try:
         await talk.until(lambda: talk.answer)
     except UnavailableError as error:
-        remedy = f"perhaps it wants TLS, mqtts://, or {NO_MQTT5}" if not url.tls else f"perhaps {NO_MQTT5}"
+        hint = NO_MQTT5 if uplink.version == "5" else "it has another reason; see its log"
+        remedy = f"perhaps {hint}" if url.tls else f"perhaps it wants TLS, mqtts://, or {hint}"
         return [failed("broker.login", f"{url} doesn't answer to our CONNECT: {error}", remedy)]
     assert talk.answer is not None  # noqa: S101 - `until` has seen to it
     findings = [talk.answer]
@@ -256,6 +303,6 @@ async def _round_trip(talk: Talk, topic: str) -> Finding:
                 return failed("broker.roundtrip", words, remedy)
         await talk.until(lambda: any(message.payload == payload for message in talk.messages))
     except UnavailableError as error:
-        return failed("broker.roundtrip", f"a message doesn't come back: {error}", remedy)
+        return failed("broker.roundtrip", f"a message didn't come back: {error}", remedy)
     took = talk.loop.time() - began
     return ok("broker.roundtrip", f"a message goes to {topic} and comes back", seconds=took)

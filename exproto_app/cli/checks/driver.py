@@ -18,7 +18,7 @@ from .setup import Setup
 
 __all__ = ["check_python", "configured", "driver", "fits"]
 
-_OWN: Final = "protoname is EMQX's own, nobody needs it"
+_OWN: Final = "protoname is EMQX's example, which nobody needs"
 
 _PROBE: Final = "import sys, json; print(json.dumps([*sys.version_info[:2], sys.executable]))"
 
@@ -128,7 +128,7 @@ def _listener(path: Path, listener: conf.Listener, out: Path) -> Iterator[Findin
     if not wrong:
         yield ok("driver.conf", f"{name} = {listener.url}")
     for option, value, what in listener.low():
-        yield ok("driver.limits", f"{name} is low in {what}: {value}", f"{option} = {conf.LIMITS[option]}")
+        yield ok("driver.limits", f"{name} is low in {what}: {value}", f"{option} = {conf.GOOD[option]}")
 
 
 def check_python(python: str) -> tuple[int, int]:

@@ -17,11 +17,11 @@ from ..emqx_ports import choose_listeners
 from .finding import Finding, failed, ok, skipped
 from .ports import is_free
 from .reach import reach
-from .setup import Gateway, Setup
+from .setup import EmqxGateway, Setup
 
 if TYPE_CHECKING:
     from ...hosts.grpc import AdapterMap
-    from ...hosts.grpc.caller import Caller, Inbound, Take
+    from ...hosts.grpc.caller import Caller, InboundCall, Take
 
 __all__ = ["emqx"]
 
@@ -124,7 +124,7 @@ async def _speaks(host: str, port: int, wait: float) -> Finding:
     return ok("emqx.adapter", f"{where} answers as an ExProto adapter", seconds=took)
 
 
-class Ear:
+class Listener:
     """Takes the place of the service: answers every call, and remembers who called what.
 
     *device*: the port and the words of the doctor's own device, whose calls alone count then; by its words it
@@ -161,7 +161,7 @@ class Ear:
         for caller, service, name, message in self.others:
             self._judge(caller, service, name, message)
 
-    def _take(self, service: str, name: str, caller: Caller, call: Inbound, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
+    def _take(self, service: str, name: str, caller: Caller, call: InboundCall, message: bytes) -> bool:  # noqa: ARG002 - a `Take`
         self._judge(caller.host, service, name, message)
         if len(self.others) < OTHERS:
             self.others.append((caller.host, service, name, message))
@@ -180,7 +180,7 @@ class Ear:
 
 
 def _is_of(device: tuple[int, bytes], name: str, message: bytes) -> bool:
-    """Tell whether an event is one of *device*."""
+    """Return whether an event is one of *device*."""
     from ...hosts.grpc import exproto_pb2 as pb  # noqa: PLC0415 - an extra
 
     port, words = device
@@ -204,13 +204,13 @@ class _Said(logging.Handler):
         self._said.append(record.getMessage().removeprefix("grpc ! "))
 
 
-async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> list[Finding]:
+async def _callback(setup: Setup, gateway: EmqxGateway, adapters: AdapterMap) -> list[Finding]:
     """Listen in the service's place until EMQX calls."""
     from ...hosts.grpc.caller import Caller  # noqa: PLC0415 - an extra
 
     loop = asyncio.get_running_loop()
     words = f"exproto-app doctor {secrets.token_hex(8)}\n".encode()
-    ear = Ear(adapters, (0, words) if gateway.device is not None else None)
+    ear = Listener(adapters, (0, words) if gateway.device is not None else None)
     try:
         context = gateway.tls.context() if gateway.tls is not None else None
         make: Callable[[], asyncio.Protocol] = lambda: Caller(ear).protocol  # noqa: E731 - a factory, named for its type
@@ -251,8 +251,8 @@ async def _callback(setup: Setup, gateway: Gateway, adapters: AdapterMap) -> lis
             await broker.close()
 
 
-def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
-    """Tell what came of the wait."""
+def _judged(setup: Setup, gateway: EmqxGateway, ear: Listener) -> Finding:
+    """Return what came of the wait."""
     if ear.called.done():
         host, service = ear.called.result()
         if ear.adapters.find(host) is None:
@@ -260,7 +260,7 @@ def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
             return failed("emqx.callback", f"EMQX at {host} calls, but no --adapter is for it", remedy)
         advice = ""
         if service == STREAMS:
-            advice = f"it adds up to 20 ms; take service_name = {UNARY} where the broker has it"
+            advice = f"it adds up to 20 ms; use service_name = {UNARY} where the broker has it"
         return ok("emqx.callback", f"EMQX at {host} calls the service {service}", advice)
     connected = [caller.host for caller in ear.callers if caller.broker is not None]
     if ear.device is not None and (ear.others or (connected and ear.device[0])):
@@ -279,7 +279,7 @@ def _judged(setup: Setup, gateway: Gateway, ear: Ear) -> Finding:
     return failed("emqx.callback", words, _address(setup, gateway))
 
 
-def _address(setup: Setup, gateway: Gateway) -> str:
+def _address(setup: Setup, gateway: EmqxGateway) -> str:
     """Return what the handler's address in EMQX has to be, as --print-config has it."""
     called = handler(gateway.bind, gateway.tls.cert if gateway.tls is not None else None, OLDEST)
     host = gateway.bind.host

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from ...errors import SetupError
+from ...errors import ExprotoError, SetupError
 from ...hosts.gateway import Listen
-from ...hosts.gateway.sockets import bind
+from ...hosts.gateway.sockets import bind, release
 from ...models import Address, Limits, is_loopback
 from ...ops.certificates import validity
 from .finding import Finding, failed, ok, skipped
@@ -21,23 +21,28 @@ __all__ = ["is_free", "owner", "ports"]
 SOON: Final = 30
 """Days before a certificate's end from which on the doctor tells of it."""
 
-RENEW: Final = "renew it, and have run read it again with SIGHUP"
+RENEW: Final = "renew it; run reads it again when it has changed"
 
-TABLES: Final = {"tcp": ("tcp", "tcp6"), "tls": ("tcp", "tcp6"), "udp": ("udp", "udp6")}
-LISTENS: Final = {"tcp": "0A", "tls": "0A", "udp": "07"}
+STREAM: Final = ("tcp", "tcp6")
+DATAGRAM: Final = ("udp", "udp6")
+TABLES: Final = {
+    **dict.fromkeys(("tcp", "tls", "ws", "wss"), STREAM),
+    **dict.fromkeys(("udp", "dtls"), DATAGRAM),
+}
+LISTENS: Final = {scheme: "0A" if tables is STREAM else "07" for scheme, tables in TABLES.items()}
 """States of a socket that others can reach, in the kernel's tables (include/net/tcp_states.h)."""
 
 
 def ports(setup: Setup) -> Iterator[Finding]:
     """See whether each listener, and the service's address, could be opened, and who has it if not."""
-    if not setup.listens and setup.gateway is None:
+    if not setup.listens and not setup.targets and setup.gateway is None:
         yield skipped("ports", "nothing to listen on: no --listen, no --serve")
     for listen in setup.listens:
         yield _listener(setup, listen)
     if setup.gateway is not None:
         address = setup.gateway.bind
         problem = is_free(address)
-        advice = "EMQX can't reach 127.0.0.1 of this container; take --bind 0.0.0.0:9001"
+        advice = "EMQX can't reach 127.0.0.1 in this container; use --bind 0.0.0.0:9001"
         shown = advice if setup.container and is_loopback(address.host) else ""
         trouble, soon = _certificate(setup.gateway.tls.cert if setup.gateway.tls else None)
         if problem:
@@ -59,20 +64,24 @@ def _listener(setup: Setup, listen: Listen) -> Finding:
         if setup.app is not None:
             listen.routers(setup.app)
         listen.tls()
+        if listen.kind.kind is None:
+            listen.kind.probe(listen)
         for sock in bind(listen):
+            release(listen)
             sock.close()
-    except SetupError as error:
+    except ExprotoError as error:
         who = _who(listen.scheme, listen.port) if "another program" in str(error) else ""
         return failed("ports.listen", str(error), who)
-    trouble, soon = _certificate(listen.cert if listen.scheme == "tls" else None)
+    trouble, soon = _certificate(listen.cert if listen.kind.tls else None)
     if trouble:
         return failed("ports.listen", f"{listen}: {trouble}", RENEW)
     advice = [soon] if soon else []
     if setup.container and is_loopback(listen.host):
-        advice.append(f"devices can't reach {listen.host} of this container; listen on 0.0.0.0")
-    if listen.scheme == "udp" and setup.app is not None:
+        advice.append(f"devices can't reach {listen.host} in this container; listen on 0.0.0.0")
+    if listen.kind.datagrams and setup.app is not None:
         advice.append(_idle(setup.app.limits))
-    return ok("ports.listen", f"{listen} is free", "; ".join(advice))
+    found = "can be opened" if listen.kind.kind is None else "is free"
+    return ok("ports.listen", f"{listen} {found}", "; ".join(advice))
 
 
 def _certificate(cert: str | None) -> tuple[str, str]:
@@ -127,7 +136,7 @@ def owner(scheme: str, port: int, proc: Path = Path("/proc")) -> str:
 
 
 def _inodes(scheme: str, port: int, proc: Path) -> Iterator[str]:
-    for table in TABLES[scheme]:
+    for table in TABLES.get(scheme, ()):
         with contextlib.suppress(OSError):
             for line in (proc / "net" / table).read_text().splitlines()[1:]:
                 fields = line.split()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-import threading
 from typing import Any
 
+from ...asyncio_host.resolving import Found, Resolver
 from ...models import Address, is_loopback
 from .finding import Finding, failed, ok
 from .setup import Setup
 
-__all__ = ["reach"]
+__all__ = ["look_up", "reach"]
 
 
 async def reach(
@@ -21,16 +20,10 @@ async def reach(
 ) -> tuple[list[Finding], socket.socket | None]:
     """Look *host* up and connect; return what was found, and the socket if it came to that."""
     where = Address(host, port)
-    try:
-        addresses = await asyncio.wait_for(_look_up(host, port), setup.wait)
-    except OSError:
-        return [failed(f"{check}.dns", f"unknown host {host!r}", f"correct its name in {option}")], None
-    except asyncio.TimeoutError:
-        words = f"looking up {host!r} gives no answer within {setup.wait:g} s"
-        remedy = f"check this machine's DNS, or give {option} an IP address"
-        return [failed(f"{check}.dns", words, remedy)], None
-    found = ", ".join(dict.fromkeys(str(address[0]) for _, address in addresses))
-    findings = [ok(f"{check}.dns", f"{host} is {'an address' if found == host else found}")]
+    addresses, finding = await look_up(setup, check, host, port, option)
+    findings = [finding]
+    if not addresses:
+        return findings, None
     loop = asyncio.get_running_loop()
     began = loop.time()
     sock, why = await _connect(addresses, setup.wait)
@@ -38,33 +31,22 @@ async def reach(
         advice = _advice(setup, host, option, why)
         findings.append(failed(f"{check}.tcp", f"{where} can't be reached: {why}", advice))
     else:
-        findings.append(ok(f"{check}.tcp", f"{where} takes connections", seconds=loop.time() - began))
+        findings.append(ok(f"{check}.tcp", f"{where} accepts connections", seconds=loop.time() - began))
     return findings, sock
 
 
-async def _look_up(host: str, port: int) -> list[tuple[int, Any]]:
-    """Look *host* up in a thread that nobody has to wait for: a resolver may hang."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[list[tuple[int, Any]]] = loop.create_future()
-
-    def settle(addresses: list[tuple[int, Any]] | None) -> None:
-        if future.done():
-            return
-        if addresses is None:
-            future.set_exception(OSError("no such host"))
-        else:
-            future.set_result(addresses)
-
-    def work() -> None:
-        addresses = None
-        with contextlib.suppress(OSError, UnicodeError):
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            addresses = [(int(info[0]), info[4]) for info in infos]
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, addresses)
-
-    threading.Thread(target=work, daemon=True).start()
-    return await future
+async def look_up(setup: Setup, check: str, host: str, port: int, option: str) -> tuple[list[Found], Finding]:
+    """Look *host* up; return its addresses, and what was found."""
+    try:
+        addresses = await asyncio.wait_for(Resolver().resolve(host, port), setup.wait)
+    except OSError:
+        return [], failed(f"{check}.dns", f"unknown host {host!r}", f"correct its name in {option}")
+    except asyncio.TimeoutError:
+        words = f"looking up {host!r} gives no answer within {setup.wait:g} s"
+        remedy = f"check this machine's DNS, or give {option} an IP address"
+        return [], failed(f"{check}.dns", words, remedy)
+    found = ", ".join(dict.fromkeys(str(address[0]) for _, address in addresses))
+    return addresses, ok(f"{check}.dns", f"{host} is {'an address' if found == host else found}")
 
 
 async def _connect(addresses: list[tuple[int, Any]], wait: float) -> tuple[socket.socket | None, str]:

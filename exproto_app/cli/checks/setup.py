@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ...app import App
-from ...hosts.gateway import Listen
+from ...hosts.gateway import Listen, Target
 from ...models import Address
 
 if TYPE_CHECKING:
     from ...hosts.grpc import Tls
+    from ...hosts.mqtt.versions import Wanted
 
-__all__ = ["Gateway", "Setup", "Uplink", "in_container"]
+__all__ = ["EmqxGateway", "Setup", "Uplink", "in_container"]
 
 
 @attrs.frozen
@@ -26,10 +27,11 @@ class Uplink:
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    version: Wanted = "auto"
 
 
 @attrs.frozen
-class Gateway:
+class EmqxGateway:
     """EMQX's gateway, by the options of `serve`; *device* is one of its listeners on TCP."""
 
     bind: Address
@@ -46,8 +48,9 @@ class Setup:
     target: str
     wait: float
     listens: tuple[Listen, ...] = ()
+    targets: tuple[Target, ...] = ()
     uplink: Uplink | None = None
-    gateway: Gateway | None = None
+    gateway: EmqxGateway | None = None
     driver: Path | None = None
     python: str | None = None
     conf: Path | None = None
@@ -56,6 +59,6 @@ class Setup:
 
 
 def in_container(root: Path = Path("/")) -> bool:
-    """Tell whether this process runs in a container, by the marks of Docker, Podman and Kubernetes."""
+    """Return whether this process runs in a container, by the marks of Docker, Podman and Kubernetes."""
     marks = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
     return any((root / mark).exists() for mark in marks)

@@ -18,13 +18,13 @@ from ..hub import MemoryHub
 from ..models import Address
 from .observe import parse_address
 
-__all__ = ["DoorChoice", "choose_door", "door_option", "opened"]
+__all__ = ["MqttListen", "choose_mqtt_listen", "mqtt_listen_option", "opened"]
 
 log = logging.getLogger("exproto_app")
 
 DEFAULT: Final = "127.0.0.1:1883"
 
-door_option: Callable[[Any], Any] = click.option(
+mqtt_listen_option: Callable[[Any], Any] = click.option(
     "--mqtt-listen",
     metavar="HOST:PORT|off",
     envvar="EXPROTO_MQTT_LISTEN",
@@ -34,15 +34,15 @@ door_option: Callable[[Any], Any] = click.option(
 
 
 @attrs.frozen
-class DoorChoice:
-    """Where the door is to be, and whether somebody asked for it."""
+class MqttListen:
+    """Where MQTT clients may connect, and whether somebody asked for that."""
 
     address: Address
     asked: bool
 
 
-def choose_door(text: str | None, hub: Hub) -> DoorChoice | None:
-    """Read the option. Raises `SetupError`, and `click.UsageError` where the hub has no door."""
+def choose_mqtt_listen(text: str | None, hub: Hub) -> MqttListen | None:
+    """Read the option. Raises `SetupError`, and `click.UsageError` where the hub takes no MQTT clients."""
     if text == "off":
         return None
     if not isinstance(hub, MemoryHub):
@@ -51,12 +51,12 @@ def choose_door(text: str | None, hub: Hub) -> DoorChoice | None:
             raise click.UsageError(words)
         return None
     address = parse_address(text or DEFAULT, "--mqtt-listen", DEFAULT)
-    return DoorChoice(address, text is not None)
+    return MqttListen(address, text is not None)
 
 
 @asynccontextmanager
-async def opened(choice: DoorChoice | None, gateway: Gateway) -> AsyncIterator[list[str]]:
-    """Open the door, if that can be, for the length of a block; give the line that tells the user of it."""
+async def opened(choice: MqttListen | None, gateway: Gateway) -> AsyncIterator[list[str]]:
+    """Serve MQTT clients, if the port is free, for the length of a block; yield the line that says so."""
     if choice is None or not isinstance(gateway.hub, MemoryHub):
         yield []
         return
