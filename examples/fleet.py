@@ -56,7 +56,7 @@ async def login(conn: Connection[Tracker], frame: bytes) -> bytes:
 
 
 @tracker.on_received(b"pos ")
-async def position(conn: Connection[Tracker], frame: bytes) -> bytes:
+def position(conn: Connection[Tracker], frame: bytes) -> bytes | None:
     if conn.client is None:
         return b"error: log in first"
     try:
@@ -65,8 +65,9 @@ async def position(conn: Connection[Tracker], frame: bytes) -> bytes:
         return b"error: pos LAT LON"
     conn.state.reports += 1
     where = {"lat": latitude, "lon": longitude, "report": conn.state.reports}
-    await conn.publish(f"fleet/{conn.state.imei}/position", json.dumps(where).encode(), qos=1)
-    return b"ok"  # only when the broker has it: the tracker may forget the position now
+    stored = conn.publish(f"fleet/{conn.state.imei}/position", json.dumps(where).encode(), qos=1)
+    conn.send(b"ok", after=stored)  # when the broker has it: the tracker may forget the position now
+    return None
 
 
 @tracker.on_received

@@ -51,6 +51,7 @@ from exproto_app import (
     DeniedError,
     FramingError,
     Message,
+    Outcome,
     RequestTimeout,
     UnavailableError,
 )
@@ -689,17 +690,19 @@ async def on_login(conn: Conn, packet: Packet) -> bytes | None:
 
 @gt06.on_received("time")
 def on_time(conn: Conn, packet: Packet) -> bytes:
-    year, *others = datetime.now(timezone.utc).timetuple()[:6]
+    year, *others = conn.now().timetuple()[:6]
     return packet.answer[:1] + bytes([year - 2000, *others]) + packet.answer[1:]
 
 
 @gt06.on_received
-def on_report(conn: Conn, packet: Packet) -> bytes | None:
+def on_report(conn: Conn, packet: Packet) -> None:
     values = packet.values
     if packet.local and conn.state.zone and values.get("time"):
         time = datetime.fromisoformat(values["time"]) - timedelta(minutes=conn.state.zone)
         values = values | {"time": time.isoformat()}
-    return packet.answer if publish(conn, packet.kind, values) and packet.waits else None
+    stored = publish(conn, packet.kind, values)
+    if stored is not None and packet.waits:
+        conn.send(packet.answer, after=stored)
 
 
 @gt06.on_deliver("devices/+/command")
@@ -718,10 +721,9 @@ async def on_command(conn: Conn, message: Message) -> None:
     publish(conn, "answer", values)
 
 
-def publish(conn: Conn, what: str, values: Values) -> bool:
+def publish(conn: Conn, what: str, values: Values) -> Outcome[None] | None:
     """Publish *values* of a tracker that has logged in, or close one that hasn't."""
     if conn.client is None:
         conn.terminate()
-        return False
-    conn.publish(f"devices/{conn.client.clientid}/{what}", json.dumps(values).encode())
-    return True
+        return None
+    return conn.publish(f"devices/{conn.client.clientid}/{what}", json.dumps(values).encode(), qos=1)

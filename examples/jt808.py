@@ -38,7 +38,7 @@ from typing import Any
 
 import attrs
 
-from exproto_app import App, Connection, DeniedError, Message, RequestTimeout, UnavailableError
+from exproto_app import App, Connection, DeniedError, Message, Outcome, RequestTimeout, UnavailableError
 from exproto_app.checksums import XOR
 from exproto_app.framing import JT808, Checked, Resync
 
@@ -266,33 +266,40 @@ def on_late_answer(conn: Conn, packet: Packet) -> None:
 def on_heartbeat(conn: Conn, packet: Packet) -> bytes | None:
     if not known(conn, packet):
         return None
-    return on_whole(conn, packet) if packet.body else general(conn, packet)  # some tell more
+    if not packet.body:
+        return general(conn, packet)
+    on_whole(conn, packet)  # some tell more
+    return None
 
 
 @jt808.on_received(0x0004)
 def on_time(conn: Conn, packet: Packet) -> bytes:
-    return answer(conn, packet, b"\x80\x04", bytes.fromhex(f"{datetime.now(timezone.utc):%y%m%d%H%M%S}"))
+    return answer(conn, packet, b"\x80\x04", bytes.fromhex(f"{conn.now():%y%m%d%H%M%S}"))
 
 
 @jt808.on_received
 def on_message(conn: Conn, packet: Packet) -> bytes | None:
     if not known(conn, packet):
         return None
-    if packet.parts > 1:
-        whole = joined(conn.state, packet)
-        return general(conn, packet) if whole is None else on_whole(conn, whole)
-    return on_whole(conn, packet)
+    whole = joined(conn.state, packet) if packet.parts > 1 else packet
+    if whole is None:
+        return general(conn, packet)
+    on_whole(conn, whole)
+    return None
 
 
-def on_whole(conn: Conn, packet: Packet) -> bytes:
-    for values in packet.values.get("positions", ()):
-        publish(conn, "position", values)
-    if not packet.values:
+def on_whole(conn: Conn, packet: Packet) -> None:
+    """Publish what *packet* holds; answer it when the broker has that, for the terminal may drop it then."""
+    if packet.values:
+        stored = publish(conn, "position", *packet.values.get("positions", ()))
+    else:
         sure = {"encrypted": True} if packet.encrypted else {}
-        publish(conn, "message", {"id": f"{packet.id:04x}", "body": packet.body.hex(), **sure})
+        stored = publish(conn, "message", {"id": f"{packet.id:04x}", "body": packet.body.hex(), **sure})
     if packet.id == MEDIA:
-        return answer(conn, packet, b"\x88\x00", packet.body[:4])  # its number: all parts have come
-    return general(conn, packet)
+        reply = answer(conn, packet, b"\x88\x00", packet.body[:4])  # its number: all parts have come
+    else:
+        reply = general(conn, packet)
+    conn.send(reply, after=stored)
 
 
 @jt808.on_deliver("devices/+/command")
@@ -383,6 +390,7 @@ def frame(to: Packet, kind: bytes, serial: bytes, body: bytes) -> bytes:
     return kind + properties.to_bytes(2, "big") + to.version + to.phone + serial + body
 
 
-def publish(conn: Conn, what: str, values: Values) -> None:
+def publish(conn: Conn, what: str, *told: Values) -> Outcome[int]:
     clientid = "" if conn.client is None else conn.client.clientid
-    conn.publish(f"devices/{clientid}/{what}", json.dumps(values).encode())
+    topic = f"devices/{clientid}/{what}"
+    return conn.publish_many([(topic, json.dumps(values).encode()) for values in told], qos=1)

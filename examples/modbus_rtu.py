@@ -1,12 +1,17 @@
-"""Modbus RTU over TCP: serial device servers that dial in, with one or more Modbus units behind each.
+"""Modbus RTU over TCP: serial device servers with one or more Modbus units behind each.
 
-The protocol has no login and its units never speak by themselves: the server asks, when one has connected and
-every 10 seconds. A serial server is named by its address. What is published is JSON:
+Those that dial in are listened for, those that wait to be called are dialled:
 
-    devices/ADDRESS/registers   unit, first, and values, or an error
-    devices/ADDRESS/answer      command, and its answer or error
+    exproto-app run examples/modbus_rtu.py --listen tcp://0.0.0.0:7993
+    exproto-app run examples/modbus_rtu.py --dial 'tcp://192.0.2.7:502?name=pump'
 
-What is published to devices/ADDRESS/command, such as {"unit": 1, "register": 1, "value": 3}, is written into
+The protocol has no login and its units never speak by themselves: we ask, when the line is up and every
+10 seconds. A line is named by the server's address, or by what `--dial` calls it. What is published is JSON:
+
+    devices/NAME/registers   unit, first, and values, or an error
+    devices/NAME/answer      command, and its answer or error
+
+What is published to devices/NAME/command, such as {"unit": 1, "register": 1, "value": 3}, is written into
 that holding register.
 
 Try it: exproto-app run examples/modbus_rtu.py, and in another terminal answer the first question, in time:
@@ -92,9 +97,8 @@ Conn = Connection[Bus]
 
 @modbus.on_connect
 async def on_connect(conn: Conn) -> None:
-    address = conn.info.peername.host
-    conn.register(address)
-    conn.subscribe(f"devices/{address}/command", qos=1)
+    conn.register(conn.info.name)
+    conn.subscribe(f"devices/{conn.info.name}/command", qos=1)
     await poll(conn)
 
 
@@ -161,4 +165,4 @@ def on_late_answer(conn: Conn, frame: bytes) -> None:
 
 
 def publish(conn: Conn, what: str, values: Values) -> None:
-    conn.publish(f"devices/{conn.info.peername.host}/{what}", json.dumps(values).encode())
+    conn.publish(f"devices/{conn.info.name}/{what}", json.dumps(values).encode())

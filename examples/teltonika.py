@@ -35,7 +35,6 @@ import attrs
 
 from exproto_app import (
     App,
-    CommandError,
     Connection,
     DeniedError,
     FramingError,
@@ -191,11 +190,12 @@ def on_ping(conn: Conn, packet: Packet) -> None:
 
 
 @tcp.on_received("records")
-async def on_records(conn: Conn, packet: Packet) -> None:
+def on_records(conn: Conn, packet: Packet) -> None:
     if conn.client is None:
         conn.terminate()
-    elif await stored(conn, packet):
-        conn.send(len(packet.records).to_bytes(4, "big"), raw=True)
+    else:
+        stored = publish(conn, "position", *packet.records)
+        conn.send(len(packet.records).to_bytes(4, "big"), raw=True, after=stored)
 
 
 @tcp.on_received("text")
@@ -208,26 +208,17 @@ def on_text(conn: Conn, packet: Packet) -> None:
 
 
 @udp.on_received
-async def on_datagram(conn: Conn, packet: Packet) -> bytes | None:
+async def on_datagram(conn: Conn, packet: Packet) -> None:
     try:
         await conn.register(packet.imei)
     except DeniedError:
         conn.terminate()
-        return None
+        return
     if packet.text:
         publish(conn, packet.kind, packet.text)
-        return None
-    return packet.number + bytes([len(packet.records)]) if await stored(conn, packet) else None
-
-
-async def stored(conn: Conn, packet: Packet) -> bool:
-    """Publish the records; tell whether the broker has them all. If not, the tracker sends them again."""
-    try:
-        for outcome in [publish(conn, "position", values) for values in packet.records]:
-            await outcome
-    except CommandError:
-        return False
-    return True
+    else:
+        stored = publish(conn, "position", *packet.records)
+        conn.send(packet.number + bytes([len(packet.records)]), after=stored)
 
 
 @tcp.on_deliver("devices/+/command")
@@ -245,6 +236,7 @@ async def on_command(conn: Conn, message: Message) -> None:
     publish(conn, "answer", values)
 
 
-def publish(conn: Conn, what: str, values: Values) -> Outcome[None]:
+def publish(conn: Conn, what: str, *told: Values) -> Outcome[int]:
     clientid = "" if conn.client is None else conn.client.clientid
-    return conn.publish(f"devices/{clientid}/{what}", json.dumps(values).encode(), qos=1)
+    topic = f"devices/{clientid}/{what}"
+    return conn.publish_many([(topic, json.dumps(values).encode()) for values in told], qos=1)
