@@ -8,12 +8,16 @@ PROTO := exproto_app/hosts/grpc
 run: .venv/run
 	$(BIN)/exproto-app run examples/echo.py
 
+# As many processes as there are cores; WORKERS=0 runs all in one, as pytest by itself does.
+WORKERS ?= auto
+SPREAD := -n $(WORKERS) --dist worksteal
+
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 # All that runs in memory, with a few examples of each property: for every time that a file is saved.
 unit: .venv/dev
-	$(BIN)/python -m pytest -q -m 'not live and not system' --hypothesis-profile=unit
+	$(BIN)/python -m pytest -q $(SPREAD) -m 'not live and not system' --hypothesis-profile=unit
 
 check: lint types test
 
@@ -21,7 +25,7 @@ check: lint types test
 CORE_BAR ?= 95
 coverage: .venv/dev
 	rm -f .venv/coverage .venv/coverage.*
-	$(BIN)/python -m coverage run -m pytest -q -m 'not live and not system' --hypothesis-profile=unit
+	$(BIN)/python -m coverage run -m pytest -q $(SPREAD) -m 'not live and not system' --hypothesis-profile=unit
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m tests.covered --fail-under $(CORE_BAR)
@@ -54,9 +58,11 @@ chaos: .venv/dev
 	$(BIN)/python -m tests.chaos $(SECONDS) $(SEED)
 
 # Hostile bytes and hostile structure for everything that reads from outside.
-FUZZ := tests/test_framing_fuzz.py tests/test_examples_devices.py tests/door/test_packets.py \
-	tests/door/test_hostile.py tests/test_fuzz.py tests/test_terms.py tests/test_proxy.py \
-	tests/test_recording.py tests/test_capture.py tests/grpc/test_hostile.py tests/grpc/test_wire.py
+FUZZ := tests/test_framing_fuzz.py tests/test_examples_devices.py tests/mqtt_server/test_packets.py \
+	tests/mqtt_server/test_hostile.py tests/test_fuzz.py tests/test_terms.py tests/test_proxy.py \
+	tests/test_recording.py tests/test_capture.py tests/test_structure_fuzz.py tests/test_lines_fuzz.py tests/test_store_format.py \
+	tests/grpc/test_hostile.py \
+	tests/grpc/test_wire.py
 fuzz: .venv/dev
 	$(BIN)/python -m pytest $(FUZZ) -q --hypothesis-profile=fuzz
 

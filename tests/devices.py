@@ -897,6 +897,148 @@ MODBUS = Device(
     anonymous=True,
 )
 
+# --- Wialon IPS
+
+
+def wialon_packet(kind: str, body: str) -> bytes:
+    """Return a packet of version 2.0 that is made up."""
+    return f"#{kind}#{body}{CRC16_ARC(body.encode()):X}\r\n".encode()
+
+
+WIALON_TOPIC = "devices/1001"
+WIALON_PLACE = {
+    "time": "2013-04-27T20:56:01+00:00",
+    "lat": 55.743375,
+    "lon": 37.66139,
+    "speed": 1.0,
+    "course": 2.0,
+    "altitude": 3.0,
+    "satellites": 4,
+}
+WIALON_NOTHING = dict.fromkeys(WIALON_PLACE)
+WIALON_LONG: dict[str, Any] = {
+    "hdop": None,
+    "inputs": None,
+    "outputs": None,
+    "adc": [],
+    "ibutton": None,
+    "params": {},
+}
+WIALON_SHORT = "270413;205601;5544.6025;N;03739.6834;E;1;2;3;4"
+WIALON = Device(
+    "wialon.py",
+    "wialon",
+    Step(b"#L#1001;NA\r\n", b"#AL#1\r\n"),
+    (
+        Step(
+            f"#SD#{WIALON_SHORT}\r\n".encode(), b"#ASD#1\r\n", ((f"{WIALON_TOPIC}/position", WIALON_PLACE),)
+        ),
+        Step(
+            f"#D#{WIALON_SHORT};0.0;0;0;14.77,0.02,3.6;NA;count1:1:564,fuel:2:45.8,hw:3:V4.5\r\n".encode(),
+            b"#AD#1\r\n",
+            (
+                (
+                    f"{WIALON_TOPIC}/position",
+                    {
+                        **WIALON_PLACE,
+                        "hdop": 0.0,
+                        "inputs": 0,
+                        "outputs": 0,
+                        "adc": [14.77, 0.02, 3.6],
+                        "ibutton": None,
+                        "params": {"count1": 564, "fuel": 45.8, "hw": "V4.5"},
+                    },
+                ),
+            ),
+        ),
+        Step(b"#P#\r\n", b"#AP#\r\n"),
+        Step(  # Made up: nothing is known, and the line ends as some write it.
+            b"#D#NA;NA;NA;NA;NA;NA;NA;NA;NA;NA;NA;NA;NA;;NA;\n",
+            b"#AD#1\r\n",
+            ((f"{WIALON_TOPIC}/position", {**WIALON_NOTHING, **WIALON_LONG}),),
+        ),
+        Step(  # Published: its latitude has 64 minutes. The others of its black box are made up.
+            f"#B#110315;045857;5364.0167;N;06127.8262;E;0;155;965;7|{WIALON_SHORT}|1;2\r\n".encode(),
+            b"#AB#3\r\n",
+            (
+                (
+                    f"{WIALON_TOPIC}/unread",
+                    {"packet": "110315;045857;5364.0167;N;06127.8262;E;0;155;965;7"},
+                ),
+                (f"{WIALON_TOPIC}/position", WIALON_PLACE),
+                (f"{WIALON_TOPIC}/unread", {"packet": "1;2"}),
+            ),
+        ),
+        Step("#M#Ещё час\r\n".encode(), b"#AM#1\r\n", ((f"{WIALON_TOPIC}/message", {"text": "Ещё час"}),)),
+        Step(b"#QX#?\xff\r\n", b"", ((f"{WIALON_TOPIC}/unread", {"packet": "#QX#?ÿ"}),)),
+    ),
+    (
+        Step(
+            b"#AM#1\r\n",
+            b"",
+            ((f"{WIALON_TOPIC}/answer", {"command": "turn left", "taken": True}),),
+            command=(f"{WIALON_TOPIC}/command", b"turn left"),
+            asked=b"#M#turn left\r\n",
+        ),
+    ),
+    (b"junk\r\n", b"#SD \r\n"),
+    refused=b"#AL#0\r\n",
+    header=3,
+)
+WIALON_2 = attrs.evolve(
+    WIALON,
+    login=Step(wialon_packet("L", "2.0;1001;NA;"), b"#AL#1\r\n"),
+    steps=(
+        Step(
+            wialon_packet("SD", WIALON_SHORT + ";"),
+            b"#ASD#1\r\n",
+            ((f"{WIALON_TOPIC}/position", WIALON_PLACE),),
+        ),
+        Step(
+            wialon_packet("B", f"{WIALON_SHORT}|{WIALON_SHORT}|"),
+            b"#AB#2\r\n",
+            ((f"{WIALON_TOPIC}/position", WIALON_PLACE), (f"{WIALON_TOPIC}/position", WIALON_PLACE)),
+        ),
+        Step(
+            f"#SD#{WIALON_SHORT};BAD\r\n".encode(),
+            b"#ASD#13\r\n",
+            ((f"{WIALON_TOPIC}/unread", {"packet": f"#SD#{WIALON_SHORT};BAD"}),),
+        ),
+    ),
+    commands=(
+        Step(
+            b"#AM#0\r\n",
+            b"",
+            ((f"{WIALON_TOPIC}/answer", {"command": "turn left", "taken": False}),),
+            command=(f"{WIALON_TOPIC}/command", b"turn left"),
+            asked=wialon_packet("M", "turn left;"),
+        ),
+    ),
+)
+WIALON_UDP = attrs.evolve(
+    WIALON,
+    protocol="wialon-udp",
+    login=Step(b""),
+    steps=(
+        Step(
+            f"1001#SD#{WIALON_SHORT}\r\n".encode(),
+            b"#ASD#1\r\n",
+            ((f"{WIALON_TOPIC}/position", WIALON_PLACE),),
+        ),
+        Step(
+            b"2.0;1001" + wialon_packet("SD", WIALON_SHORT + ";"),
+            b"#ASD#1\r\n",
+            ((f"{WIALON_TOPIC}/position", WIALON_PLACE),),
+        ),
+    ),
+    commands=(),
+    bad=(b"junk\r\n",),
+    refused=b"",
+    udp=True,
+    anonymous=True,
+    header=12,
+)
+
 DEVICES = {
     "gt06": GT06,
     "teltonika": TELTONIKA,
@@ -907,6 +1049,9 @@ DEVICES = {
     "jt808-location": JT808_LOCATION,
     "nmea": NMEA,
     "nmea-udp": NMEA_UDP,
+    "wialon": WIALON,
+    "wialon-2.0": WIALON_2,
+    "wialon-udp": WIALON_UDP,
     "modbus": MODBUS,
 }
 

@@ -59,7 +59,17 @@ PATIENCE: Final = 60.0
 PORTS: Final = (7993, 1883, 1884)
 """Ports of commands that are run, each replaced by a free one."""
 
-ELSEWHERE: Final = {"curl", "emqx_ctl", "git", "mosquitto_pub", "mosquitto_sub", "openssl", "ssh", "tcpdump"}
+ELSEWHERE: Final = {
+    "curl",
+    "emqx_ctl",
+    "git",
+    "mosquitto_pub",
+    "mosquitto_sub",
+    "openssl",
+    "ssh",
+    "tcpdump",
+    "tshark",
+}
 """Programs of others that a page may tell its reader to run."""
 
 DIRECTIVE: Final = re.compile(r"<!-- ([a-z ]+): (.*) -->")

@@ -209,7 +209,7 @@ def test_lost_segments_are_noted(tmp_path: Path) -> None:
     path = capture(tmp_path / "it.pcap", [*TALK[:3], segment(b"behind", seq=150)])
     assert events_of(path) == []
     assert read(path).notes == [
-        "connection 1: the capture lacks bytes of 10.0.0.7:40000; what follows is left out"
+        "connection 1: the capture lacks bytes of 10.0.0.7:40000; what follows is skipped"
     ]
 
 
@@ -260,5 +260,5 @@ def test_files_that_are_neither(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="can't be read: no such file or directory"):
         read(tmp_path / "nowhere")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SetupError, match="is neither a recording nor a capture of packets"):
+    with pytest.raises(SetupError, match="is neither a recording nor a packet capture"):
         read(tmp_path / "binary")

@@ -159,7 +159,7 @@ def test_a_recording_that_cant_be_written_leaves_the_gateway_alone(tmp_path: Pat
 @pytest.mark.parametrize("command", ["run", "serve"])
 def test_wrong_masks_are_usage(command: str) -> None:
     code, _, err = run(command, ECHO, "--hex", "--mask", "(")
-    assert (code, "'(' is no regular expression" in err, err.count("\n")) == (2, True, 1)
+    assert (code, "'(' isn't a valid regular expression" in err, err.count("\n")) == (2, True, 1)
 
 
 # --- decode

@@ -180,7 +180,7 @@ def test_what_is_likely_a_mistake_is_told(tmp_path: Path) -> None:
     found = doctor(path, "--listen", "default=tcp://127.0.0.1:0", "--listen", "sink=udp://127.0.0.1:0")
     raw, deaf_one = (finding["remedy"] for finding in found.of("handlers"))
     assert "framing= makes them whole" in raw
-    assert "nothing takes what devices send" in deaf_one
+    assert "no handler takes what devices send" in deaf_one
     assert "silent for 120 s counts as gone" in found.of("ports.listen")[1]["remedy"]
     assert found.code == 0
 
@@ -247,7 +247,7 @@ def test_loopback_in_a_container_is_told(tmp_path: Path) -> None:
     (tmp_path / ".dockerenv").touch()
     assert in_container(tmp_path)
     listen = Listen.parse("tcp://127.0.0.1:0")
-    for container, words in ((True, "of this container; listen on 0.0.0.0"), (False, "")):
+    for container, words in ((True, "in this container; listen on 0.0.0.0"), (False, "")):
         setup = Setup(target="x", wait=1, listens=(listen,), container=container)
         (finding,) = ports(setup)
         assert finding.remedy.endswith(words) if words else not finding.remedy
@@ -332,7 +332,7 @@ def test_tls_where_there_is_none(mosquitto: Broker) -> None:
             "correct the port",
         ),
         (b"\x15\x03\x01\x00\x02\x02\x46", "that port speaks TLS", "write mqtts://"),
-        (b"\x20\x02\x00\x01", "it answers with MQTT 3", "doesn't speak MQTT 5"),
+        (b"\x20\x02\x00\x01", "it answers with MQTT 3", "use a broker that speaks MQTT 5 or 3.1.1"),
         (b"\x20\x03\x00\x87\x00", "not authorized (0x87)", "mqtt://USER:PASSWORD@HOST"),
         (b"\x20\x03\x00\x86\x00", "bad user name or password", "correct the user and the password"),
         (b"\x20\xff\xff\xff\x7f", "it breaks the protocol", "perhaps"),
@@ -609,7 +609,7 @@ def test_a_folder_without_a_driver_and_a_python_of_another_version(tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--listen", "nonsense"), "is none of tcp://"),
+        (("--listen", "nonsense"), "has to begin with tcp://"),
         (("--bind", "127.0.0.1:1"), "--bind needs --serve"),
         (("--adapter", "http://h:1"), "--adapter needs --serve"),
         (("--mqtt-ca", "x"), "--mqtt-ca needs --mqtt URL"),

@@ -616,7 +616,7 @@ def test_nmea_a_command_that_is_no_sentence_is_told(command: bytes) -> None:
         play(NMEA, client, NMEA.steps[0])
 
 
-@pytest.mark.parametrize("name", ["gt06", "jt808", "teltonika-udp", "nmea", "modbus"])
+@pytest.mark.parametrize("name", ["gt06", "jt808", "teltonika-udp", "nmea", "modbus", "wialon"])
 def test_the_line_to_try_an_example_works(name: str) -> None:
     """The device that it plays is answered, or understood."""
     device = DEVICES[name]
@@ -624,7 +624,7 @@ def test_the_line_to_try_an_example_works(name: str) -> None:
     found = re.search(r"printf '?([^ '|]+)'? *\n? *\|", docstring)
     assert found
     text = found[1]
-    wire = text.replace(r"\r\n", "\r\n").encode() if text.startswith("$") else bytes.fromhex(text)
+    wire = text.replace(r"\r\n", "\r\n").encode() if text[0] in "$#" else bytes.fromhex(text)
     with connected(device) as client:
         client.recv()
         client.send(wire)

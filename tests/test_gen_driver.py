@@ -66,6 +66,79 @@ def test_protocols_that_share_a_listener_are_one_module(tmp_path: Path) -> None:
     assert "protocol='meter,tracker'" in texts(tmp_path)["exproto_meter_tracker.py"]
 
 
+def configured(out: str) -> dict[str, dict[str, str]]:
+    """Return the options of each listener that was printed, and under "" its address."""
+    found: dict[str, dict[str, str]] = {}
+    for line in out.splitlines():
+        if not line.startswith("##"):
+            key, _, value = line.partition(" = ")
+            name, _, option = key.removeprefix("exproto.listener.").partition(".")
+            found.setdefault(name, {})[option] = value
+    return found
+
+
+def test_listeners_of_each_kind_have_what_emqx_wants_of_them(tmp_path: Path) -> None:
+    protocols = ("tracker=:7000", "meter=udp://:7000", "meter=tls://:7001", "meter=dtls://:7001")
+    code, out, err = run("gen-driver", FLEET, "--out", tmp_path, *options_of(protocols))
+    assert code == 0, err
+    found = configured(out)
+    assert {name: options[""] for name, options in found.items()} == {
+        "tracker": "tcp://0.0.0.0:7000",
+        "meter": "udp://0.0.0.0:7000",
+        "meter_ssl_7001": "ssl://0.0.0.0:7001",
+        "meter_dtls_7001": "dtls://0.0.0.0:7001",
+    }
+    assert {options["driver_callback_module"] for options in found.values()} == {
+        "exproto_tracker",
+        "exproto_meter",
+    }
+    for name, options in found.items():
+        assert ("recbuf" in options, "backlog" in options) == (
+            (True, False) if options[""].startswith(("udp", "dtls")) else (False, True)
+        )
+        secure = {"certfile", "keyfile", "ciphers", "tls_versions"}
+        assert secure & options.keys() == (secure if "_" in name else set())
+    assert found["meter_dtls_7001"]["tls_versions"] == "dtlsv1.2"
+    assert "put your own here" in out
+    conf = tmp_path / "emqx_exproto.conf"
+    conf.write_text(out)
+    code, out, err = run(
+        "gen-driver", FLEET, "--out", tmp_path, *options_of(protocols), "--check", "--conf", conf
+    )
+    assert code == 0, out + err
+    assert "low" not in out
+
+
+def options_of(protocols: tuple[str, ...]) -> list[str]:
+    return [part for text in protocols for part in ("--protocol", text)]
+
+
+def test_a_listener_without_a_port_has_one_that_is_free(tmp_path: Path) -> None:
+    _, out, _ = run("gen-driver", FLEET, "--out", tmp_path, *options_of(("tracker", "meter=:7993")))
+    assert [options[""] for options in configured(out).values()] == [
+        "tcp://0.0.0.0:7994",
+        "tcp://0.0.0.0:7993",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("protocols", "words"),
+    [
+        (("meter=:7000", "tracker=tls://:7000"), "two --protocol name port 7000"),
+        (("meter", "meter=:7000"), "--protocol meter is given twice; add =:PORT to both"),
+        (("meter=ftp://:7000",), "ftp:// should be tcp://, tls://, udp:// or dtls://"),
+        (("meter=7000",), "--protocol meter=7000 should be NAME=:PORT"),
+        (("meter=:0",), "should be NAME=:PORT"),
+        (("nobody=:7000",), "nobody"),
+    ],
+)
+def test_listeners_that_emqx_cannot_have(tmp_path: Path, protocols: tuple[str, ...], words: str) -> None:
+    code, _, err = run("gen-driver", FLEET, "--out", tmp_path, *options_of(protocols))
+    assert code != 0
+    assert words in err
+    assert "Traceback" not in err
+
+
 def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
     run("gen-driver", ECHO, "--out", tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.py")}
@@ -209,6 +282,11 @@ def test_check_says_what_is_low(tmp_path: Path) -> None:
     )
     assert "low in connections that wait to be accepted: 100; backlog = 10240" in out
     assert "active_n = 100" in out
+    udp = printed.replace("tcp://", "udp://")
+    _, out = checked(tmp_path, udp)
+    assert "default is low in bytes of datagrams that wait in the kernel: 8KB; recbuf = 4MB" in out
+    _, out = checked(tmp_path, udp + "exproto.listener.default.recbuf = 64kb\n")
+    assert "is low in" not in out
 
 
 @pytest.mark.parametrize(

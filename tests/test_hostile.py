@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import importlib
-import importlib.util
 import logging
 import os
 import re
@@ -16,45 +13,34 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exproto_app import App, Connection
+from exproto_app import App, Connection, Login
 from exproto_app.addresses import AddressLimits, networks
 from exproto_app.commands import Command, Outcome
 from exproto_app.core import Channel, Engine
+from exproto_app.core.login_queue import EACH
 from exproto_app.framing import Line
 from exproto_app.hosts.gateway import Gateway, Listen, Options
 from exproto_app.hosts.gateway.users import CHECKS, Users, hash_password
-from exproto_app.hosts.gateway.waiting import EACH
 from exproto_app.hub import MemoryHub
 
 from .certificates import Authority, trusting
+from .loops import LOOPS, Run, run_in
 from .test_gateway import unclosed_by_old_asyncio
 
 pytestmark = pytest.mark.live
-
-LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
-PATIENCE = 60
-Run = Callable[[Callable[[], Awaitable[None]]], None]
 
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Run:
     """Run a test in each kind of loop."""
-
-    def run(test: Callable[[], Awaitable[None]]) -> None:
-        loop: asyncio.AbstractEventLoop = importlib.import_module(request.param).new_event_loop()
-        try:
-            loop.run_until_complete(asyncio.wait_for(test(), PATIENCE))
-        finally:
-            loop.close()
-            gc.collect()  # what Python 3.10 complains of is this test's, not a later one's
-
-    return run
+    return partial(run_in, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +159,7 @@ def test_handshakes_that_never_go_on_count_and_end(
 def test_half_open_handshakes_keep_nobody_out(
     authority: Authority, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exproto_app.hosts.gateway.gateway.HANDSHAKES", 5)
+    monkeypatch.setattr("exproto_app.hosts.gateway.handshakes.MOST", 5)
     listen = Listen.parse("tls://127.0.0.1:0", cert=str(authority.issue("server")))
 
     async def test() -> None:
@@ -254,6 +240,24 @@ def test_udp_peers_of_one_datagram_keep_no_device_out(run: Run) -> None:
 
 
 # --- addresses
+
+
+def test_a_refusal_by_the_app_itself_counts_and_bans(run: Run) -> None:
+    async def test() -> None:
+        app = echo()
+
+        @app.on_login
+        def judge(login: Login) -> bool:
+            return login.password == "right"
+
+        limits = AddressLimits(failed_logins=2)
+        async with Gateway(app, ["tcp://127.0.0.1:0"], options=Options(addresses=limits)) as gateway:
+            for _ in range(3):
+                assert await ask(gateway, b"login dev wrong") == b""
+            assert (app.stats["logins_failed"], app.stats["addresses_banned"]) == (3, 1)
+            assert await ask(gateway, b"login dev right") == b""
+
+    run(test)
 
 
 def test_an_address_has_its_limits_and_what_it_opened_before_is_given_back(run: Run) -> None:
@@ -394,7 +398,7 @@ def test_where_open_files_are_few_probes_are_answered_and_the_log_stays_short(lo
 def test_accepting_pauses_where_there_are_no_more_files_and_goes_on_by_itself(
     run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exproto_app.hosts.gateway.acceptor.PAUSE", 0.02)
+    monkeypatch.setattr("exproto_app.asyncio_host.accepting.PAUSE", 0.02)
 
     async def test() -> None:
         async with Gateway(echo(), ["tcp://127.0.0.1:0"]) as gateway:
@@ -416,7 +420,7 @@ def test_accepting_pauses_where_there_are_no_more_files_and_goes_on_by_itself(
 
     with caplog.at_level(logging.WARNING):
         run(test)
-    assert caplog.text.count("accepts nothing until others have gone: too many open files") == 1
+    assert caplog.text.count("accepts no connections until others have ended: too many open files") == 1
     assert len(caplog.records) == 1
 
 

@@ -177,6 +177,22 @@ def test_repetition_of_one_connection_is_counted() -> None:
     assert repeats.filter(record("%s ! %d lost", one, 1, at=111))
 
 
+def test_what_is_held_back_anyway_is_counted_without_a_record() -> None:
+    repeats = Repeats()
+    one, other = channels(2)
+    for _ in range(3):
+        assert not repeats.again("%s ! %d lost", one)
+        assert repeats.filter(record("%s ! %d lost", one, 1, at=100))
+    assert not repeats.again("%s ! %d lost", one)  # the one that is told in the end
+    assert not repeats.filter(record("%s ! %d lost", one, 7, at=100))
+    assert [repeats.again("%s ! %d lost", one) for _ in range(10)] == [True] * 10
+    assert not repeats.again("%s ! %d lost", other)
+    with written() as lines:
+        repeats.finish(105)
+    assert lines == ["1/gt06 ! 7 lost … 11 more in 5 s"]
+    assert not repeats.again("%s ! %d lost", one)
+
+
 def test_a_storm_of_connections_is_counted_by_its_kind() -> None:
     repeats = Repeats()
     storm = [record("%s ! refused", Address(f"10.0.{n >> 8}.{n & 255}", 1), at=100) for n in range(5_000)]
@@ -230,6 +246,17 @@ def test_the_filters_memory_is_bounded() -> None:
     assert len(repeats._windows) == 1
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5)), max_size=100))
+def test_windows_stand_in_the_order_in_which_they_began(events: list[tuple[int, float]]) -> None:
+    """Those that have ended are the first ones, so that no line looks through all of them."""
+    repeats, now = Repeats(), 0.0
+    for number, seconds in events:
+        now += seconds
+        repeats.filter(record(f"app ! {number}", at=now))
+    began = [window.began for window in repeats._windows.values()]
+    assert began == sorted(began)
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 40)), max_size=300))
 def test_every_line_is_said_or_counted(events: list[tuple[int, float]]) -> None:
     repeats = Repeats()
@@ -248,7 +275,7 @@ def test_a_host_without_options_takes_the_environment(monkeypatch: pytest.Monkey
     environment = {"EXPROTO_LOG_LEVEL": "loud", "EXPROTO_LOG_FORMAT": "json"}
     configure_from(environment, stream, text="%(message)s")
     line: dict[str, Any] = json.loads(stream.getvalue())
-    assert line["message"].startswith("app ! EXPROTO_LOG_LEVEL is 'loud'; it has to be one of debug, info, ")
+    assert line["message"].startswith("app ! EXPROTO_LOG_LEVEL is 'loud'; it must be one of debug, info, ")
 
 
 FORGED = "dev5\n2026-01-01 00:00:00,000 INFO 9/gt06 = registered 'admin'\r\x1b[2J\x9b\u2028\u202e\ud800"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from exproto_app import DeniedError, InvalidNameError, Router, SetupError
 from exproto_app.cli.checks.finding import failed
-from exproto_app.cli.emqx_config import Handler, configuration
+from exproto_app.cli.emqx_config import HandlerAddress, configuration
 from exproto_app.hosts.emqx42 import conf, generate
 from exproto_app.masking import format_masked, hide_hex, hide_said, hide_secrets, masking, secrets_in
 from exproto_app.models import ClientInfo
@@ -217,8 +217,10 @@ def test_a_generated_module_holds_names_as_data() -> None:
 
 def test_a_generated_configuration_has_a_line_for_each_value() -> None:
     with pytest.raises(SetupError, match=r"can't stand in emqx_exproto\.conf"):
-        conf.broker_config(Path("/tmp/a\nexproto.listener.x = tcp://0.0.0.0:1"), [("tracker", "gt06")])
-    called = Handler('https://a"\nb:9001', 'x"\n}', ("it can't be \nresolved",))
+        conf.broker_config(
+            Path("/tmp/a\nexproto.listener.x = tcp://0.0.0.0:1"), [conf.Planned("tracker", "gt06", 7993)]
+        )
+    called = HandlerAddress('https://a"\nb:9001', 'x"\n}', ("it can't be \nresolved",))
     text = configuration(called, "9100", [], (5, 8, 5), client_certificate=False)
     assert 'server_name_indication = "x\\"\\n}"' in text
     assert 'address = "https://a\\"\\nb:9001"' in text

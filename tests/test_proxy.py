@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import importlib
-import importlib.util
 import ipaddress
 import logging
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,9 +26,9 @@ from exproto_app.hosts.gateway.proxy import LIMIT, Proxied, header
 from exproto_app.models import Address
 
 from .certificates import Authority, trusting
+from .loops import LOOPS, PATIENCE, Run, run_in
 from .test_gateway import unclosed_by_old_asyncio
 
-PATIENCE = 30
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 DEVICE = Proxied(Address("203.0.113.7", 40000), Address("198.51.100.1", 7993))
@@ -156,25 +154,11 @@ def test_what_is_no_header(data: bytes, words: str) -> None:
 
 # --- on real sockets
 
-LOOPS = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
-
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.live) for name in LOOPS])
-def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None]]], None]:
+def run(request: pytest.FixtureRequest) -> Run:
     """Run a test in each kind of loop."""
-
-    def run(test: Callable[[], Awaitable[None]]) -> None:
-        loop: asyncio.AbstractEventLoop = importlib.import_module(request.param).new_event_loop()
-        try:
-            loop.run_until_complete(asyncio.wait_for(test(), PATIENCE))
-        finally:
-            loop.close()
-            gc.collect()  # what Python 3.10 complains of is this test's, not a later one's
-
-    return run
-
-
-Run = Callable[[Callable[[], Awaitable[None]]], None]
+    return partial(run_in, request.param)
 
 
 @pytest.fixture(scope="module")

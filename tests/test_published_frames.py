@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exproto_app.checksums import CRC16_ARC
 from exproto_app.target import load
 from exproto_app.testing import TestClient
 
@@ -19,6 +21,9 @@ from .published import TABLE, Row
 
 DATA = Path(__file__).parent / "data"
 ENOUGH = 0.98  # of the values that are stated
+
+LINES = ("nmea", "wialon")
+WIALON_CHECKSUM = re.compile(r";(0x)?[0-9A-Fa-f]{3,4}$")
 
 app_of = functools.cache(load)
 
@@ -36,6 +41,10 @@ def login_of(protocol: str, frame: dict[str, Any]) -> bytes:
             return GT06.login.sends
         case "teltonika":
             return TELTONIKA.login.sends
+        case "wialon":
+            version, end = ("2.0;", ";") if WIALON_CHECKSUM.search(frame["frame"]) else ("", "")
+            body = f"{version}1001;NA{end}".encode()
+            return b"#L#%b%b\r\n" % (body, b"%X" % CRC16_ARC(body) if version else b"")
         case "jt808" if frame["id"] not in ("0100", "0102"):
             return jt808_login(frame["phone"]).sends
     return b""
@@ -44,7 +53,7 @@ def login_of(protocol: str, frame: dict[str, Any]) -> bytes:
 def told(protocol: str, frame: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return what the example publishes of *frame*."""
     text = frame["frame"]
-    wire = f"{text}\r\n".encode("latin-1") if protocol == "nmea" else bytes.fromhex(text)
+    wire = f"{text}\r\n".encode() if protocol in LINES else bytes.fromhex(text)
     with TestClient(app_of(str(EXAMPLES / f"{protocol}.py")), protocol) as client:
         client.send(login_of(protocol, frame))
         client.published.clear()
@@ -68,7 +77,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other or (type(one) is type(other) is float and abs(one - other) < 1.1e-6)
 
 
-@pytest.mark.parametrize("protocol", ["gt06", "jt808", "teltonika", "nmea"])
+@pytest.mark.parametrize("protocol", ["gt06", "jt808", "teltonika", "nmea", "wialon"])
 def test_published_frames_are_told_right(protocol: str) -> None:
     """No value is wrong, and at least 98 % of those that are stated are told; the others are raw."""
     counts: collections.Counter[str] = collections.Counter()

@@ -25,7 +25,7 @@ pytestmark = [
 pytest.importorskip("watchfiles")
 
 RUN = (sys.executable, "-m", "exproto_app", "run")
-PATIENCE = 30
+PATIENCE = 60
 
 APP = """
 import os
@@ -160,7 +160,7 @@ def test_several_changes_at_once_are_one(folder: Path) -> None:
 def test_a_broken_file_is_told_and_devices_wait_until_it_is_mended(folder: Path) -> None:
     with reloading(folder) as gateway:
         gateway.edit("words.py", "WORD = \n")
-        new = gateway.until("begins anew when a file changes")
+        new = gateway.until("restarts when a file changes")
         assert "SyntaxError" in new
         assert "ended with exit code 1" in new
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as device:
@@ -214,7 +214,7 @@ def test_the_users_file_counts(folder: Path) -> None:
 def test_a_gateway_that_dies_waits_for_a_change_or_a_signal(folder: Path) -> None:
     with reloading(folder) as gateway:
         gateway.ask(b"die\n")
-        gateway.until("! the gateway ended with exit code 7; it begins anew when a file changes")
+        gateway.until("! the gateway ended with exit code 7; it restarts when a file changes")
         gateway.process.send_signal(signal.SIGHUP)
         gateway.until("asked by SIGHUP")
         assert gateway.ask() == b"one x\n"

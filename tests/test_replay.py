@@ -135,6 +135,31 @@ def test_a_difference_in_what_is_sent(path: Path) -> None:
     )
 
 
+def test_an_answer_that_tells_the_time_is_the_recorded_one(tmp_path: Path) -> None:
+    app = App(framing=Line())
+
+    @app.on_received
+    def tell(conn: Connection, frame: bytes) -> bytes:
+        return f"{conn.now():%Y-%m-%d %H:%M}".encode()
+
+    path = tmp_path / "time.jsonl"
+    path.write_text(
+        '{"recording": 1, "part": 1, "started": "2001-02-03T04:05:00+00:00", "by": "test"}\n'
+        '{"at": 1, "conn": "1", "protocol": "default", "event": "opened", "socktype": "tcp",'
+        ' "peer": "127.0.0.1:1", "local": "127.0.0.1:2"}\n'
+        + "".join(
+            f'{{"at": {at}, "conn": "1", "protocol": "default", "event": "{event}", "hex": "{data.hex()}"}}\n'
+            for at, event, data in (
+                (2, "in", b"?\n"),
+                (2, "out", b"2001-02-03 04:05\n"),
+                (70, "in", b"?\n"),
+                (70, "out", b"2001-02-03 04:06\n"),
+            )
+        )
+    )
+    assert replay(app, path) == []
+
+
 def test_a_difference_in_what_is_published(path: Path) -> None:
     record(path, lambda device: device.send(b"one\n"))
     (difference,) = replay(app_of(topic="data"), path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 
 import attrs
 
-from exproto_app.hosts.gateway.room import SCAN, Candidate, Room, crowded
+from exproto_app.hosts.gateway.handshakes import MOST, Handshakes, crowded
+from exproto_app.hosts.gateway.room import Candidate, Room
 
 
 @attrs.define
@@ -18,9 +20,13 @@ class House:
     sockets: int | None = None
     room: Room = attrs.field(init=False)
     unproved: list[Candidate] = attrs.field(factory=list)
+    kinds: dict[Candidate, tuple[str, int]] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self.room = Room(self.limit, [None] * self.listeners, lambda: iter(self.unproved), self.sockets)
+        self.room = Room(self.limit, [None] * self.listeners, self.oldest, self.sockets)
+
+    def oldest(self, kind: str, number: int) -> Candidate | None:
+        return next((one for one in self.unproved if self.kinds[one] == (kind, number)), None)
 
     def enter(self, kind: str, now: float, *, proved: bool = False) -> str:
         number = self.listeners - 1 if kind == "udp" else 0
@@ -32,7 +38,8 @@ class House:
                 self.room.leave(number, datagrams=kind == "udp")
                 return True
 
-            candidate = Candidate(kind, number, now, vacate)
+            candidate = Candidate(now, vacate)
+            self.kinds[candidate] = kind, number
             self.unproved.append(candidate)
         return why
 
@@ -81,22 +88,8 @@ def test_a_udp_peer_displaces_no_tcp_connection_for_its_address_may_be_forged() 
     assert house.enter("udp", 100.0) == "gateway"
 
 
-def test_connections_are_looked_through_the_less_often_the_more_there_are() -> None:
-    looks = []
-
-    def candidates() -> Iterator[Candidate]:
-        looks.append(1)
-        return iter(())
-
-    room = Room(1_000, [None], candidates)
-    for _ in range(1_000):
-        room.enter(0, 0.0, datagrams=False)
-    assert {room.enter(0, now / 10_000, datagrams=False) for now in range(10_000)} == {"gateway"}
-    assert len(looks) <= 1 / (1_000 * SCAN) + 1
-
-
 def test_the_limit_of_a_listener_concerns_its_own_connections() -> None:
-    room = Room(10, [1, None], lambda: iter(()))
+    room = Room(10, [1, None], lambda kind, number: None)
     assert [room.enter(0, 0.0, datagrams=False) for _ in range(2)] == ["", "listener"]
     assert room.enter(1, 0.0, datagrams=False) == ""
     assert room.words(0, "listener") == "it has 1, limit is 1"
@@ -115,3 +108,40 @@ def test_sockets_are_bounded_by_open_files_udp_peers_need_none() -> None:
 def test_the_oldest_of_the_host_with_most_is_given_up() -> None:
     assert crowded([(1, "a"), (2, "b"), (3, "b")]) == 2
     assert crowded([(1, "a"), (2, "b")]) == 1
+
+
+@attrs.define(eq=False)
+class Half:
+    """A connection whose handshake is to come."""
+
+    host: str
+    handshakes: Handshakes
+
+    def vacate(self, why: str = "") -> bool:
+        self.handshakes.ended(self)
+        return True
+
+
+def test_handshakes_begin_one_a_round_and_addresses_take_turns() -> None:
+    rounds: list[Callable[[], object]] = []
+    handshakes, begun = Handshakes(rounds.append), list[str]()
+    for name in ("a1", "a2", "a3", "b1", "gone", "a4"):
+        half = Half(name[0], handshakes)
+        handshakes.wait(half, partial(begun.append, name))
+        if name == "gone":
+            half.vacate()
+    while rounds:
+        before = len(begun)
+        rounds.pop()()
+        assert len(begun) <= before + 1
+    assert begun == ["a1", "b1", "a2", "a3", "a4"]
+
+
+def test_who_has_most_handshakes_under_way_gives_one_up() -> None:
+    handshakes = Handshakes(lambda run: run())
+    halves = [Half("a", handshakes) for _ in range(MOST)]
+    for half in halves:
+        handshakes.wait(half, list)
+    other = Half("b", handshakes)
+    handshakes.wait(other, list)
+    assert list(handshakes._under_way) == [*halves[1:], other]

@@ -8,10 +8,11 @@ import socket
 import sys
 import threading
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
-from exproto_app import App, Connection
+from exproto_app import App, Connection, Message, Router
 from exproto_app.cli.process import find_uvloop, run_loop
 from exproto_app.framing import Line
 from exproto_app.hosts.gateway import Gateway
@@ -55,7 +56,7 @@ def test_a_handler_that_blocks_the_loop_is_named(monkeypatch: pytest.MonkeyPatch
         asyncio.run(test())
     finally:
         logger.removeHandler(told)
-    assert "calculate has held everybody up" in told.text
+    assert "calculate has blocked all connections" in told.text
     assert "blocking=True" in told.text
     assert "told.event.wait(30)" in told.text, "with its stack"
 
@@ -85,48 +86,111 @@ def test_a_handler_that_ends_the_program_ends_its_own_connection_too(*, wait: bo
 LOOPS = ["asyncio", pytest.param("uvloop", marks=pytest.mark.skipif(not find_spec("uvloop"), reason="none"))]
 
 
-@pytest.mark.live
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("kind", ["connect", "plain", "async", "late", "blocking", "timeout", "terminated"])
-def test_an_exit_in_a_handler_ends_the_gateway_with_all_farewells(kind: str, loop: str) -> None:  # noqa: C901 - one app of all
-    app, seen = App(framing=Line()), list[str]()
+EXITS = [SystemExit(3), KeyboardInterrupt()]
+
+KINDS = (
+    "state",
+    "connect",
+    "received",
+    "async",
+    "late",
+    "blocking",
+    "deliver",
+    "timeout",
+    "every",
+    "terminated",
+    "error",
+    "spawn",
+    "codec",
+    "key",
+    "match",
+    "sniff",
+)
+"""Whatever of an app's may raise, named by what a device sends to have it run."""
+
+
+def leaving(kind: str, error: BaseException, seen: list[str]) -> App[Any, Any]:  # noqa: C901, PLR0915 - one app of all
+    """Return an app in which the handler of *kind* raises *error*."""
 
     def leave(here: str) -> None:
         if here == kind:
-            sys.exit(3)
+            raise error
+
+    def make_state() -> None:
+        leave("state")
+
+    def parse(frame: bytes) -> bytes:
+        leave("codec")
+        return frame
+
+    def key(frame: bytes) -> bytes:
+        leave("key")
+        return frame
+
+    def sniff(data: bytes) -> bool:
+        leave("sniff")
+        return True
+
+    app: App[Any, Any] = App(framing=Line(), state=make_state, codec=(parse, None), key=key, sniff=sniff)
+    app.include(Router("other"))
 
     @app.on_connect
-    def connect(conn: Connection) -> None:
+    def connect(conn: Connection[Any, Any]) -> None:
         leave("connect")
         conn.start_timer(0.01 if kind == "timeout" else 60)
 
-    @app.on_received(b"plain")
-    def plain(conn: Connection, frame: bytes) -> None:
-        leave("plain")
+    @app.on_received
+    def received(conn: Connection[Any, Any], frame: bytes) -> None:
+        leave("received")
+        if kind == "deliver":
+            conn.subscribe("t")
+            conn.publish("t", b"")
+        if kind == "terminated":
+            conn.terminate()
+        if kind == "error":
+            raise ValueError(frame)
+        if kind == "spawn":
+            conn.spawn(spawned())
+
+    async def spawned() -> None:
+        await asyncio.sleep(0)
+        leave("spawn")
 
     @app.on_received(b"async")
-    async def at_once(conn: Connection, frame: bytes) -> None:
+    async def at_once(conn: Connection[Any, Any], frame: bytes) -> None:
         leave("async")
 
     @app.on_received(b"late")
-    async def late(conn: Connection, frame: bytes) -> None:
+    async def late(conn: Connection[Any, Any], frame: bytes) -> None:
         await asyncio.sleep(0)
         leave("late")
 
     @app.on_received(b"blocking", blocking=True)
-    def blocking(conn: Connection, frame: bytes) -> None:
+    def blocking(conn: Connection[Any, Any], frame: bytes) -> None:
         leave("blocking")
 
-    @app.on_received(b"terminated")
-    def end(conn: Connection, frame: bytes) -> None:
-        conn.terminate()
+    @app.on_received(b"match")
+    async def match(conn: Connection[Any, Any], frame: bytes) -> None:
+        await conn.request(b"?", match=lambda _: leave("match"))
+
+    @app.on_deliver
+    def deliver(conn: Connection[Any, Any], message: Message) -> None:
+        leave("deliver")
 
     @app.on_timeout
-    def timeout(conn: Connection) -> None:
+    def timeout(conn: Connection[Any, Any]) -> None:
         leave("timeout")
 
+    @app.every(0.01 if kind == "every" else 60)
+    def tick(conn: Connection[Any, Any]) -> None:
+        leave("every")
+
+    @app.on_error
+    def wrong(conn: Connection[Any, Any], error: Exception) -> None:
+        leave("error")
+
     @app.on_terminated
-    def gone(conn: Connection, reason: str) -> None:
+    def gone(conn: Connection[Any, Any], reason: str) -> None:
         seen.append("gone")
         leave("terminated")
 
@@ -134,20 +198,30 @@ def test_an_exit_in_a_handler_ends_the_gateway_with_all_farewells(kind: str, loo
     def down() -> None:
         seen.append("down")
 
+    return app
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("error", EXITS, ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exit_in_a_handler_ends_the_gateway_with_all_farewells(
+    kind: str, error: BaseException, loop: str
+) -> None:
+    seen: list[str] = []
+    listener = "default,other=tcp://127.0.0.1:0" if kind == "sniff" else "default=tcp://127.0.0.1:0"
+
     async def main() -> None:
-        async with Gateway(app, ["tcp://127.0.0.1:0"]) as gateway:
+        async with Gateway(leaving(kind, error, seen), [listener]) as gateway:
             address = gateway.addresses[0][2]
             with socket.create_connection((address.host, address.port)) as device:
-                if kind not in ("connect", "timeout"):
-                    device.sendall(kind.encode() + b"\n")
+                if kind not in ("state", "connect", "timeout", "every"):
+                    device.sendall(kind.encode() + b"\n" + b"answer\n" * (kind == "match"))
                 await asyncio.sleep(60)
 
-    with pytest.raises(SystemExit, match="3"):
+    with pytest.raises(type(error)):
         run_loop(main(), find_uvloop(loop))
-    assert seen == ["gone", "down"]
-
-
-EXITS = [SystemExit(3), KeyboardInterrupt()]
+    assert seen == (["down"] if kind == "sniff" else ["gone", "down"])
 
 
 @pytest.mark.parametrize("error", EXITS, ids=repr)

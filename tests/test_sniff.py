@@ -19,7 +19,8 @@ from exproto_app.core import Rules
 from exproto_app.framing import Line
 from exproto_app.hosts.gateway import Gateway
 from exproto_app.ops.logs import JsonFormatter
-from exproto_app.router import Router, Sniff
+from exproto_app.options import Sniff
+from exproto_app.router import Router
 from exproto_app.tap import Closed, Event, Failed, Frame, Opened, Received, Tap
 from exproto_app.testing import TestClient
 
@@ -234,7 +235,10 @@ def test_who_says_nothing_is_closed_in_time_with_a_hint(caplog: pytest.LogCaptur
         assert not device.closed
         device.advance(0.2)
         assert (device.closed, device.close_reason) == (True, "timeout")
-        assert "it said nothing within 7 s; where the server has to speak first" in caplog.text
+        assert (
+            "it said nothing within 7 s; a protocol in which the server speaks first needs its own listener"
+            in caplog.text
+        )
         assert app.stats["connections_closed.timeout"] == 1
 
 
@@ -303,7 +307,7 @@ def test_a_rule_that_fails_is_logged_and_fails_the_test(
             device.send(b"a")
         assert (device.closed, device.close_reason) == (True, "error")
         assert app.stats["handler_errors"] == 1
-    assert "1/0,1 ! no protocol is found: sniff= of Router('0')" in caplog.text
+    assert "1/0,1 ! protocol not recognized: sniff= of Router('0')" in caplog.text
 
 
 @pytest.mark.live

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime, timezone
 
 import pytest
 
@@ -304,3 +305,23 @@ def test_several_protocols_need_a_name() -> None:
         TestClient(app)
     with pytest.raises(SetupError, match="no protocol 'c'; it serves a, b"):
         TestClient(app, protocol="c")
+
+
+def test_the_time_of_day_begins_where_the_test_says_and_moves_with_virtual_time() -> None:
+    app = App(framing=Line())
+
+    @app.on_received
+    def tell(conn: Connection, frame: bytes) -> bytes:
+        return conn.now().isoformat().encode()
+
+    with TestClient(app, now=datetime(2026, 2, 28, 23, 59, 59, tzinfo=timezone.utc)) as device:
+        device.send(b"now\n")
+        device.advance(86_401.25)
+        device.another().send(b"now\n")
+        device.send(b"now\n")
+        assert device.recv() == b"2026-02-28T23:59:59+00:00\n2026-03-02T00:00:00.250000+00:00\n"
+
+
+def test_a_time_of_day_without_a_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no time zone"):
+        TestClient(App(), now=datetime(2026, 1, 1))  # noqa: DTZ001 - the mistake that is tried

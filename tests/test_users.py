@@ -74,7 +74,7 @@ def test_a_file_without_users_is_told(tmp_path: Path, caplog: pytest.LogCaptureF
     path.write_text("# nobody yet\n")
     with caplog.at_level(logging.WARNING, "exproto_app"):
         Users(path)
-    assert "names nobody, so nobody may register" in caplog.text
+    assert "has no users, so nobody may register" in caplog.text
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_the_wheel_works_from_an_empty_environment(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "exproto_app/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "examples"))]
+    assert not [name for name in names if "__pycache__" in name]
 
     venv.create(tmp_path / "env")
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -35,6 +36,11 @@ def test_the_wheel_works_from_an_empty_environment(tmp_path: Path) -> None:
     run(*pip, "install", "--quiet", "--disable-pip-version-check", wheel)
     assert "default" in run(python, "-m", "exproto_app", "routes", ROOT / "examples" / "echo.py")
     assert "exproto-app" in run(python.parent / "exproto-app", "--version")
+    exproto_app = python.parent / "exproto-app"
+    run(exproto_app, "examples", "trackers", "--to", tmp_path / "copied")
+    assert "gt06" in run(exproto_app, "routes", tmp_path / "copied" / "trackers.py")
+    run(exproto_app, "new", tmp_path / "water-meters")
+    assert "Line" in run(exproto_app, "routes", tmp_path / "water-meters" / "water_meters.py")
     for page in (ROOT / "exproto_app" / "guide").glob("*.md"):
         assert f"exproto_app/guide/{page.name}" in names
-    assert run(python.parent / "exproto-app", "guide", "first").startswith("# First device\n")
+    assert run(exproto_app, "guide", "first").startswith("# First device\n")

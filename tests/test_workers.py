@@ -21,10 +21,11 @@ import pytest
 
 from exproto_app import App, Connection
 from exproto_app.cli.supervisor import Supervisor
+from exproto_app.cli.worker import Worker
 from exproto_app.errors import SetupError
 from exproto_app.framing import Line
 from exproto_app.hosts.gateway import Gateway, Listen
-from exproto_app.hosts.gateway.sockets import bind, share
+from exproto_app.hosts.gateway.sockets import bind, share, share_again
 
 pytestmark = [
     pytest.mark.live,
@@ -32,7 +33,7 @@ pytestmark = [
 ]
 
 RUN = (sys.executable, "-m", "exproto_app", "run")
-PATIENCE = 30
+PATIENCE = 60
 MANY = 200
 """Connections among which each of two workers surely gets one."""
 
@@ -304,8 +305,10 @@ def test_a_reload_with_a_broken_file_keeps_the_workers_that_serve(app: Path) -> 
         devices = spread(workers.port(), stack)
         app.write_text("import nothing_of_this_name\n")
         workers.process.send_signal(signal.SIGHUP)
-        workers.until("worker 1 ! the new one ended with exit code 1 before it served; the old one stays")
-        workers.until("workers ! not reloaded from worker 1 on; those that serve stay")
+        workers.until(
+            "worker 1 ! its replacement ended with exit code 1 before it served; the old one keeps serving"
+        )
+        workers.until("workers ! worker 1 and those after it are not reloaded; the old ones keep serving")
         assert workers.text.count("No module named 'nothing_of_this_name'") == 1
         assert {int(device.ask()) for device in devices.values()} == set(devices)
         app.write_text(APP)
@@ -339,7 +342,7 @@ def test_when_no_worker_comes_up_any_more_the_whole_ends(app: Path) -> None:
     with gang(app, workers=1) as workers:
         app.write_text("app = 3\n")
         os.kill(workers.pids()[0], signal.SIGKILL)
-        assert "workers ! none comes up any more" in workers.rest()
+        assert "workers ! no worker can be started any more" in workers.rest()
         assert workers.process.wait(PATIENCE) == 2
 
 
@@ -362,7 +365,7 @@ def test_workers_end_by_themselves_when_their_supervisor_is_killed(app: Path) ->
         port = workers.port()
         workers.process.kill()
         text = workers.rest()
-        assert text.count("the supervisor has gone; it ends") == 2
+        assert text.count("the supervisor is gone; the worker ends") == 2
         assert [device.sock.recv(100) for device in devices] == [b"", b""]
         assert "gone: shutdown" in text
         with pytest.raises(ConnectionRefusedError):
@@ -478,6 +481,19 @@ def test_a_port_is_chosen_once_for_all_who_share_it() -> None:
         assert names[0] == names[1] == names[2]
         for sock in (sock for sockets in shares for sock in sockets):
             sock.close()
+
+
+def test_a_socket_for_datagrams_gets_its_part_of_them_when_somebody_reads_it() -> None:
+    """That of a worker that died stays out of its group until the successor serves."""
+    [[first]], [[second]] = (share(Listen.parse("udp://127.0.0.1:0"), 1) for _ in range(2))
+    again = share_again(first.family, first.type, first.getsockname())
+    ours, theirs = socket.socketpair()
+    with first, second, again, ours, theirs:
+        assert again.getsockname()[1] == 0
+        given = Worker(1, [[again], [second]], ours, names=[[first.getsockname()], [("127.0.0.1", 9)]])
+        assert given.open() == [[again], [second]]
+        assert again.getsockname() == first.getsockname()
+        assert second.getsockname()[1] != 9
 
 
 def test_a_port_that_somebody_listens_on_cant_be_shared() -> None:

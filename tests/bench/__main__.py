@@ -23,6 +23,10 @@ NAMES = (
     "erlport",
     "grpc",
     "mqtt",
+    "store",
+    "blackbox",
+    "children",
+    "simulate",
     "hostile",
 )
 

@@ -25,16 +25,16 @@ from exproto_app.hosts.gateway import Gateway
 from exproto_app.target import load as load_app
 from tests.devices import GT06
 
-from .gateway import ROUNDS, rounds, tell
+from .gateway import ROUNDS, SECONDS, WARMUP, rounds, tell
 from .load import Round
 from .servers import BACKLOG, LOOPS, ByHand, Server, answer_counts, run_server
 
 __all__ = ["main"]
 
-BAR = 0.6
+BARS = {1: 0.75, 16: 0.6}
+"""By how many positions a tracker sends in one go."""
+
 TRACKERS = 100
-WARMUP = 0.2
-SECONDS = 1.0
 PATIENCE = 10.0
 POSITIONS = (1, 16)
 """Positions that each tracker sends in one go."""
@@ -197,7 +197,7 @@ def main() -> None:
         with Server("gt06", (loop,), __name__) as ours, Server("by_hand", (loop,), __name__) as by_hand:
             for window in POSITIONS:
                 pairs = rounds(Trackers(), ours, by_hand, window, ROUNDS[loop])
-                bar = BAR if loop == "asyncio" else None
+                bar = BARS[window] if loop == "asyncio" else None
                 tell(f"devices.gt06.{window}_at_once.{loop}", "frames/s", bar, pairs)
 
 

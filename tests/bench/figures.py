@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["BELOW", "show"]
+import statistics
+from collections.abc import Sequence
+
+__all__ = ["BELOW", "show", "spread"]
 
 BELOW: list[str] = []
 """The names of the figures that missed their bar."""
@@ -31,3 +34,9 @@ def show(
     if note:
         words.append(note)
     print(*words, flush=True)
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Return between what the middle half of *ratios* lies."""
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return f"spread={low:.2f}..{high:.2f}"

@@ -6,6 +6,7 @@ Run it as `python -m tests.bench.framing`; it prints a line for each figure, and
 from __future__ import annotations
 
 import gc
+import json
 import random
 import statistics
 import sys
@@ -15,7 +16,7 @@ from typing import TypeAlias
 
 import attrs
 
-from exproto_app.checksums import CRC16_ARC, CRC16_MODBUS, CRC16_X25, XOR
+from exproto_app.checksums import CRC16_ARC, CRC16_MODBUS, CRC16_X25, SUM8, XOR
 from exproto_app.framing import (
     JT808,
     RAW,
@@ -27,11 +28,13 @@ from exproto_app.framing import (
     FirstOf,
     FixedSize,
     Framing,
+    JsonObjects,
     LengthPrefix,
     Line,
     OctetCounting,
     Reader,
     Resync,
+    Skip,
     StartEnd,
     Varint,
 )
@@ -118,6 +121,87 @@ def by_delimiter(chunks: Sequence[bytes]) -> list[bytes]:
         parts = (rest + chunk).split(b"||")
         rest = parts.pop()
         frames += parts
+    return frames
+
+
+def by_two(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        parts = (rest + chunk).replace(b"\n", b";").split(b";")
+        rest = parts.pop()
+        frames += [part for part in parts if part]
+    return frames
+
+
+def by_endings(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        parts = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        rest = parts.pop()
+        frames += [part for part in parts if part]
+    return frames
+
+
+def by_decoder(chunks: Sequence[bytes]) -> list[bytes]:
+    # What people write for JSON without delimiters: the parser tells where a value ends.
+    frames: list[bytes] = []
+    rest = ""
+    raw_decode = json.JSONDecoder().raw_decode
+    for chunk in chunks:
+        text = rest + chunk.decode()
+        start = 0
+        while start < len(text):
+            try:
+                _, end = raw_decode(text, start)
+            except ValueError:
+                break
+            frames.append(text[start:end].encode())
+            start = end
+        rest = text[start:]
+    return frames
+
+
+def by_meter(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        data = rest + chunk
+        start, size = 0, len(data)
+        while True:
+            while data[start : start + 1] == b"\xfe":
+                start += 1
+            if start + 10 > size:
+                break
+            end = start + 12 + data[start + 9]
+            if end > size:
+                break
+            body = data[start : end - 2]
+            if data[start] == 0x68 and data[end - 1] == 0x16 and sum(body) & 0xFF == data[end - 2]:
+                frames.append(body)
+            start = end
+        rest = data[start:]
+    return frames
+
+
+def by_bcc(chunks: Sequence[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    rest = b""
+    for chunk in chunks:
+        data = rest + chunk
+        start, size = 0, len(data)
+        while start < size and data[start] == 2:
+            end = data.find(b"\x03", start)
+            if end < 0 or end + 1 >= size:
+                break
+            value = 0
+            for byte in data[start + 1 : end + 1]:
+                value ^= byte
+            if value == data[end + 1]:
+                frames.append(data[start + 1 : end])
+            start = end + 2
+        rest = data[start:]
     return frames
 
 
@@ -395,6 +479,11 @@ EITHER = FirstOf((b"\x02", LengthPrefix(1, start=b"\x02")), Line())
 TELTONIKA = Checked(LengthPrefix(4, start=bytes(4), adjustment=4), CRC16_ARC, size=4)
 BY_FUNCTION = FirstOf((lambda data: data[0] < 32, LengthPrefix(1, start=b"\x02")), Line())
 BOTH_TELTONIKAS = FirstOf(TELTONIKA, (b"\x00\x0f", LengthPrefix(2)))
+METER = Skip(
+    Checked(LengthPrefix(1, start=b"\x68", offset=9, adjustment=1, end=b"\x16"), SUM8), b"\xfe", send=2
+)
+METER_HEAD = b"\x68\xaa\xaa\xaa\xaa\xaa\xaa\x68\x91"
+BCC = Checked(StartEnd(b"\x02", b"\x03"), XOR, at="behind")
 NMEA = Checked(Line(ending=b"\r\n"), XOR, start=1, mark=b"*", text=True)
 
 
@@ -405,6 +494,7 @@ class Case:
     by_hand: Loop
     bar: float
     text: bool = False
+    json: bool = False
     sizes: tuple[int, int] = (20, 64)
     before: bytes = b""  # what every frame begins with
 
@@ -414,6 +504,11 @@ CASES = (
     Case("line", Line(), by_line, 0.5, text=True),
     Case("line_crlf", Line(ending=b"\r\n"), by_crlf, 0.5, text=True),
     Case("delimiter", Delimiter(b"||"), by_delimiter, 0.5, text=True),
+    Case("several_delimiters", Delimiter(b";", b"\n"), by_two, 0.4, text=True),
+    Case("line_universal", Line(universal=True), by_endings, 0.4, text=True),
+    Case("json_objects", JsonObjects(), by_decoder, 0.3, text=True, json=True),
+    Case("wake_up_and_end", METER, by_meter, 0.25, sizes=(4, 40), before=METER_HEAD),
+    Case("checked_behind", BCC, by_bcc, 0.25, text=True),
     Case("length_prefix", LengthPrefix(2), by_length, 0.4),
     Case("length_header", LengthPrefix(1, offset=2, adjustment=2), by_header, 0.4),
     Case("fixed_size", FixedSize(32), by_size, 0.4, sizes=(32, 32)),
@@ -448,6 +543,12 @@ def stream(case: Case) -> bytes:
             frame = frame.hex()[: len(frame)].encode()
         if case.name == "length_header":
             frame = b"\x78\x78" + bytes([len(frame)]) + frame + b"\x0d\x0a"
+        if case.json:
+            frame = json.dumps(
+                {"id": frame[:8].decode(), "values": [len(frame), {"text": frame.decode()}]}
+            ).encode()
+        if case.before == METER_HEAD:
+            frame = bytes([len(frame)]) + frame
         if case.name == "checked_generator":
             frame = b"\x01\x03" + bytes([len(frame)]) + frame
         framing = case.framing

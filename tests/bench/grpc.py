@@ -29,9 +29,9 @@ from exproto_app.commands import Outcome
 from exproto_app.framing import Line
 from exproto_app.hosts.grpc import AdapterMap, Service
 from exproto_app.hosts.grpc import exproto_pb2 as pb
-from exproto_app.hosts.grpc.caller import Caller, Inbound, Take
+from exproto_app.hosts.grpc.caller import Caller, InboundCall, Take
 from exproto_app.hosts.grpc.callers import Callers
-from exproto_app.hosts.grpc.client import OK, Client, Method
+from exproto_app.hosts.grpc.client import OK, AdapterClient, Method
 from exproto_app.hosts.grpc.link import GrpcLink
 
 from .figures import show
@@ -190,14 +190,14 @@ class Adapter:
     def count(self, name: str, /) -> None:
         raise AssertionError(name)
 
-    def _done(self, _caller: Caller, _call: Inbound, _message: bytes) -> bool:
+    def _done(self, _caller: Caller, _call: InboundCall, _message: bytes) -> bool:
         return True
 
-    def _close(self, _caller: Caller, _call: Inbound, _message: bytes) -> bool:
+    def _close(self, _caller: Caller, _call: InboundCall, _message: bytes) -> bool:
         self.closes += 1
         return True
 
-    def _send(self, _caller: Caller, _call: Inbound, message: bytes) -> bool:
+    def _send(self, _caller: Caller, _call: InboundCall, message: bytes) -> bool:
         end = 2 + message[1]
         device = self.devices[message[2:end]]
         # The second field is what is left but its tag and its length, which takes two bytes from 128 on.
@@ -212,10 +212,10 @@ class SlowAdapter(Adapter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._open: deque[tuple[Take, Caller, Inbound, bytes]] = deque()
+        self._open: deque[tuple[Take, Caller, InboundCall, bytes]] = deque()
         self.methods = {path: (partial(self._take, take), False) for path, (take, _) in self.methods.items()}
 
-    def _take(self, take: Take, caller: Caller, call: Inbound, message: bytes) -> bool:
+    def _take(self, take: Take, caller: Caller, call: InboundCall, message: bytes) -> bool:
         self._open.append((take, caller, call, message))
         if len(self._open) == 1:
             asyncio.get_running_loop().call_soon(self._answer)
@@ -240,31 +240,44 @@ class Load:
         self.mode = mode
         self.adapter = SlowAdapter() if mode == "crowd" else Adapter()
         self.process: subprocess.Popen[bytes]
-        self._clients: list[tuple[Client, dict[str, Method]]] = []
+        self._listener: asyncio.Server
+        self._clients: list[tuple[AdapterClient, dict[str, Method]]] = []
         self._numbers = iter(range(10**9))
+
+    async def serve_adapter(self) -> str:
+        """Serve the adapter; return where."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(lambda: Caller(self.adapter).protocol, "127.0.0.1", 0)
+        return f"127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    def dial(self, port: int) -> None:
+        """Connect to the service at *port*, as often as a broker does."""
+        for _ in range(WIRES):
+            client = AdapterClient("127.0.0.1", port)
+            names = ("OnSocketCreated", "OnReceivedBytes", "OnSocketClosed")
+            self._clients.append((client, {name: client.method(f"/{HANDLER}/{name}") for name in names}))
+
+    async def close(self) -> None:
+        """Let go of the service, and serve no adapter any more."""
+        for client, _ in self._clients:
+            await client.close()
+        self._listener.close()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(lambda: Caller(self.adapter).protocol, "127.0.0.1", 0)
-        where = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        where = await self.serve_adapter()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "tests.bench.grpc", self.server, self.mode, str(port), where]
         self.process = subprocess.Popen(command)  # noqa: ASYNC220 - nothing else runs yet
         try:
             await listening(port)
-            for _ in range(WIRES):
-                client = Client("127.0.0.1", port)
-                names = ("OnSocketCreated", "OnReceivedBytes", "OnSocketClosed")
-                self._clients.append((client, {name: client.method(f"/{HANDLER}/{name}") for name in names}))
+            self.dial(port)
             yield self
         finally:
             self.process.kill()
             self.process.wait()
-            for client, _ in self._clients:
-                await client.close()
-            listener.close()
+            await self.close()
 
     async def call(self, number: int, name: str, message: bytes) -> None:
         client, methods = self._clients[number % WIRES]

@@ -1,12 +1,11 @@
 """Well-behaved devices beside hostile peers: 100 devices, one line a second each, beside each attacker.
 
-Run it as `python -m tests.bench.hostile [ATTACKER…]`. The server is `exproto-app run` as operators start it,
-in a process of its own, anew for each attacker; attackers have processes of their own too. For each, by
-itself and twenty times over, it tells the devices' p99 and maximum, the server's peak of memory, the slowest
-answer of `/healthz`, and how long the server takes to end after SIGTERM while the attack goes on.
-
-A new attacker is one more function in `ATTACKERS`: it gets a `Target`, attacks until it is killed, and
-expects nothing of the answers.
+Run it as `python -m tests.bench.hostile [ATTACKER…] [1|20] [asyncio|uvloop]`; the beginning of a name picks
+all that begin so. The server is `exproto-app run`, or `serve`, as operators start it, in a process of its
+own, anew for each attacker; attackers have processes of their own too. For each, by itself and twenty times
+over, it tells the devices' p99 and maximum, the server's peak of memory, the slowest answer of `/healthz`,
+and how long the server takes to end after SIGTERM while the attack goes on. `attackers` has them. With
+HOSTILE_STDERR in the environment the server's log is shown.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import re
 import signal
 import socket
@@ -22,30 +20,61 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from exproto_app.hosts.gateway.users import hash_password
 from tests.certificates import Authority
 
+from .attackers import ATTACKERS, SERVE_ATTACKERS, Target
 from .figures import show
 from .servers import LOOPS, allow_files
 
-__all__ = ["ATTACKERS", "Target", "main"]
+__all__ = ["DEVICES", "SECONDS", "Seen", "main", "probe"]
 
 DEVICES: Final = 100
 SECONDS: Final = 5.0
 MANY: Final = 20
 
-FLOOD: Final = 6_000_000
-"""Bytes that a flood sends before it hangs up."""
+LISTENERS: Final = {
+    "tcp": "default=tcp",
+    "udp": "default=udp",
+    "tls": "default=tls",
+    "jt808": "jt808=tcp",
+    "gt06": "gt06=tcp",
+    "nmea": "nmea=tcp",
+    "modbus": "modbus=tcp",
+    "kept": "kept=tcp",
+    "gt06_udp": "gt06=udp",
+    "json": "json=tcp",
+    "skip": "skip=tcp",
+    "several": "several=tcp",
+    "behind": "behind=tcp",
+    "counted": "counted=tcp",
+    "judged": "judged=tcp",
+    "lines": "lines=tcp",
+    "errors": "errors=tcp",
+    "fatal": "fatal=tcp",
+    "deaf": "deaf=tcp",
+    "after": "after=tcp",
+    "ws": "default=ws",
+    "proxied": "default=tcp",
+    "proxied_tls": "default=tls",
+    "slow": "slow=tcp",
+    "slow_udp": "slow=udp",
+    "dtls_udp": "default=dtls",
+}
+"""The gateway's listeners: each field of `Target`, and what is served there."""
 
-SPOKEN: Final = ("jt808", "gt06", "nmea", "modbus")
-"""The protocols besides the one of the well-behaved."""
+MODEMS: Final = "default=mqtt-bytes://dev0:right@127.0.0.1:{}/dtu/{{id}}/up?down=dtu/{{id}}/down"
+"""Modems, by way of the gateway's own MQTT listener."""
+
+OPTIONS: Final = {"proxied": "?proxy-protocol=1", "proxied_tls": "?proxy-protocol=1"}
+"""What a listener has behind its port."""
 
 P99: Final = 50.0
 MOST: Final = 250.0
@@ -57,7 +86,9 @@ HEALTH: Final = 1.0
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 
 APP: Final = f"""
+import asyncio
 import sys
+import time
 
 sys.path.insert(0, {str(EXAMPLES)!r})
 
@@ -65,8 +96,20 @@ import gt06
 import jt808
 import modbus_rtu
 import nmea
-from exproto_app import App, Connection
-from exproto_app.framing import FirstOf, Line, Resync
+from exproto_app import App, Connection, Message, checksums
+from exproto_app.framing import (
+    JT808, Checked, Delimiter, FirstOf, JsonObjects, LengthPrefix, Line, Resync, Skip, StartEnd,
+)
+
+
+class Counted:
+    def encode(self, frame):
+        return len(frame).to_bytes(2, "big") + frame
+
+    def decode(self, reader):
+        while True:
+            size = yield from reader.exactly(2)
+            yield (yield from reader.exactly(int.from_bytes(size, "big")))
 
 app = App(framing=Line())
 for name, framing in (
@@ -74,10 +117,21 @@ for name, framing in (
     ("gt06", Resync(FirstOf(gt06.SHORT, gt06.LONG))),
     ("nmea", nmea.LINES),
     ("modbus", modbus_rtu.Answers()),
+    ("kept", JT808),
+    ("json", JsonObjects()),
+    ("skip", Skip(LengthPrefix(1, start=b"\\x68"), b"\\xfe")),
+    ("several", Delimiter(b";", b"\\n", b"\\r")),
+    ("behind", Checked(StartEnd(b"\\x02", b"\\x03"), checksums.XOR, at="behind")),
+    ("counted", Counted()),
 ):
     @app.protocol(name, framing=framing).on_received
     def spoken(conn: Connection, frame: bytes) -> None:
         pass
+
+
+@app.protocols["kept"].on_error
+def keep(conn: Connection, error: BaseException) -> None:
+    conn.keep()
 
 
 @app.on_received
@@ -90,190 +144,112 @@ async def login(conn: Connection, frame: bytes) -> bytes:
     name, password = frame.decode().split()[1:3]
     await conn.register(name, password=password)
     return b"welcome"
+
+
+judged = app.protocol("judged", framing=Line())
+judged.on_received(login)
+
+
+@judged.on_login(blocking=True)
+def judge(login) -> bool:
+    time.sleep(0.05)
+    return login.password == "right"
+
+
+@app.protocol("lines", framing=Line()).on_received
+def named(conn: Connection, frame: bytes) -> bytes | None:
+    if frame == b"end":
+        return frame
+    conn.child(frame.decode(), password="right")
+
+
+@app.protocol("fatal", framing=Line()).on_received
+def fail(conn: Connection, frame: bytes) -> None:
+    raise ValueError(frame)
+
+
+errors = app.protocol("errors", framing=Line())
+errors.on_received(fail)
+errors.on_error(keep)
+deaf = app.protocol("deaf", framing=Line())
+
+
+@deaf.on_received
+def subscribe(conn: Connection, frame: bytes) -> None:
+    conn.subscribe("deaf/x", qos=1)
+
+
+@deaf.on_deliver
+def deliver(conn: Connection, message: Message) -> bytes:
+    return message.payload
+
+
+@app.protocol("slow", framing=Line()).on_received
+async def wait(conn: Connection, frame: bytes) -> None:
+    await asyncio.sleep(1.5)
+
+
+@app.protocol("after", framing=Line()).on_received
+def acknowledge(conn: Connection, frame: bytes) -> None:
+    conn.send(b"ok", after=conn.publish("after/x", frame, qos=1))
 """
-
-
-@attrs.frozen
-class Target:
-    """Where a server listens."""
-
-    tcp: int
-    udp: int
-    tls: int
-    health: int
-    jt808: int
-    gt06: int
-    nmea: int
-    modbus: int
-
-
-Attacker = Callable[[Target], Coroutine[Any, Any, None]]
-
-
-# --- the attackers
-
-
-async def connect(port: int) -> socket.socket | None:
-    """Return a connection to *port*; None where there is none, or no file left for it."""
-    try:
-        sock = socket.socket()
-    except OSError:
-        await asyncio.sleep(0.01)
-        return None
-    sock.setblocking(False)
-    try:
-        await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port)), 5)
-    except (OSError, asyncio.TimeoutError):
-        sock.close()
-        return None
-    return sock
-
-
-async def nobody(target: Target) -> None:
-    """Attack nobody: what the machine itself costs."""
-    await asyncio.sleep(3_600)
-
-
-async def logins(target: Target) -> None:
-    """Try wrong passwords of a name that is there, 370 a second, and hang up."""
-    while True:
-        sock = await connect(target.tcp)
-        if sock is not None:
-            with sock, contextlib.suppress(OSError):
-                sock.send(b"login dev0 wrong%d\n" % random.getrandbits(64))
-        await asyncio.sleep(1 / 370)
-
-
-async def logins_held(target: Target) -> None:
-    """The same, of many names, waiting for each answer."""
-
-    async def one() -> None:
-        while True:
-            sock = await connect(target.tcp)
-            if sock is None:
-                await asyncio.sleep(0.1)
-                continue
-            line = b"login dev%d wrong%d\n" % (random.randrange(100), random.getrandbits(64))
-            with sock, contextlib.suppress(OSError, asyncio.TimeoutError):
-                sock.send(line)
-                await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 100), 10)
-
-    await asyncio.gather(*(one() for _ in range(50)))
-
-
-async def udp_peers(target: Target) -> None:
-    """Send a datagram each from ever new ports."""
-    while True:
-        for _ in range(50):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-                sock.sendto(b"x\n", ("127.0.0.1", target.udp))
-        await asyncio.sleep(0.01)
-
-
-async def half_open(target: Target) -> None:
-    """Hold 3,000 connections: TCP without a word, TLS without and with the start of a handshake."""
-    held = []
-    for number in range(3_000):
-        port = target.tls if number % 3 else target.tcp
-        sock = await connect(port)
-        if sock is not None:
-            held.append(sock)
-            if number % 3 == 1:
-                with contextlib.suppress(OSError):
-                    sock.send(b"\x16\x03\x01\x02\x00")
-        if number % 20 == 0:
-            await asyncio.sleep(0.005)
-    await asyncio.sleep(3_600)
-
-
-async def slow_health(target: Target) -> None:
-    """Ask `/healthz`, a byte a second, from 16 connections; come back at once where they are closed."""
-
-    async def one() -> None:
-        while True:
-            sock = await connect(target.health)
-            if sock is None:
-                await asyncio.sleep(0.1)
-                continue
-            with sock, contextlib.suppress(OSError):
-                for byte in b"GET /healthz HTTP/1.1\r\n" + b"x" * 1_000:
-                    sock.send(bytes([byte]))
-                    await asyncio.sleep(1)
-
-    await asyncio.gather(*(one() for _ in range(16)))
-
-
-async def connects(target: Target) -> None:
-    """Connect and hang up, as fast as it goes."""
-    while True:
-        sock = await connect(target.tcp)
-        if sock is not None:
-            sock.close()
-
-
-def flood(name: str, unit: bytes) -> Attacker:
-    """Return who sends 6 MB of *unit* in two seconds at most, hangs up, and comes again."""
-
-    async def attack(target: Target) -> None:
-        piece = unit * (65_536 // len(unit))
-        while True:
-            sock = await connect(getattr(target, name))
-            if sock is None:
-                await asyncio.sleep(0.1)
-                continue
-            with sock, contextlib.suppress(OSError, asyncio.TimeoutError):
-                for _ in range(FLOOD // len(piece)):
-                    await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(sock, piece), 2)
-            await asyncio.sleep(0.1)
-
-    return attack
-
-
-ATTACKERS: Final[dict[str, Attacker]] = {
-    "nobody": nobody,
-    "logins": logins,
-    "logins_held": logins_held,
-    "udp_peers": udp_peers,
-    "half_open": half_open,
-    "slow_health": slow_health,
-    "connects": connects,
-    "flood_echo": flood("tcp", b"\n"),
-    "flood_jt808": flood("jt808", b"\x7e\x00"),
-    "flood_gt06": flood("gt06", b"\x78"),
-    "flood_nmea": flood("nmea", b"$\n"),
-    "flood_modbus": flood("modbus", b"\x05\x06"),
-}
 
 
 # --- the server
 
 
 @contextmanager
-def server(folder: Path, loop: str) -> Iterator[tuple[subprocess.Popen[str], Target]]:
-    """Run a gateway."""
-    listens = [f"default={scheme}://127.0.0.1:0" for scheme in ("tcp", "udp", "tls")]
-    listens += [f"{name}=tcp://127.0.0.1:0" for name in SPOKEN]
+def server(folder: Path, loop: str, name: str, count: int) -> Iterator[tuple[subprocess.Popen[str], Target]]:
+    """Run a gateway that *name* attacks, *count* times over."""
+    others = ("health", "inspector", "mqtt", "unix", "dialled")
+    ports = free_ports(*LISTENERS, *others)
+    target = Target(**ports)
     command = [sys.executable, "-m", "exproto_app", "run", str(folder / "app.py"), "--loop", loop]
-    options = ["--users", str(folder / "users"), "--cert", str(folder / "server.pem")]
-    options += ["--metrics", "127.0.0.1:0", "--mqtt-listen", "off", "--log-level", "error"]
+    options = ["--users", str(folder / "users"), "--cert", str(folder / "server.pem"), "--log-level", "error"]
+    options += ["--metrics", f"127.0.0.1:{ports['health']}", "--inspect", f"127.0.0.1:{ports['inspector']}"]
+    options += ["--mqtt-listen", f"127.0.0.1:{ports['mqtt']}"]
+    for field, listen in LISTENERS.items():
+        options += ["--listen", f"{listen}://127.0.0.1:{ports[field]}{OPTIONS.get(field, '')}"]
+    options += ["--listen", f"default=unix://{target.unix_path}"]
+    if name.startswith("modems"):
+        options += ["--listen", MODEMS.format(target.mqtt)]
+    if name.startswith("dialled"):
+        for number in range(1, count + 1):
+            options += ["--dial", f"default=tcp://127.0.0.{number}:{target.dialled}"]
+    with running([*command, *options]) as process:
+        yield process, target
+
+
+def free_ports(*names: str) -> dict[str, int]:
+    """Return a port that nobody has for each of *names*, of UDP where the name says so."""
+    ports: dict[str, int] = {}
+    with ExitStack() as stack:
+        for name in names:
+            kind = socket.SOCK_DGRAM if "udp" in name else socket.SOCK_STREAM
+            sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            sock.bind(("127.0.0.1", 0))
+            ports[name] = sock.getsockname()[1]
+    return ports
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run *command* until it serves, and for the length of a block."""
     process = subprocess.Popen(
-        [*command, *options, *(word for listen in listens for word in ("--listen", listen))],
+        command,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=None if "HOSTILE_STDERR" in os.environ else subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     try:
-        text = ""
         assert process.stdout is not None
         for line in process.stdout:
-            text += line
             if "Ctrl-C" in line:
                 break
-        ports = dict(re.findall(r"((?:\w+ on )?\w+)://127\.0\.0\.1:(\d+)", text))
-        names = [f"default on {scheme}" for scheme in ("tcp", "udp", "tls")]
-        names += ["metrics on http", *(f"{name} on tcp" for name in SPOKEN)]
-        yield process, Target(*(int(ports[name]) for name in names))
+        else:
+            raise ChildProcessError("the server didn't start; HOSTILE_STDERR=1 shows why")
+        yield process
     finally:
         process.kill()
         process.wait()
@@ -330,7 +306,8 @@ async def login(target: Target, seen: Seen) -> None:
     while True:
         await asyncio.sleep(0.5)
         asked = time.perf_counter()
-        reader, writer = await asyncio.open_connection("127.0.0.1", target.tcp)
+        port = target.judged if number % 2 else target.tcp
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"login good%d right\n" % (number % 10))
         number += 1
         if await reader.readline() != b"welcome\n":
@@ -375,40 +352,80 @@ async def look(target: Target, attack: Callable[[], None], *, with_logins: bool)
     return seen
 
 
-def measure(folder: Path, name: str, count: int, loop: str) -> None:
-    """Measure, and print the figures."""
-    with ExitStack() as stack:
-        process, target = stack.enter_context(server(folder, loop))
+def attacking(stack: ExitStack, name: str, count: int, target: Target) -> Callable[[], None]:
+    """Return what begins the attack, *count* times over; it ends with *stack*."""
 
-        def attack() -> None:
-            numbers = map(str, attrs.astuple(target))
-            command = [sys.executable, "-m", __spec__.name, "attack", name, str(count), *numbers]
-            attacker = subprocess.Popen(command)
-            stack.callback(attacker.wait)
-            stack.callback(attacker.kill)
+    def attack() -> None:
+        numbers = map(str, attrs.astuple(target))
+        command = [sys.executable, "-m", "tests.bench.hostile", "attack", name, str(count), *numbers]
+        attacker = subprocess.Popen(command)
+        stack.callback(attacker.wait)
+        stack.callback(attacker.kill)
 
-        seen = asyncio.run(look(target, attack, with_logins=name.startswith("logins")))
-        memory = peak(process.pid)
-        asked = time.perf_counter()
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            seen.trouble.append("SIGTERM didn't end it within 60 s")
-        stop = time.perf_counter() - asked
+    return attack
+
+
+def end(process: subprocess.Popen[str], seen: Seen) -> float:
+    """Have the server end; return how long that takes it."""
+    asked = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        seen.trouble.append("SIGTERM didn't end it within 60 s")
+    return time.perf_counter() - asked
+
+
+def tell(what: str, seen: Seen, *, memory: float, stop: float) -> None:
+    """Print the figures."""
     waits = sorted(seen.waits) or [float("inf")]
     p99 = waits[int(len(waits) * 0.99)]
     good = p99 < P99 and waits[-1] < MOST and memory < MEMORY and stop < STOP and seen.health < HEALTH
     words = [f"max={waits[-1]:.0f}ms", f"memory={memory:.0f}MB", f"stop={stop:.1f}s"]
     words += [f"health={seen.health:.2f}s", f"lines={len(seen.waits)}", *dict.fromkeys(seen.trouble)]
     show(
-        f"hostile.{name}.{count}.{loop}",
+        f"hostile.{what}",
         f"{p99:.1f}",
         "ms-p99",
         bar=P99,
         good=good and not seen.trouble,
         note="at-most " + " ".join(words),
     )
+
+
+def measure(folder: Path, name: str, count: int, loop: str) -> None:
+    """Measure the gateway."""
+    with ExitStack() as stack:
+        process, target = stack.enter_context(server(folder, loop, name, count))
+        attack = attacking(stack, name, count, target)
+        seen = asyncio.run(look(target, attack, with_logins="logins" in name))
+        memory = peak(process.pid)
+        tell(f"{name}.{count}.{loop}", seen, memory=memory, stop=end(process, seen))
+
+
+def measure_serve(folder: Path, name: str, count: int, loop: str) -> None:
+    """Measure the service that brokers call."""
+    from .hostile_serve import Broker, look_serve  # noqa: PLC0415 - grpcio is imported with it
+
+    with ExitStack() as stack:
+        target = Target(**free_ports("grpc", "health"))
+        command = [sys.executable, "-m", "exproto_app", "serve", str(folder / "app.py"), "--loop", loop]
+        command += ["--log-level", "error", "--protocol", "default=:7993"]
+        command += ["--bind", f"127.0.0.1:{target.grpc}", "--metrics", f"127.0.0.1:{target.health}"]
+        attack = attacking(stack, name, count, target)
+
+        async def run() -> tuple[Seen, float, float]:
+            broker = Broker(target.grpc)
+            where = await broker.start()
+            process = stack.enter_context(running([*command, "--adapter", f"http://{where}"]))
+            seen = await look_serve(broker, target, attack)
+            memory = peak(process.pid)
+            stop = await asyncio.to_thread(end, process, seen)  # the adapter answers meanwhile
+            await broker.stop()
+            return seen, memory, stop
+
+        seen, memory, stop = asyncio.run(run())
+        tell(f"{name}.{count}.{loop}", seen, memory=memory, stop=stop)
 
 
 def main(names: list[str] | None = None) -> None:
@@ -420,14 +437,27 @@ def main(names: list[str] | None = None) -> None:
         hashed = hash_password("right")
         users = [f"{name}{number}:{hashed}\n" for name in ("dev", "good") for number in range(100)]
         (folder / "users").write_text("".join(users))
-        for name in names or ATTACKERS:
-            for count in (1, MANY):
-                for loop in LOOPS:
-                    measure(folder, name, count, loop)
+        for name, count, loop in picked(names or []):
+            how = measure_serve if name in SERVE_ATTACKERS else measure
+            try:
+                how(folder, name, count, loop)
+            except ChildProcessError:  # somebody else has taken one of the ports
+                how(folder, name, count, loop)
+
+
+def picked(words: list[str]) -> Iterator[tuple[str, int, str]]:
+    """Yield what *words* pick: attackers by the beginnings of their names, how many, on which loop."""
+    counts = [int(word) for word in words if word.isdecimal()] or [1, MANY]
+    loops = [word for word in words if word in LOOPS] or LOOPS
+    begins = tuple(word for word in words if not word.isdecimal() and word not in LOOPS) or ("",)
+    for name in (*ATTACKERS, *SERVE_ATTACKERS):
+        if name.startswith(begins):
+            yield from ((name, count, loop) for count in counts for loop in loops)
 
 
 async def attack(name: str, count: int, target: Target) -> None:
-    await asyncio.gather(*(ATTACKERS[name](target) for _ in range(count)))
+    attacker = {**ATTACKERS, **SERVE_ATTACKERS}[name]
+    await asyncio.gather(*(attacker(target) for _ in range(count)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias, cast
 
 from exproto_app import App, Connection, Limits
+from exproto_app.cli.process import COLLECT
 from exproto_app.errors import CommandError
 from exproto_app.framing import Line
 from exproto_app.hosts.gateway import Gateway
@@ -272,9 +273,8 @@ def app_of(qos: int) -> App[str]:
     if qos:
 
         @app.on_received
-        async def acknowledged(conn: Connection[str], frame: bytes) -> bytes:
-            await conn.publish(conn.state, frame, qos=1)
-            return frame
+        def acknowledged(conn: Connection[str], frame: bytes) -> None:
+            conn.send(frame, after=conn.publish(conn.state, frame, qos=1))
 
     else:
 
@@ -324,6 +324,9 @@ async def answer(port: int, count: Callable[[], None] = lambda: None) -> None:
 
 def main() -> None:
     kind, qos, port = sys.argv[1:]
+    gc.collect()
+    gc.freeze()  # as `exproto-app run` does it, for each server
+    gc.set_threshold(*COLLECT)
     loop = importlib.import_module(LOOP).new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(SERVERS[kind](int(qos), int(port), answer))

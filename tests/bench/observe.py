@@ -8,14 +8,14 @@ from __future__ import annotations
 import statistics
 from contextlib import ExitStack
 
-from .figures import show
-from .gateway import rounds
+from .figures import show, spread
+from .gateway import SECONDS, WARMUP, rounds
 from .load import Round, load_generator
 from .servers import LOOPS, Server
 
 __all__ = ["main"]
 
-ROUNDS = {"asyncio": 9, "uvloop": 5}
+ROUNDS = {"asyncio": 25, "uvloop": 9}
 
 BAR = 0.95
 """Of the echo rate without metrics."""
@@ -23,7 +23,7 @@ BAR = 0.95
 
 def metrics() -> None:
     """Echo lines with metrics and without."""
-    with load_generator() as load:
+    with load_generator(seconds=SECONDS, warmup=WARMUP) as load:
         if load is None:
             print("observe skipped: it needs a C compiler (cc) for its load generator")
             return
@@ -40,13 +40,14 @@ def tell(name: str, pairs: list[tuple[Round, Round]], loop: str, window: int) ->
     """Show one figure. A handler's clock costs the same whatever it does, so idle handlers have no bar."""
     adds = statistics.median(with_.microseconds - without.microseconds for with_, without in pairs)
     rate = statistics.median(without.messages for _, without in pairs)
+    ratios = [with_.messages / without.messages for with_, without in pairs]
     show(
         name,
         f"{statistics.median(with_.messages for with_, _ in pairs):.0f}",
         "messages/s",
-        ratio=statistics.median(with_.messages / without.messages for with_, without in pairs),
+        ratio=statistics.median(ratios),
         bar=BAR if loop == "asyncio" and window == 1 else None,
-        note=f"adds={adds:.2f}us without={rate:.0f}",
+        note=f"{spread(ratios)} adds={adds:.2f}us without={rate:.0f}",
     )
 
 

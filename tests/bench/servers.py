@@ -30,6 +30,7 @@ from exproto_app.core import Channel
 from exproto_app.framing import RAW, Framing, Line
 from exproto_app.hosts.gateway import Gateway
 from exproto_app.models import Address
+from exproto_app.ops.incidents import keep_incidents
 from exproto_app.ops.metrics import Metrics
 from exproto_app.ops.recorder import record
 from exproto_app.tap import Event, Tap
@@ -128,12 +129,20 @@ def recorded() -> App:
     return app
 
 
+def remembered() -> App:
+    """Return an echo of lines, whose last events are remembered."""
+    app = echo(Line())
+    keep_incidents(app, "never-made", "never-loaded")
+    return app
+
+
 APPS: dict[str, Callable[[], App]] = {
     "line": lambda: echo(Line()),
     "raw": lambda: echo(RAW),
     "line_watched_none": lambda: watched("none"),
     "line_watched_one": lambda: watched("one"),
     "line_recorded": recorded,
+    "line_incidents": remembered,
 }
 BY_HAND: dict[str, Callable[[], ByHand]] = {"line_by_hand": LineByHand, "raw_by_hand": RawByHand}
 
@@ -193,6 +202,8 @@ class Server:
     kind: str
     arguments: tuple[str, ...]
     module: str = __name__
+    command: tuple[str, ...] = ()  # instead of Python and the module
+    folder: str | None = None  # where it runs
     port: int = 0
     process: subprocess.Popen[str] = attrs.field(init=False)
 
@@ -203,7 +214,8 @@ class Server:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, self.kind, *self.arguments],
+            [*(self.command or (sys.executable, "-m", self.module, self.kind)), *self.arguments],
+            cwd=self.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -102,9 +102,12 @@ class Gateway:
         return list(serving.values())
 
     def figures(self, port: int) -> dict[str, float]:
-        """Return the metrics that a worker shows at *port*, those of one name summed up."""
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
-            lines = answer.read().decode().splitlines()
+        """Return the metrics that a worker shows at *port*, those of one name summed up; none of one away."""
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:  # it has been killed, and the next one isn't there yet
+            return {}
         sums: dict[str, float] = {}
         for line in lines:
             if line and not line.startswith("#"):
@@ -141,7 +144,9 @@ async def settle(site: Gateway, ports: tuple[int, int]) -> list[str]:
     for port in ports:
         while True:
             figures = await asyncio.to_thread(site.figures, port)
-            if not figures.get("exproto_connections") or asyncio.get_running_loop().time() > until:
+            if (
+                figures and not figures.get("exproto_connections")
+            ) or asyncio.get_running_loop().time() > until:
                 break
             await asyncio.sleep(0.2)
         if left := figures.get("exproto_connections"):

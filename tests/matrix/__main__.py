@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shlex
 import signal
 import sys
 import time
@@ -98,7 +99,7 @@ def main() -> int:
         chosen = {name: known[name] for name in given.rows or known}
         return work_off(
             chosen,
-            lambda row, end: run(row, end, fresh=given.fresh, arguments=given.tests.split()),
+            lambda row, end: run(row, end, fresh=given.fresh, arguments=shlex.split(given.tests)),
             given.within,
         )
 

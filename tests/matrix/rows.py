@@ -115,7 +115,9 @@ def run(row: Row, end: float | None, *, fresh: bool, arguments: Sequence[str]) -
         steps.must(row.command("bash", ".ci/plugins", ".venv/rabbitmq"), row.environment)
     junit = row.tree / ".venv" / "junit.xml"
     junit.unlink(missing_ok=True)
-    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={Path('.venv', 'junit.xml')}", *arguments]
+    spread = ["-n", "auto", "--dist", "worksteal"]  # as `make test` has it; -n 0 in *arguments* goes before
+    junit_option = f"--junitxml={Path('.venv', 'junit.xml')}"
+    options = ["-q", *spread, "-p", "no:cacheprovider", junit_option, *arguments]
     code = steps.run(row.command(".venv/bin/python", "-m", "pytest", *options), row.environment)
     return read(row, junit, log, code, time.monotonic() - started)
 
