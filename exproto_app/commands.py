@@ -217,10 +217,13 @@ class Pending(Outcome[T]):
         return self._result.confirmed()
 
     def __await__(self) -> Generator[Any, None, T]:
-        value = yield from super().__await__()
-        if self._result is not None:
-            yield from self._result.confirmed().__await__()
-        return value
+        try:
+            value = yield from super().__await__()
+            if self._result is not None:
+                yield from self._result.confirmed().__await__()
+            return value
+        finally:
+            del self  # as above: what it failed with has this frame
 
 
 def _no_waiter() -> Waiter:
