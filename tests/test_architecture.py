@@ -50,6 +50,7 @@ LAYERS = (
     "target",
     "testing",
     "simulating",
+    "top",
     "hosts",
     "drivers",
     "cli",

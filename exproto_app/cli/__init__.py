@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "doctor": "Check a set-up: what is wrong and how to fix it.",
     "new": "Write a project to start with: a script, its test, a README, a CI file.",
     "examples": "List the examples, or copy some.",
+    "top": "Show what a running gateway does, in the terminal.",
     "store": "Show what waits in the folder of run --store.",
     "hash-password": "Make a line for the --users file.",
     "guide": "Read the guide, offline.",

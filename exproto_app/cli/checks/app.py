@@ -30,6 +30,7 @@ EXTRAS: Final = {
     "dtls": ("OpenSSL",),
     "reload": ("watchfiles",),
     "serial": ("serial",),
+    "top": ("rich", "prometheus_client"),
     "uvloop": ("uvloop",),
     "web": ("aiohttp",),
     "ws": ("wsproto",),
