@@ -1039,6 +1039,89 @@ WIALON_UDP = attrs.evolve(
     header=12,
 )
 
+# --- Coban and TK103
+
+COBAN_TOPIC = "devices/359586015829802"
+COBAN_PLACE: dict[str, Any] = {
+    "keyword": "tracker",
+    "fix": True,
+    "time": "2008-09-23T11:29:09.397000+00:00",
+    "local": "0809231929",
+    "phone": "13554900601",
+    "lat": 22.574448,
+    "lon": 113.905478,
+    "speed": 0.11,
+    "course": 321.53,
+}
+COBAN_REPORT = (
+    "imei:359586015829802,{},0809231929,13554900601,F,112909.397,A,2234.4669,N,11354.3287,E,0.11,321.53"
+)
+COBAN = Device(
+    "coban.py",
+    "coban",
+    Step(b"##,imei:359586015829802,A;", b"LOAD"),
+    (
+        Step(COBAN_REPORT.format("tracker").encode() + b";", b"", ((f"{COBAN_TOPIC}/report", COBAN_PLACE),)),
+        Step(b"359586015829802;\r\n", b"ON"),
+        Step(
+            COBAN_REPORT.format("help me").encode() + b";",
+            b"**,imei:359586015829802,E;",
+            ((f"{COBAN_TOPIC}/report", {**COBAN_PLACE, "keyword": "help me"}),),
+        ),
+        Step(  # A heartbeat with a report behind it, as some send it.
+            b"359586015829802" + COBAN_REPORT.format("acc on").encode() + b",12,1,0,1.5%,,+11;",
+            b"ON",
+            (
+                (
+                    f"{COBAN_TOPIC}/report",
+                    {
+                        **COBAN_PLACE,
+                        "keyword": "acc on",
+                        "altitude": 12.0,
+                        "acc": True,
+                        "door": False,
+                        "fuel": [1.5, None],
+                        "temperature": 11.0,
+                    },
+                ),
+            ),
+        ),
+        Step(
+            b"imei:359586015829802,tracker,000000000,13554900601,L,;",
+            b"",
+            (
+                (
+                    f"{COBAN_TOPIC}/report",
+                    {
+                        "keyword": "tracker",
+                        "fix": False,
+                        "time": None,
+                        "local": "000000000",
+                        "phone": "13554900601",
+                    },
+                ),
+            ),
+        ),
+        Step(
+            b"imei:359586015829802,vt\xff,1;",
+            b"",
+            ((f"{COBAN_TOPIC}/unread", {"packet": "imei:359586015829802,vtÿ,1"}),),
+        ),
+    ),
+    (
+        Step(
+            b"",
+            b"",
+            command=(f"{COBAN_TOPIC}/command", b"C,30s"),
+            asked=b"**,imei:359586015829802,C,30s",
+        ),
+    ),
+    (b"junk;", b"imei:12,tracker;"),
+    anonymous=True,
+    header=5,
+)
+COBAN_UDP = attrs.evolve(COBAN, udp=True)
+
 DEVICES = {
     "gt06": GT06,
     "teltonika": TELTONIKA,
@@ -1052,6 +1135,8 @@ DEVICES = {
     "wialon": WIALON,
     "wialon-2.0": WIALON_2,
     "wialon-udp": WIALON_UDP,
+    "coban": COBAN,
+    "coban-udp": COBAN_UDP,
     "modbus": MODBUS,
 }
 

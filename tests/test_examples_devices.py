@@ -616,7 +616,7 @@ def test_nmea_a_command_that_is_no_sentence_is_told(command: bytes) -> None:
         play(NMEA, client, NMEA.steps[0])
 
 
-@pytest.mark.parametrize("name", ["gt06", "jt808", "teltonika-udp", "nmea", "modbus", "wialon"])
+@pytest.mark.parametrize("name", ["gt06", "jt808", "teltonika-udp", "nmea", "modbus", "wialon", "coban"])
 def test_the_line_to_try_an_example_works(name: str) -> None:
     """The device that it plays is answered, or understood."""
     device = DEVICES[name]

@@ -22,7 +22,7 @@ from .published import TABLE, Row
 DATA = Path(__file__).parent / "data"
 ENOUGH = 0.98  # of the values that are stated
 
-LINES = ("nmea", "wialon")
+LINES = {"nmea": b"\r\n", "wialon": b"\r\n", "coban": b";"}  # what ends a frame that is text
 WIALON_CHECKSUM = re.compile(r";(0x)?[0-9A-Fa-f]{3,4}$")
 
 app_of = functools.cache(load)
@@ -53,7 +53,7 @@ def login_of(protocol: str, frame: dict[str, Any]) -> bytes:
 def told(protocol: str, frame: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return what the example publishes of *frame*."""
     text = frame["frame"]
-    wire = f"{text}\r\n".encode() if protocol in LINES else bytes.fromhex(text)
+    wire = text.encode() + LINES[protocol] if protocol in LINES else bytes.fromhex(text)
     with TestClient(app_of(str(EXAMPLES / f"{protocol}.py")), protocol) as client:
         client.send(login_of(protocol, frame))
         client.published.clear()
@@ -77,7 +77,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other or (type(one) is type(other) is float and abs(one - other) < 1.1e-6)
 
 
-@pytest.mark.parametrize("protocol", ["gt06", "jt808", "teltonika", "nmea", "wialon"])
+@pytest.mark.parametrize("protocol", ["gt06", "jt808", "teltonika", "nmea", "wialon", "coban"])
 def test_published_frames_are_told_right(protocol: str) -> None:
     """No value is wrong, and at least 98 % of those that are stated are told; the others are raw."""
     counts: collections.Counter[str] = collections.Counter()

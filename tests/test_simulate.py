@@ -97,7 +97,7 @@ def test_percentiles_are_right_within_a_few_percent() -> None:
 
 # --- scripts
 
-WITH_IDENTITIES = ("gt06", "teltonika", "jt808", "jt808-2019", "wialon")
+WITH_IDENTITIES = ("gt06", "teltonika", "jt808", "jt808-2019", "wialon", "coban")
 
 
 @pytest.mark.parametrize("name", WITH_IDENTITIES)

@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 
 from ..checksums import CRC16_ARC, CRC16_X25, XOR
-from ..framing import JT808, Checked, Decoder, FirstOf, Framing, LengthPrefix, Line
+from ..framing import JT808, Checked, Decoder, Delimiter, FirstOf, Framing, LengthPrefix, Line
 from .streams import Stream
 
 __all__ = ["Known", "example_of", "foreign"]
@@ -76,6 +76,13 @@ EXAMPLES: Final = (
         Line(ending=b"\r\n"),
         lambda data: data.startswith(b"#L#"),
         'Line(ending=b"\\r\\n")',
+    ),
+    Known(
+        "Coban or TK103",
+        "examples/coban.py",
+        Delimiter(b";", b"\r\n", b"\n", b"*"),
+        lambda data: re.match(rb"##,imei:\d|imei:\d{10,},", data) is not None,
+        'Delimiter(b";", b"\\r\\n", b"\\n", b"*")',
     ),
 )
 

@@ -24,6 +24,8 @@ NAMES = (
     "modbus",
     "wialon",
     "wialon-udp",
+    "coban",
+    "coban-udp",
 )
 REAL = {name: DEVICES[name] for name in NAMES}
 REAL |= {f"{name}-among-others": AMONG_OTHERS[name] for name in ("gt06", "jt808", "teltonika")}
