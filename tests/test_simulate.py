@@ -249,13 +249,15 @@ def test_random_parts_of_answers_may_be_ignored(tmp_path: Path) -> None:
         client.send(b"meter-0001\n")
     app.unwatch(recorder)
     recorder.close()
-    script.write_text(source.replace("WORD", "two"))
+    script.write_text(
+        source.replace("WORD", "three")
+    )  # not as long, or Python might take what it had compiled
     with gateway(script, "--listen", "tcp://127.0.0.1:0", "--mqtt-listen", "127.0.0.1:0") as (_, lines):
         where = f"tcp://127.0.0.1:{port_of(lines)}"
         code, summary, _ = simulate(path, where, "--devices", 3)
         assert (code, summary["differing"]) == (1, 3)
-        assert "answered 74 77 6f 20" in summary["examples"][0]
-        assert simulate(path, where, "--devices", 3, "--ignore", "one|two")[0] == 0
+        assert "answered 74 68 72 65 65 20" in summary["examples"][0]
+        assert simulate(path, where, "--devices", 3, "--ignore", "one|three")[0] == 0
 
 
 @pytest.mark.live

@@ -109,7 +109,8 @@ class Host(Protocol):
     one side sends while the other doesn't read, and what was sent before a hang-up), `flow` (who sends too
     fast is held back), `sessions` (they outlive a connection), `properties` (messages have those of MQTT 5),
     `roaming`, `log` (it is this process that logs), `once` (a message that several filters of a client match
-    comes once, which MQTT leaves to the broker)."""
+    comes once, which MQTT leaves to the broker), `apart` (what others have subscribed to brings a client no
+    more copies, which one client at the broker for all devices needs MQTT 5 for)."""
 
     socktype: str
     """What a stream's connection says that it is."""
@@ -196,6 +197,7 @@ class MemoryHost:
             "properties",
             "roaming",
             "once",
+            "apart",
             "children",
         }
     )
@@ -323,6 +325,7 @@ class GatewayHost:
             "properties",
             "roaming",
             "once",
+            "apart",
             "children",
         }
     )

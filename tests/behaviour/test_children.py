@@ -136,7 +136,7 @@ class TestChildren:
 
     def test_each_that_has_subscribed_hears_it_once(self, serve: Serve, unique: str) -> None:
         """Whatever filters the others have, the line too; and who unsubscribes takes nobody else's away."""
-        host = serve("bus")
+        host = serve("bus", "apart")
         device = host.connect()
         names = [f"{unique}a", f"{unique}b", unique]
         join(device, *[unique, *names[:2]])

@@ -37,7 +37,7 @@ class ErlangHost:
     """An app in the broker: a listener, with a Python process of its own, for each protocol."""
 
     socktype = "tcp"
-    abilities = frozenset({"address", "flow", "kernel", "once", "stream", "udp", "unknown"})
+    abilities = frozenset({"address", "apart", "flow", "kernel", "once", "stream", "udp", "unknown"})
 
     def __init__(self, vm: Vm, app: str, stack: contextlib.ExitStack, record: Path | None = None) -> None:
         self._vm = vm

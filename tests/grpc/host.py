@@ -240,7 +240,7 @@ class GrpcHost:
     """An app behind EMQX, for the behaviour suite."""
 
     socktype = "tcp"
-    abilities = frozenset({"address", "flow", "log", "kernel", "once", "stream", "udp", "unknown"})
+    abilities = frozenset({"address", "apart", "flow", "log", "kernel", "once", "stream", "udp", "unknown"})
 
     def __init__(self, app: App[Any], stack: contextlib.ExitStack, *, streaming: bool) -> None:
         if streaming:  # some cases wait for events whose connection nobody saw begin

@@ -44,7 +44,7 @@ class MqttHost(GatewayHost):
         hub = MqttHub(f"mqtt://127.0.0.1:{broker.port}", Options(shared=shared, version=version), login=login)
         super().__init__(app, stack, hub)
         if shared:
-            self.abilities -= {"sessions"}
+            self.abilities -= {"sessions"} if version == "auto" else {"sessions", "apart"}
         if version == "3.1.1":
             self.abilities -= {"properties"}
 

@@ -6,6 +6,7 @@ import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Final
 
 import attrs
@@ -62,10 +63,15 @@ import sys
 
 _here = os.path.dirname(os.path.abspath(__file__))
 _argv = getattr(sys, "orig_argv", [])
-
-if "erlport.cli" in _argv and _argv[_argv.index("erlport.cli") - 1] == "-m":
-    sys.path.insert(0, os.path.join(_here, {loop!r}))
 '''
+
+_FIRST: Final = """
+try:
+{others}
+finally:
+    if "erlport.cli" in _argv and _argv[_argv.index("erlport.cli") - 1] == "-m":
+        sys.path.insert(0, os.path.join(_here, {loop!r}))  # in front of what another driver's put there
+"""
 
 _STOCK_SITE: Final = '''\
 """Gives the broker's own message loop what Python 3.11 took away, and it needs to start.
@@ -87,8 +93,10 @@ if {{"erlport.cli", "emqx.erlport.cli"}} & {{*_argv}} and not hasattr(inspect, "
     inspect.getargspec = lambda function: inspect.getfullargspec(function)[:4]
 '''
 
-_OTHERS: Final = """
-_others = [path for path in sys.path if os.path.abspath(path or os.curdir) != _here]
+_OTHERS: Final = """\
+_paths = [os.path.abspath(path or os.curdir) for path in sys.path]
+# Only what stands behind us: another driver's file hands on likewise, and would come back here.
+_others = sys.path[len(_paths) - _paths[::-1].index(_here) :] if _here in _paths else []
 _other = importlib.machinery.PathFinder.find_spec("sitecustomize", _others)
 if _other is not None and _other.loader is not None:
     _module = importlib.util.module_from_spec(_other)
@@ -217,9 +225,10 @@ def files(
             ),
         )
     if stock:
-        yield "sitecustomize.py", _STOCK_SITE.format(mark=MARK) + _OTHERS
+        yield "sitecustomize.py", f"{_STOCK_SITE.format(mark=MARK)}\n{_OTHERS}"
         return
-    yield "sitecustomize.py", _SITE.format(mark=MARK, loop=LOOP) + _OTHERS
+    others = indent(_OTHERS.rstrip(), "    ")
+    yield "sitecustomize.py", _SITE.format(mark=MARK) + _FIRST.format(others=others, loop=LOOP)
     yield f"{LOOP}/erlport/__init__.py", _PACKAGE.format(mark=MARK)
     yield f"{LOOP}/erlport/cli.py", _CLI.format(mark=MARK, paths=list(paths))
 
