@@ -52,7 +52,7 @@ def test_no_file_is_overwritten(tmp_path: Path) -> None:
 def test_an_example_that_isnt_there_is_told_with_those_that_are() -> None:
     result = run("examples", "gt07")
     assert result.exit_code == 2
-    assert result.output.startswith("exproto-app: there is no example 'gt07'; there are dlt645, echo, ")
+    assert result.output.startswith("exproto-app: there is no example 'gt07'; there are coban, dlt645, ")
 
 
 @pytest.mark.live
