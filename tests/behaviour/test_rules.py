@@ -1006,8 +1006,8 @@ class TestSniffing:
         host = serve("shared")
         device, other = host.connect(apps.SHARED), host.connect(apps.SHARED)
         device.send(b"raise\n")
-        device.expect_end()
         other.send(b"fine\n")
+        device.expect_end()
         other.expect(b"this is rest\nfine\n")
 
     def test_a_datagram_decides_by_itself(self, serve: Serve) -> None:

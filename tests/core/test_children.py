@@ -565,3 +565,93 @@ def test_a_child_that_a_thread_asked_for_when_its_line_ended_never_begins() -> N
     assert seen == ["1"]
     assert not world.engine.channels
     assert app.stats["connections_opened"] == app.stats["connections_closed"] == 1
+
+
+def test_a_message_for_the_next_word_of_a_child_waits_until_it_publishes() -> None:
+    """Which tells that a frame of its was in the line's."""
+    app, heard = bus(), list[bytes]()
+
+    @app.child.on_deliver(when="uplink")
+    def hear(conn: Connection[Any, Any], message: Message) -> None:
+        heard.append(message.payload)
+
+    world = World(app)
+    line, _ = world.connect()
+    line.received(b"a\n")
+    world.settle()
+    answer(world)
+    child = child_of(line, "a")
+    child.delivered((Message("down", b"one"),))
+    world.settle()
+    assert heard == []
+    child.conn.publish("up", b"")
+    world.settle()
+    assert heard == [b"one"]
+
+
+def test_publishing_is_a_sign_of_life_of_a_child() -> None:
+    app, silent = bus(), list[str]()
+
+    @app.child.on_connect
+    def begin(conn: Connection[Any, Any]) -> None:
+        conn.start_timer(10)
+
+    @app.child.on_timeout
+    def quiet(conn: Connection[Any, Any]) -> None:
+        silent.append(conn.id)
+
+    world = World(app)
+    line, _ = world.connect()
+    line.received(b"a\n")
+    world.settle()
+    answer(world)
+    for _ in range(3):
+        world.runtime.advance(6)
+        line.conn.children["a"].publish("up", b"")
+        world.settle()
+    assert silent == []
+    world.runtime.advance(11)
+    world.settle()
+    assert silent == ["1.1"]
+
+
+def test_a_child_has_calls_at_intervals_of_its_own() -> None:
+    app, ticks = bus(), list[str]()
+
+    @app.child.every(10)
+    def tick(conn: Connection[Any, Any]) -> None:
+        ticks.append(conn.id)
+
+    world = World(app)
+    line, _ = world.connect()
+    line.received(b"a\nb\n")
+    world.settle()
+    answer(world)
+    world.runtime.advance(11)
+    world.settle()
+    line.conn.children["a"].terminate()
+    world.settle()
+    world.runtime.advance(10)
+    world.settle()
+    assert sorted(ticks) == ["1.1", "1.2", "1.2"]
+
+
+def test_where_there_is_one_client_a_watcher_is_shown_what_a_child_asks() -> None:
+    world = World(bus())
+    world.hub.many_clients = False
+    line, _ = world.connect()
+    line.conn.register("line")
+    answer(world)
+    line.received(b"a\n")
+    world.settle()
+    child = child_of(line, "a")
+    shown: list[str] = []
+    child.watch(lambda tap, when, event: shown.append(type(event).__name__), late=False)
+    child.conn.publish("up", b"")
+    world.settle()
+    assert shown == ["Published"]
+    conn = line.conn.children["a"]
+    child.terminated()
+    world.settle()
+    outcome = conn.request(b"who?")
+    assert isinstance(outcome.error, ClosedError)

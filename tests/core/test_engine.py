@@ -388,3 +388,23 @@ def test_whoever_asks_twice_has_one_slice() -> None:
     scheduler.pace()
     runtime.settle()
     assert (one.advanced, scheduler.busy) == (1, False)
+
+
+# --- what comes late for a connection whose protocol isn't known
+
+
+def test_what_comes_behind_its_end_is_counted() -> None:
+    app, routers = shared()
+    world = World(app)
+    sniffer, _ = sniff(world, routers)
+    sniffer.received(b"w")
+    sniffer.end("shutdown")
+    sniffer.end("error", "again")
+    before = app.stats["bytes_dropped"]
+    sniffer.received(b"ise")
+    assert app.stats["bytes_dropped"] == before + 3
+    assert app.stats["bytes_dropped.closing"] >= 3
+    sniffer.terminated("lost")
+    sniffer.terminated("device closed")
+    assert sniffer.reason == "shutdown"
+    assert not world.engine.sniffers

@@ -361,3 +361,70 @@ def test_the_app_publishes_from_a_thread_and_a_refusal_is_logged(caplog: pytest.
     assert isinstance(outcome.error, CommandError)
     assert "app ! publish to 'a' failed: away" in caplog.text
     assert world.app.stats["commands_failed"] == 1
+
+
+def silent() -> App[Any, Any]:
+    """Return an app that does nothing by itself."""
+    app: App[Any, Any] = App(framing=Line())
+
+    @app.on_received
+    def nothing(conn: Connection[Any, Any], frame: bytes) -> None:
+        """Do nothing."""
+
+    return app
+
+
+def test_where_messages_have_no_properties_they_go_without_and_that_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = silent()
+    world = World(app)
+    world.hub.has_properties = False
+    channel, _ = world.connect()
+    for _ in range(2):
+        channel.conn.publish("a", b"", expiry=5)
+        app.publish("b", b"", expiry=5)
+    world.settle()
+    assert world.hub.topics() == ["a", "b", "a", "b"]
+    assert caplog.text.count("expiry") == 1
+
+
+def test_a_response_topic_is_below_the_clients_mountpoint_too() -> None:
+    world = World(silent())
+    channel, _ = world.connect()
+    channel.conn.register("a", mountpoint="sites/1/")
+    for outcome in world.hub.unanswered:
+        outcome.settle(None)
+    world.settle()
+    channel.conn.publish("ask", b"", response_topic="answers")
+    world.settle()
+    (published,) = [one for one in world.hub.asked if isinstance(one, Publish)]
+    assert (published.topic, published.properties.response_topic) == ("sites/1/ask", "sites/1/answers")
+
+
+def test_a_watcher_is_shown_a_name_that_isnt_allowed() -> None:
+    app: App[Any, Any] = App(framing=Line())
+
+    @app.on_received
+    def login(conn: Connection[Any, Any], frame: bytes) -> None:
+        conn.register("a/+")
+
+    world = World(app)
+    channel, _ = world.connect()
+    shown: list[str] = []
+    channel.watch(lambda tap, when, event: shown.append(type(event).__name__), late=False)
+    channel.received(b"x\n")
+    world.settle()
+    assert "Refused" in shown
+    assert world.hub.asked == []
+
+
+def test_a_host_without_a_broker_side_is_a_mistake_of_its_author() -> None:
+    world = World(silent())
+
+    class Nothing:
+        broker_side = None
+
+    world.engine.hub = Nothing()  # type: ignore[assignment] # what can't carry out anything
+    with pytest.raises(TypeError, match="has a broker side"):
+        world.connect()

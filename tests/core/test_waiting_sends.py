@@ -273,6 +273,22 @@ def test_a_strict_order_holds_while_the_device_reads_slowly() -> None:
     assert stored.link.sent == b"1\n2\n3\n"
 
 
+def test_a_strict_order_holds_for_those_that_are_released_one_by_one() -> None:
+    stored = Stored(strict=True)
+    first, second = stored.outcome(), stored.outcome()
+    stored.conn.send(b"1", after=first)
+    stored.conn.send(b"2", after=second)
+    stored.conn.send(b"3")
+    stored.channel.unwritable()
+    stored.world.settle()
+    first.settle(None)
+    stored.conn.send(b"4")
+    second.settle(None)
+    stored.channel.drained()
+    stored.world.settle()
+    assert stored.link.sent == b"1\n2\n3\n4\n"
+
+
 def test_a_request_waits_for_its_place_too() -> None:
     stored = Stored(strict=True)
     first = stored.outcome()
@@ -624,3 +640,103 @@ def test_wrong_messages_are_refused_before_any_is_published(wrong: Any) -> None:
     with pytest.raises(ValueError, match="wildcard"):
         stored.conn.publish_many([("fine", b""), ("a/#", b"")])
     assert stored.world.hub.asked == []
+
+
+# --- released by the host in one go, as a store does
+
+
+def test_what_one_look_at_the_disk_released_leaves_in_one_write_for_each() -> None:
+    stored = Stored()
+    other, other_link = stored.world.connect()
+    stored.channel.received(b"1\n2\n")
+    other.received(b"3\n")
+
+    def release(answers: list[Outcome[Any]]) -> None:
+        for answer in answers:
+            stored.world.engine.release_together(lambda one: one.settle(None), answer)
+        assert (stored.link.sent, other_link.sent) == (b"", b"")
+
+    stored.world.engine.release_together(release, list(stored.answers))
+    assert (stored.link.sent, other_link.sent) == (b"1\n2\n", b"3\n")
+
+
+def test_what_it_released_for_a_device_that_hung_up_meanwhile_is_gone() -> None:
+    stored = Stored()
+    stored.channel.received(b"1\n")
+
+    def release(answer: Outcome[Any]) -> None:
+        answer.settle(None)
+        stored.channel.terminated()
+
+    stored.world.engine.release_together(release, stored.answers[0])
+    stored.world.settle()
+    assert (stored.link.sent, stored.channel.state) == (b"", State.ENDED)
+
+
+def test_what_it_released_for_a_device_that_reads_slowly_leaves_when_it_reads() -> None:
+    stored = Stored()
+    stored.channel.received(b"1\n")
+    stored.channel.unwritable()
+    stored.world.engine.release_together(lambda one: one.settle(None), stored.answers[0])
+    stored.world.settle()
+    assert stored.link.sent == b""
+    stored.channel.drained()
+    assert stored.link.sent == b"1\n"
+
+
+# --- of the children of a line
+
+
+class Bus(Stored):
+    """A line with two children that acknowledge by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.children = [self.conn.child(name) for name in ("a", "b")]
+        for answer in self.answers:
+            answer.settle(None)
+        self.answers.clear()
+        self.world.settle()
+
+
+def test_a_failure_drops_what_the_same_child_has_behind_it_alone() -> None:
+    bus = Bus()
+    a, b = bus.children
+    outcomes = [bus.outcome() for _ in range(4)]
+    sends = [(a if at % 2 == 0 else b).send(b"%d" % at, after=outcome) for at, outcome in enumerate(outcomes)]
+    outcomes[0].fail(NO)
+    bus.world.settle()
+    assert [one.done for one in sends] == [True, False, True, False]
+    for outcome in (outcomes[1], outcomes[3]):
+        outcome.settle(None)
+    bus.world.settle()
+    assert bus.link.sent == b"1\n3\n"
+    assert [one.done for one in sends] == [True] * 4
+
+
+def test_a_failure_of_a_child_that_has_ended_meanwhile_is_judged_by_nobody() -> None:
+    bus = Bus()
+    a, b = bus.children
+    outcome = bus.outcome()
+    a.send(b"1", after=outcome)
+    bus.channel.unwritable()
+    outcome.fail(NO)
+    a.terminate()
+    bus.world.runtime.advance(20)
+    bus.channel.drained()
+    bus.world.settle()
+    assert bus.errors == []
+    b.send(b"2")
+    bus.world.settle()
+    assert bus.link.sent == b"2\n"
+
+
+def test_a_watcher_is_shown_what_was_not_sent() -> None:
+    stored = Stored()
+    shown: list[str] = []
+    stored.channel.watch(lambda tap, when, event: shown.append(type(event).__name__), late=False)
+    stored.channel.received(b"1\n")
+    stored.answers[0].fail(NO)
+    stored.world.settle()
+    assert shown == ["Received", "Frame", "Published", "Refused", "Refused", "Failed"]
+    assert stored.errors == [NO]
