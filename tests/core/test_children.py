@@ -655,3 +655,22 @@ def test_where_there_is_one_client_a_watcher_is_shown_what_a_child_asks() -> Non
     world.settle()
     outcome = conn.request(b"who?")
     assert isinstance(outcome.error, ClosedError)
+
+
+def test_what_a_child_sends_leaves_by_the_line_until_it_has_ended() -> None:
+    world = World(bus())
+    line, link = world.connect()
+    line.received(b"a\n")
+    world.settle()
+    answer(world)
+    conn = line.conn.children["a"]
+    conn.send(b"framed")
+    conn.send(b"raw", raw=True)
+    waiting = conn.publish("up", b"")
+    conn.send(b"acknowledged", after=waiting)
+    world.settle()
+    assert link.sent == b"framed\nraw" + b"acknowledged\n"
+    conn.terminate()
+    world.settle()
+    assert isinstance(conn.send(b"late").error, ClosedError)
+    assert isinstance(conn.send(b"late", after=waiting).error, ClosedError)

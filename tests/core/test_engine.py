@@ -408,3 +408,22 @@ def test_what_comes_behind_its_end_is_counted() -> None:
     sniffer.terminated("device closed")
     assert sniffer.reason == "shutdown"
     assert not world.engine.sniffers
+
+
+def test_a_driver_may_go_on_feeding_what_it_knew_first() -> None:
+    """Once the protocol is known, all goes to the connection that it has become."""
+    app, routers = shared()
+    world = World(app)
+    sniffer, link = sniff(world, routers)
+    sniffer.received(b"Lone\n")
+    world.settle()
+    assert sniffer.channel is not None
+    sniffer.received(b"more\n")
+    world.settle()
+    assert link.sent == b"Lone\nmore\n"
+    sniffer.end("terminated")
+    world.settle()
+    assert link.told == ["close"]
+    sniffer.terminated()
+    world.settle()
+    assert sniffer.channel.state is State.ENDED

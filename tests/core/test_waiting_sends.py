@@ -740,3 +740,41 @@ def test_a_watcher_is_shown_what_was_not_sent() -> None:
     stored.world.settle()
     assert shown == ["Received", "Frame", "Published", "Refused", "Refused", "Failed"]
     assert stored.errors == [NO]
+
+
+# --- where the host takes bytes at once, as a socket does
+
+
+class Socket(FakeLink):
+    """A link that is written to without a word about whether it has arrived."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.write = self.writes.append
+
+    def send(self, chunks: list[bytes]) -> None:
+        self.writes.append(b"".join(chunks))
+
+
+def test_one_that_is_released_alone_is_written_as_it_is() -> None:
+    stored, link = Stored(), Socket()
+    channel, _ = stored.world.connect(link)
+    sent = channel.conn.send(b"0", after=())
+    channel.received(b"1\n")
+    stored.answers[0].settle(None)
+    stored.world.settle()
+    assert (link.writes, sent.done) == ([b"0\n", b"1\n"], True)
+    assert channel.bytes_sent == 4
+
+
+def test_several_that_are_released_are_one_write() -> None:
+    stored, link = Stored(), Socket()
+    channel, _ = stored.world.connect(link)
+    channel.received(b"1\n2\n3\n")
+    one, two, three = stored.answers
+    two.settle(None)
+    one.settle(None)
+    three.settle(None)
+    stored.world.settle()
+    assert link.writes == [b"1\n2\n", b"3\n"]
