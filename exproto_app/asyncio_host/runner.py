@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from types import CoroutineType, FrameType
-from typing import Any
+from typing import Any, Final
 
 from ..app import App
 from ..commands import Waiter
@@ -170,7 +170,8 @@ class Runner:
             task = asyncio.Task(_caught(awaitable), loop=self.loop, **EAGER)
             if task.done():
                 self._done(done, task)
-                return task
+                del task  # the traceback of its exception leads to this frame, and it has the exception
+                return _THROUGH
         else:
             task = self.loop.create_task(_caught(awaitable))
         self._tasks.add(task)  # the loop itself holds tasks weakly
@@ -220,6 +221,16 @@ class Runner:
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+class _Through:
+    """A task that has ended."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
+_THROUGH: Final = _Through()
 
 
 class _Exit:
