@@ -79,10 +79,14 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[None]:
     """Keep what isn't marked as live in memory."""
     marks = ("live", "system")
     guard.unmarked = not any(request.node.get_closest_marker(mark) for mark in marks)
+    ignores = request.node.get_closest_marker("filterwarnings") is not None
+    if ignores:
+        gc.freeze()
     yield
     guard.unmarked = False
-    if request.node.get_closest_marker("filterwarnings"):
+    if ignores:
         gc.collect()  # while what it may leave open is still ignored
+        gc.unfreeze()
 
 
 GRACE = 180

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exproto_app import ClientInfo, FramingError
@@ -48,6 +48,9 @@ from .devices import (
 )
 
 Send = Callable[[TestClient, bytes], None]
+
+often = settings().max_examples
+thrifty = settings(max_examples=often if often >= 100 else often // 3)  # there are many devices
 
 
 GT06_SHORT = Checked(LengthPrefix(1, start=b"\x78\x78", end=b"\r\n"), CRC16_X25, start=-1)
@@ -182,6 +185,7 @@ def test_a_bad_frame_costs_itself_alone(device: Device) -> None:
 
 
 @speaking
+@thrifty
 @given(data=st.data())
 def test_any_stream_cut_anywhere(device: Device, data: st.DataObject) -> None:
     """Frames, good and bad, with garbage between them, in any pieces: each good one is handled, in order."""
@@ -203,6 +207,7 @@ def cut(stream: bytes, draw: Callable[[Any], Any]) -> Sequence[bytes]:
 
 
 @each
+@thrifty
 @given(data=st.data())
 def test_damage_and_nonsense_raise_nothing(device: Device, data: st.DataObject) -> None:
     """Whatever comes, no handler fails: it costs its frame or, where framing is lost, the connection.
@@ -223,6 +228,7 @@ def test_damage_and_nonsense_raise_nothing(device: Device, data: st.DataObject) 
 
 
 @speaking
+@thrifty
 @given(data=st.data())
 def test_a_frame_with_damaged_content_costs_itself_at_most(device: Device, data: st.DataObject) -> None:
     """Its checksum is right, as from a device with a fault of its own, which stays; the next is good."""

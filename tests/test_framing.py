@@ -167,11 +167,11 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("chunk", [1, 1_460, 70_000])
+@pytest.mark.parametrize(("chunk", "size"), [(1, 1 << 16), (1_460, 1 << 18), (70_000, 1 << 18)])
 @pytest.mark.parametrize("framing", [*LARGE, Words(limit=1 << 20)], ids=repr)
-def test_a_large_frame_in_small_pieces(framing: Framing, chunk: int) -> None:
+def test_a_large_frame_in_small_pieces(framing: Framing, chunk: int, size: int) -> None:
     """A large frame arrives in any pieces."""
-    frame = b"x" * (1 << 18)
+    frame = b"x" * (framing.size if isinstance(framing, FixedSize) else size)
     stream = framing.encode(frame)
     decoder = Decoder(framing)
     got: list[bytes] = []
@@ -196,7 +196,7 @@ def test_an_unfinished_frame_is_not_searched_again_and_again(
         return cut_it(self, data)
 
     monkeypatch.setattr(type(framing), "cut", counting)
-    frame = bytes(1 << 18)
+    frame = bytes(framing.size if isinstance(framing, FixedSize) else 1 << 16)
     assert decoded(framing, bytewise(framing.encode(frame))) == [frame]
     start = 4_096  # bytes, up to which it is simply looked at again
     assert looked < start * start / 2 + 3 * len(frame)

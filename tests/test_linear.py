@@ -38,7 +38,11 @@ from exproto_app.traffic.hexdump import undump
 from .framings import CASES, Case, Counted, CountedSplit, dense
 
 units = st.one_of(dense, st.binary(min_size=1, max_size=6)).filter(bool)
-few = settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+few = settings(
+    max_examples=max(2, settings().max_examples // 25),
+    suppress_health_check=[HealthCheck.too_slow],
+    deadline=None,
+)
 
 
 def steps(function: Callable[[], object]) -> int:

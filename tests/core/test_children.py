@@ -19,8 +19,6 @@ from exproto_app.testing import TestClient
 
 from .world import FakeWaiter, World
 
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
-
 
 def bus(**limits: Any) -> App[Any, Any]:
     """Return an app whose line makes a child of each name that it gets."""
