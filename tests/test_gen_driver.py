@@ -103,7 +103,16 @@ def test_listeners_of_each_kind_have_what_emqx_wants_of_them(tmp_path: Path) -> 
     conf = tmp_path / "emqx_exproto.conf"
     conf.write_text(out)
     code, out, err = run(
-        "gen-driver", FLEET, "--out", tmp_path, *options_of(protocols), "--check", "--conf", conf
+        "gen-driver",
+        FLEET,
+        "--out",
+        tmp_path,
+        *options_of(protocols),
+        "--check",
+        "--conf",
+        conf,
+        "--python",
+        sys.executable,
     )
     assert code == 0, out + err
     assert "low" not in out

@@ -35,7 +35,7 @@ FILES: Final = 100
 CONN: Final = re.compile(r'"conn":"((?:[^"\\]|\\.)*)"')
 
 
-class Speed(click.ParamType[float | None]):
+class Speed(click.ParamType):  # type: ignore[type-arg] # which older versions of click know no arguments of
     """A factor, or `max`."""
 
     name = "speed"
