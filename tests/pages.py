@@ -66,6 +66,7 @@ ELSEWHERE: Final = {
     "mosquitto_pub",
     "mosquitto_sub",
     "openssl",
+    "pkill",
     "ssh",
     "tcpdump",
     "tshark",

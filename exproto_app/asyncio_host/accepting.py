@@ -102,7 +102,9 @@ class Accepting:
             self._task = self._loop.create_task(self._accept_forever())
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more; a second time changes nothing."""
+        if self.sock.fileno() < 0:
+            return
         if self._paused is not None:
             self._paused.cancel()
         if self._task is not None:

@@ -152,6 +152,11 @@ class Child:
             self.kill()
             await self.process.wait()
 
+    def drain(self) -> None:
+        """Have the process let nobody in any more, and end when the last device has gone."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGUSR1)
+
     def kill(self) -> None:
         """Kill the process."""
         with contextlib.suppress(ProcessLookupError):

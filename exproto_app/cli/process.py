@@ -22,6 +22,7 @@ from .numbers import POSITIVE
 __all__ = [
     "find_uvloop",
     "loop_option",
+    "on_drain",
     "on_signals",
     "report",
     "run_loop",
@@ -79,9 +80,12 @@ def find_uvloop(choice: str) -> ModuleType | None:
 
 
 def on_signals(
-    loop: asyncio.AbstractEventLoop, stop: asyncio.Event, renew: Callable[[], object] | None = None
+    loop: asyncio.AbstractEventLoop,
+    stop: asyncio.Event,
+    renew: Callable[[], object] | None = None,
+    drain: Callable[[], object] | None = None,
 ) -> None:
-    """Set *stop* at Ctrl-C or SIGTERM; the second time, end at once.
+    """Set *stop* at Ctrl-C or SIGTERM; the second time, end at once. SIGUSR1 asks to *drain*.
 
     SIGHUP never just kills: where this runs in a terminal, that has gone, and *stop* is set; else it asks to
     *renew* what can be renewed, and sets *stop* where there is nothing. `nohup` has it ignored.
@@ -95,11 +99,19 @@ def on_signals(
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows has Ctrl-C as an exception only
             loop.add_signal_handler(name, asked)
+    on_drain(loop, drain)
     hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
     if hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN:
         return
     in_terminal = sys.stdin is not None and sys.stdin.isatty()
     loop.add_signal_handler(hang_up, stop.set if renew is None or in_terminal else renew)
+
+
+def on_drain(loop: asyncio.AbstractEventLoop, drain: Callable[[], object] | None) -> None:
+    """Have SIGUSR1 ask to *drain*, where that can be."""
+    number = getattr(signal, "SIGUSR1", None)  # Windows has none
+    if number is not None and drain is not None:
+        loop.add_signal_handler(number, drain)
 
 
 async def report(stats: Mapping[str, int], seconds: float) -> None:

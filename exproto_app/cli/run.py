@@ -13,6 +13,7 @@ import click
 from ..errors import SetupError
 from ..framing import Framing
 from ..hosts.gateway import Gateway, Listen, Options, Share
+from ..hosts.gateway.draining import RATE, drain
 from ..hosts.gateway.listeners import DEFAULT_LISTEN
 from ..hosts.gateway.users import Users
 from ..hub import MemoryHub
@@ -35,7 +36,7 @@ from .observe import (
     open_metrics,
     share_token,
 )
-from .process import find_uvloop, loop_option, on_signals, report, run_loop, stats_option
+from .process import find_uvloop, loop_option, on_drain, on_signals, report, run_loop, stats_option
 from .reload import reload, reload_option
 from .secrets import key_password_option
 from .supervisor import supervise
@@ -116,6 +117,14 @@ LONGEST = 72
     help="Seconds that connections, and the broker, may take to end; what hasn't ended is cut, and logged.",
 )
 @click.option(
+    "--drain-rate",
+    type=POSITIVE,
+    metavar="N",
+    default=RATE,
+    show_default=True,
+    help="Connections closed per second by SIGUSR1, which lets no new ones in and ends when none is left.",
+)
+@click.option(
     "--tcp-keepalive",
     type=POSITIVE,
     metavar="SECONDS",
@@ -157,6 +166,7 @@ def command(
     max_connections: int,
     handshake_timeout: float,
     stop_timeout: float,
+    drain_rate: float,
     tcp_keepalive: float | None,
     stats: float | None,
     metrics: str | None,
@@ -239,7 +249,14 @@ def command(
     page = open_inspector(app, inspect, inspect_token, worker=number)
     with watching(app, target, worker=number):
         main = _serve(
-            gateway, mqtt_listener, served, page, stats=stats, with_uvloop=uvloop is not None, worker=worker
+            gateway,
+            mqtt_listener,
+            served,
+            page,
+            stats=stats,
+            drain_rate=drain_rate,
+            with_uvloop=uvloop is not None,
+            worker=worker,
         )
         run_loop(main, uvloop)
     if held is not None:
@@ -253,15 +270,25 @@ async def _serve(
     inspector: Inspector | None,
     *,
     stats: float | None,
+    drain_rate: float,
     with_uvloop: bool,
     worker: Worker | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    draining: asyncio.Task[None] | None = None
+
+    def begin_draining() -> None:
+        nonlocal draining
+        if draining is None and gateway.serving:
+            draining = loop.create_task(drain(gateway, drain_rate))
+            draining.add_done_callback(lambda _: stop.set())
+
     if worker is None:
-        on_signals(loop, stop, gateway.renew)
+        on_signals(loop, stop, gateway.renew, begin_draining)
     else:
         worker.obey(loop, stop)
+        on_drain(loop, begin_draining)
     with observed(gateway, metrics):
         async with (
             gateway,
@@ -278,6 +305,8 @@ async def _serve(
                 worker.ready(lines)
             reporter = asyncio.ensure_future(report(gateway.app.stats, stats)) if stats else None
             await stop.wait()
+            if draining is not None:
+                draining.cancel()
             log.info("gateway = stopping: %d connections", gateway.open)
             if reporter is not None:
                 reporter.cancel()

@@ -76,6 +76,7 @@ class Supervisor:
         self.stop_timeout = stop_timeout
         self._slots = [Slot(self, number, sockets) for number, sockets in enumerate(slots, 1)]
         self._reload = asyncio.Event()
+        self.draining = False
 
     @property
     def serving(self) -> int:
@@ -83,8 +84,10 @@ class Supervisor:
         return sum(slot.child is not None for slot in self._slots)
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT, reload at SIGHUP; return the exit code."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
+        """Serve until SIGTERM or SIGINT, reload at SIGHUP, drain at SIGUSR1; return the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._drain)
         return await self.children.until_told(self._work(), self.stop_timeout)
 
     async def _work(self) -> int:
@@ -100,14 +103,26 @@ class Supervisor:
             f"{self.serving} of {len(self._slots)} workers serve; Ctrl-C stops them, SIGHUP reloads them"
         )
         tasks = [asyncio.ensure_future(slot.keep()) for slot in self._slots]
-        tasks.append(asyncio.ensure_future(self._reload_when_asked()))
+        reloads = asyncio.ensure_future(self._reload_when_asked())
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((*tasks, reloads), return_when=asyncio.FIRST_COMPLETED)
+            if self.draining:
+                await asyncio.wait(tasks)
+                log.info("workers = drained")
+                return 0
             code = done.pop().result()
             log.error("workers ! no worker can be started any more")
             return code
         finally:
-            await cancel(*tasks)
+            await cancel(*tasks, reloads)
+
+    def _drain(self) -> None:
+        """Have no worker let anybody in any more, and start none; the whole ends with the last of them."""
+        if not self.draining:
+            self.draining = True
+            log.info("workers = draining")
+            for slot in self._slots:
+                slot.drain()
 
     async def _reload_when_asked(self) -> int:
         while True:
@@ -115,6 +130,8 @@ class Supervisor:
             self._reload.clear()
             log.info("workers = reloading one by one")
             for slot in self._slots:
+                if self.draining:
+                    return 0
                 if not await slot.replace():
                     log.error(
                         "workers ! worker %d and those after it are not reloaded; the old ones keep serving",
@@ -150,12 +167,14 @@ class Slot:
 
     async def keep(self) -> int:
         """Replace each process that dies; return an exit code when none comes up in any slot any more."""
-        while True:
+        while not (self._supervisor.draining and self.child is None):
             child, lasted = self.child, 0.0
             if child is not None:
                 self._why = how(await child.process.wait())
                 if self.child is not child:  # a reload has replaced it
                     continue
+                if self._supervisor.draining:
+                    break
                 self.child, self._failed = None, 0
                 self._leave()
                 lasted = time.monotonic() - child.started
@@ -163,8 +182,24 @@ class Slot:
                 return self.code
             await self._pause(lasted)
             async with self._lock:
-                if self.child is None:
-                    self.child = await self._start()
+                if self.child is None and not self._supervisor.draining:
+                    self._serve_with(await self._start())
+        return 0
+
+    def drain(self) -> None:
+        """Let nobody in any more here; whoever is connected goes by and by."""
+        for sockets in self._sockets:
+            for sock in sockets:
+                sock.close()
+        self._hurry.set()
+        if self.child is not None:
+            self.child.drain()
+
+    def _serve_with(self, child: Child | None) -> None:
+        """Have *child* be the process of this slot; it drains where that was asked for meanwhile."""
+        self.child = child
+        if child is not None and self._supervisor.draining:
+            child.drain()
 
     async def replace(self) -> bool:
         """Start another process, then end the one that serves; return whether it came to that."""
@@ -176,7 +211,8 @@ class Slot:
             if new is None:
                 log.error("worker %d ! its replacement %s; the old one keeps serving", self.number, self._why)
                 return False
-            old, self.child = self.child, new
+            old = self.child
+            self._serve_with(new)
         if old is not None:
             await old.end(self._supervisor.stop_timeout)
         return True

@@ -150,7 +150,7 @@ class Gateway:
         self.room = Room(self.options.max_connections, most, self._unproved.oldest, shared=shared)
         self.handshakes: Handshakes
         self._sockets = sockets
-        self._servers: list[Server] = []
+        self._servers: list[tuple[Endpoint, Server]] = []
         self.addresses: list[tuple[Listen, Sequence[Router[Any]], Address]] = []
 
     @property
@@ -160,8 +160,8 @@ class Gateway:
 
     @property
     def serving(self) -> bool:
-        """Whether the listeners are open."""
-        return self._started and not self.stopping
+        """Whether devices may connect."""
+        return self._started and not self.stopping and not self.room.closed
 
     @property
     def listening(self) -> list[tuple[str, str]]:
@@ -235,6 +235,14 @@ class Gateway:
         """
         self.renewal.ask()
 
+    def close_doors(self) -> None:
+        """Let no new device in, and dial none; those that are connected stay. Not ready any more."""
+        self.room.closed = True
+        self.dials.stop()
+        for endpoint, server in self._servers:
+            if not endpoint.listen.kind.datagrams:  # one socket has all of those; `room` refuses new ones
+                server.stop()
+
     async def stop(self) -> None:
         """Stop accepting, end every connection, close."""
         self.renewal.stop()
@@ -242,7 +250,7 @@ class Gateway:
         if self._sockets is None:  # else they outlive this process
             for listen, _, _ in self.addresses:
                 release(listen)
-        for server in self._servers:
+        for _, server in self._servers:
             server.stop()
         # Those that are accepted already come in, so that they get a proper end.
         await asyncio.sleep(0)
@@ -259,7 +267,7 @@ class Gateway:
         await stopping
         if isinstance(self.hub, Networked):
             await self._stop_hub(self.hub, max(LEAST, until - self.runner.time()))
-        for server in self._servers:
+        for _, server in self._servers:
             await server.close()
         self._servers.clear()
         self.dials.close()
@@ -342,9 +350,9 @@ class Gateway:
         serve = endpoint.listen.kind.load()
         try:
             if endpoint.listen.kind.kind is None:
-                self._servers.append(await serve(endpoint, None))
+                self._servers.append((endpoint, await serve(endpoint, None)))
             while sockets:
-                self._servers.append(await serve(endpoint, sockets[0]))
+                self._servers.append((endpoint, await serve(endpoint, sockets[0])))
                 del sockets[0]
         except OSError as error:  # two that bound the same port learn it when they listen
             raise why_not(endpoint.listen, error) from None

@@ -48,7 +48,7 @@ The kinds are `half-open`, `udp` and `tcp`.
 class Room:
     """*limit* places in all, of which sockets may have *sockets*; *most* has each listener's own limit.
 
-    *shared*: the listeners whose connections share one socket.
+    *shared*: the listeners whose connections share one socket. *closed*: nobody comes in any more.
     """
 
     limit: int
@@ -56,6 +56,7 @@ class Room:
     oldest: Oldest
     sockets: int | None = None
     shared: frozenset[int] = frozenset()
+    closed: bool = False
     open: list[int] = attrs.field(init=False)
     open_sockets: int = 0
     evicted: int = 0
@@ -73,6 +74,8 @@ class Room:
 
         Who sends *datagrams* needs no socket; its address may be forged, unless it has *proved* it.
         """
+        if self.closed:
+            return "draining"
         why = self._full(number, datagrams=datagrams)
         forgeable = datagrams and not proved
         while why and self._make_room(number, now, why, forgeable=forgeable):
@@ -90,6 +93,8 @@ class Room:
     def words(self, number: int, why: str) -> str:
         """Tell the limit that *why* stands for, with both numbers."""
         match why:
+            case "draining":
+                return "the gateway drains"
             case "listener":
                 return f"it has {self.open[number]}, limit is {self.most[number]}"
             case "files":
