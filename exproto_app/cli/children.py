@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import attrs
@@ -84,14 +84,23 @@ class Children:
         child.reaper.add_done_callback(ended)
         return child
 
-    async def until_told(self, work: Coroutine[Any, Any, int], stop_timeout: float) -> int:
-        """Do *work* until it ends, or SIGTERM or SIGINT comes; end every child; return the exit code."""
+    async def until_told(
+        self,
+        work: Coroutine[Any, Any, int],
+        stop_timeout: float,
+        stopping: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Do *work* until it ends, or SIGTERM or SIGINT comes; end every child; return the exit code.
+
+        *stopping* is called when the end begins.
+        """
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._asked)
         working = loop.create_task(work)
         stop = loop.create_task(self._stop.wait())
         await asyncio.wait((working, stop), return_when=asyncio.FIRST_COMPLETED)
+        stopping()
         code = working.result() if working.done() else 0
         await cancel(working, stop)
         if self.alive:

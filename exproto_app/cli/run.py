@@ -20,6 +20,7 @@ from ..hub import MemoryHub
 from ..models import Address
 from ..ops.logs import configure
 from ..ops.metrics import Metrics
+from ..ops.service_manager import ServiceManager
 from ..target import load
 from .addressing import address_options, take_address_limits, take_lists
 from .dialled import dial_options, shown_targets, take_dial_options, take_targets
@@ -178,6 +179,7 @@ def command(
     **others: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, on listeners of its own."""
+    manager = ServiceManager.take()
     worker = Worker.take()
     number = worker.number if worker else None
     configure(log_level, log_format, worker=number)
@@ -197,7 +199,7 @@ def command(
     held = None if worker else hold_store(mqtt, uplink["store"], shared=workers is not None)
     if workers is not None and worker is None:
         share_token(inspect, inspect_token)
-        sys.exit(supervise(parsed, workers))
+        sys.exit(supervise(parsed, workers, manager))
     lists = take_lists(others)
     addresses, dial = take_address_limits(others), take_dial_options(others)
     if reloads and worker is None:
@@ -257,6 +259,7 @@ def command(
             drain_rate=drain_rate,
             with_uvloop=uvloop is not None,
             worker=worker,
+            manager=manager,
         )
         run_loop(main, uvloop)
     if held is not None:
@@ -273,6 +276,7 @@ async def _serve(
     drain_rate: float,
     with_uvloop: bool,
     worker: Worker | None,
+    manager: ServiceManager,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -281,11 +285,17 @@ async def _serve(
     def begin_draining() -> None:
         nonlocal draining
         if draining is None and gateway.serving:
+            manager.draining()
             draining = loop.create_task(drain(gateway, drain_rate))
             draining.add_done_callback(lambda _: stop.set())
 
+    def renew() -> None:
+        manager.reloading()
+        gateway.renew()
+        manager.ready()
+
     if worker is None:
-        on_signals(loop, stop, gateway.renew, begin_draining)
+        on_signals(loop, stop, renew, begin_draining)
     else:
         worker.obey(loop, stop)
         on_drain(loop, begin_draining)
@@ -303,8 +313,11 @@ async def _serve(
                 click.echo("\n".join(lines) + "; Ctrl-C stops it")
             else:
                 worker.ready(lines)
+            manager.ready()
+            manager.watch(loop)
             reporter = asyncio.ensure_future(report(gateway.app.stats, stats)) if stats else None
             await stop.wait()
+            manager.stopping()
             if draining is not None:
                 draining.cancel()
             log.info("gateway = stopping: %d connections", gateway.open)

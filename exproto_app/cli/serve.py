@@ -13,6 +13,7 @@ from ..errors import ExprotoError, SetupError
 from ..hosts.gateway import Listen
 from ..ops.logs import configure
 from ..ops.metrics import Metrics
+from ..ops.service_manager import ServiceManager
 from ..target import load
 from .emqx_config import configuration, handler
 from .emqx_ports import (
@@ -121,6 +122,7 @@ def command(
     **limits: Any,
 ) -> None:
     """Serve TARGET, a file or a module with an app, to the ExProto gateway of EMQX 4.3 to 6.2."""
+    manager = ServiceManager.take()
     worker = Worker.take()
     configure(log_level, log_format)
     logging.getLogger("hpack").setLevel(logging.INFO)  # it tells of every field of every block
@@ -163,7 +165,7 @@ def command(
     served = open_metrics(app, metrics)
     page = open_inspector(app, inspect, inspect_token)
     with watching(app, target):
-        run_loop(_serve(service, stats, served, page, worker), find_uvloop(loop))
+        run_loop(_serve(service, stats, served, page, worker, manager=manager), find_uvloop(loop))
 
 
 async def _serve(
@@ -172,6 +174,8 @@ async def _serve(
     metrics: Metrics | None,
     inspector: Inspector | None,
     worker: Worker | None,
+    *,
+    manager: ServiceManager,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -186,8 +190,11 @@ async def _serve(
                 click.echo("\n".join(lines) + "; Ctrl-C stops it")
             else:
                 worker.ready(lines)
+            manager.ready()
+            manager.watch(loop)
             reporter = asyncio.ensure_future(report(service.app.stats, stats)) if stats else None
             await stop.wait()
+            manager.stopping()
             log.info("grpc = stopping: %d connections", service.runner.engine.open)
             if reporter is not None:
                 reporter.cancel()

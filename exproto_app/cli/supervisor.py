@@ -30,6 +30,7 @@ from ..errors import SetupError
 from ..hosts.gateway import Listen
 from ..hosts.gateway.sockets import share, share_again
 from ..ops.backoff import Backoff
+from ..ops.service_manager import ServiceManager
 from .children import AGAIN, Child, Children, cancel, how
 
 __all__ = ["Supervisor", "supervise"]
@@ -47,13 +48,16 @@ ATTEMPTS: Final = 5
 """Starts in a row without success after which the whole ends, if no other worker serves either."""
 
 
-def supervise(listens: Sequence[Listen], workers: int) -> int:
-    """Run *workers* processes on *listens* until told to stop; return the exit code. Raises `SetupError`."""
+def supervise(listens: Sequence[Listen], workers: int, manager: ServiceManager) -> int:
+    """Run *workers* processes on *listens* until told to stop; return the exit code. Raises `SetupError`.
+
+    *manager* is told when they serve.
+    """
     if sys.platform != "linux":
         raise SetupError("--workers needs Linux, whose kernel spreads connections over processes")
     shares = [share(listen, workers) for listen in listens]
     slots = [[each[slot] for each in shares] for slot in range(workers)]
-    return asyncio.run(Supervisor(AGAIN, slots).run())
+    return asyncio.run(Supervisor(AGAIN, slots, manager=manager).run())
 
 
 class Supervisor:
@@ -70,7 +74,9 @@ class Supervisor:
         *,
         start_timeout: float = 60.0,
         stop_timeout: float = 30.0,
+        manager: ServiceManager | None = None,
     ) -> None:
+        self.manager = manager or ServiceManager()
         self.children = Children(command, "workers")
         self.start_timeout = start_timeout
         self.stop_timeout = stop_timeout
@@ -88,7 +94,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         loop.add_signal_handler(signal.SIGUSR1, self._drain)
-        return await self.children.until_told(self._work(), self.stop_timeout)
+        return await self.children.until_told(self._work(), self.stop_timeout, self.manager.stopping)
 
     async def _work(self) -> int:
         """Start every worker and keep them; return an exit code when that can't be."""
@@ -102,6 +108,8 @@ class Supervisor:
         click.echo(
             f"{self.serving} of {len(self._slots)} workers serve; Ctrl-C stops them, SIGHUP reloads them"
         )
+        self.manager.ready()
+        self.manager.watch(asyncio.get_running_loop())
         tasks = [asyncio.ensure_future(slot.keep()) for slot in self._slots]
         reloads = asyncio.ensure_future(self._reload_when_asked())
         try:
@@ -120,6 +128,7 @@ class Supervisor:
         """Have no worker let anybody in any more, and start none; the whole ends with the last of them."""
         if not self.draining:
             self.draining = True
+            self.manager.draining()
             log.info("workers = draining")
             for slot in self._slots:
                 slot.drain()
@@ -129,6 +138,7 @@ class Supervisor:
             await self._reload.wait()
             self._reload.clear()
             log.info("workers = reloading one by one")
+            self.manager.reloading()
             for slot in self._slots:
                 if self.draining:
                     return 0
@@ -140,6 +150,7 @@ class Supervisor:
                     break
             else:
                 log.info("workers = reloaded")
+            self.manager.ready()
 
 
 class Slot:
