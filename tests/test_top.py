@@ -197,18 +197,21 @@ def test_it_prints_one_look(tmp_path: Path) -> None:
 
 
 @pytest.mark.live
-def test_in_a_terminal_keys_sort_and_quit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["q", "ctrl-c"])
+def test_in_a_terminal_keys_sort_and_quit(tmp_path: Path, end: str) -> None:
     with served(tmp_path) as (port, inspector, _), device(port, "meter-7"):
         ours, theirs = pty.openpty()
         command = [*COMMAND, "top", "--inspect", inspector, "--every", "0.1"]
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
-        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        process = subprocess.Popen(
+            ["setsid", "--ctty", *command], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        )
         os.close(theirs)
         try:
             _read_until(ours, "by frames")
             os.write(ours, b"b")
             _read_until(ours, "by bytes")
-            os.write(ours, b"q")
+            os.write(ours, b"q" if end == "q" else b"\x03")
             assert process.wait(20) == 0
         finally:
             process.kill()

@@ -7,7 +7,7 @@ import select
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import click
@@ -96,7 +96,11 @@ def command(
         screen.console.print(screen.draw(now, Rates.between(last, now), sort=sort))
         return
     note = ""
-    with _keys() as keys, Live(console=screen.console, screen=True, auto_refresh=False) as live:
+    with (
+        suppress(KeyboardInterrupt),
+        _keys() as keys,
+        Live(console=screen.console, screen=True, auto_refresh=False) as live,
+    ):
         while True:
             shown = screen.draw(last, rates, sort=sort, keys=True, note=note)
             live.update(shown, refresh=True)
@@ -131,9 +135,12 @@ def _keys() -> Iterator[_Keys]:
     try:
         import termios  # noqa: PLC0415 - not on Windows
         import tty  # noqa: PLC0415
-
+    except ImportError:
+        yield _Keys()
+        return
+    try:
         before: Any = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError, termios.error):
+    except (OSError, ValueError, termios.error):  # it is no terminal
         yield _Keys()
         return
     try:
