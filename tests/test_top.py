@@ -204,7 +204,12 @@ def test_in_a_terminal_keys_sort_and_quit(tmp_path: Path, end: str) -> None:
         command = [*COMMAND, "top", "--inspect", inspector, "--every", "0.1"]
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
         process = subprocess.Popen(
-            ["setsid", "--ctty", *command], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+            # Where the tests run in the background, Ctrl-C may be ignored.
+            ["env", "--default-signal=INT", "setsid", "--ctty", *command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
         )
         os.close(theirs)
         try:
