@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from exproto_app import Address, App, Connection, Limits
 from exproto_app.asyncio_host import accepting
+from exproto_app.core import scheduler as engine_scheduler
 from exproto_app.hosts.grpc import AdapterMap, Service, caller, service
 from exproto_app.hosts.grpc import exproto_pb2 as pb
 from exproto_app.hosts.grpc.acceptor import Acceptor
@@ -782,7 +783,8 @@ def test_work_is_in_proportion_to_what_came(
     """Twice as much of anything takes about twice the steps, however it is cut."""
     # Else it is a matter of time which answers there are when a window changes.
     monkeypatch.setattr(transport, "SLICE", 3600.0)
-    monkeypatch.setattr(scheduler, "ROUND", 3600.0)
+    for one in (scheduler, engine_scheduler):
+        monkeypatch.setattr(one, "ROUND", 3600.0)
 
     def cost(times: int, chunk: int) -> int:
         data = repeated(unit, times)
