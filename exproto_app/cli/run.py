@@ -123,7 +123,8 @@ LONGEST = 72
     metavar="N",
     default=RATE,
     show_default=True,
-    help="Connections closed per second by SIGUSR1, which lets no new ones in and ends when none is left.",
+    help="Connections closed per second, per worker, by SIGUSR1, which lets no new ones in and ends "
+    "when none is left.",
 )
 @click.option(
     "--tcp-keepalive",

@@ -173,7 +173,7 @@ class Slot:
 
     async def begin(self) -> bool:
         """Start the slot's first process; return whether it serves."""
-        self.child = await self._start()
+        self._serve_with(await self._start())
         return self.child is not None
 
     async def keep(self) -> int:

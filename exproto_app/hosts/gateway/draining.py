@@ -36,10 +36,10 @@ async def drain(gateway: Gateway, rate: float = RATE) -> None:
     while gateway.open:
         lines = (one for one in engine.connections() if one.line is None and one.closing is None)
         waiting = sorted(lines, key=lambda one: one.since)
-        while waiting and due <= loop.time():
-            for one in waiting[: max(1, round(rate * STEP))]:
-                one.end("shutdown", "the gateway drains", drain=True)
-            del waiting[: max(1, round(rate * STEP))]
-            due += max(STEP, 1 / rate)
+        for one in waiting:
+            if due > loop.time():
+                break
+            one.end("shutdown", "the gateway drains", drain=True)
+            due += 1 / rate
         await asyncio.sleep(STEP)
     log.info("gateway = drained")
